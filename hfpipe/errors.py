@@ -1,0 +1,86 @@
+"""The errors a user can meet. Each carries the exit code it ends the process with and a hint: the next step.
+
+HFPipeError              exit 1
+├── UsageError           exit 2   the command was not meant this way
+│   ├── TemplateError             a template that does not parse, or lacks a variable
+│   └── UnsupportedOption         the chosen backend cannot honour an option
+├── ModelError                    the model cannot be had or read
+│   ├── ModelNotFound
+│   ├── AccessDenied              gated, or a token is missing
+│   ├── DownloadError             the network, the index or the Hub failed; running again goes on
+│   └── UnsupportedModel          it is here, and cannot be run
+├── ContextLengthError            the prompt does not fit the model's context
+├── ConversionError               a conversion in a child process failed
+└── BackendError                  the engine failed
+    └── OutOfMemory
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HFPipeError(Exception):
+    """What went wrong in one line, and in `hint` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(HFPipeError):
+    exit_code = 2
+
+
+class TemplateError(UsageError):
+    pass
+
+
+class UnsupportedOption(UsageError):
+    pass
+
+
+class ModelError(HFPipeError):
+    pass
+
+
+class ModelNotFound(ModelError):
+    pass
+
+
+class AccessDenied(ModelError):
+    pass
+
+
+class DownloadError(ModelError):
+    pass
+
+
+class UnsupportedModel(ModelError):
+    pass
+
+
+class ContextLengthError(HFPipeError):
+    pass
+
+
+class ConversionError(HFPipeError):
+    pass
+
+
+class BackendError(HFPipeError):
+    pass
+
+
+class OutOfMemory(BackendError):
+    pass
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the known word that `word` was probably meant to be."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else None

@@ -1,0 +1,241 @@
+"""The values that pass between the floors: frozen, plain, and checked where they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hfpipe.errors import HFPipeError, UsageError
+
+FinishReason = Literal["stop", "length", "error"]
+ModelFormat = Literal["transformers", "openvino"]
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class Reporter(Protocol):
+    """Where slow work tells how far it is. The command line draws it; the library is silent."""
+
+    def note(self, text: str) -> None:
+        """Say one thing that the user should know."""
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        """`done` of `total` bytes of `task`; a total of None is not known, done == total ends it."""
+
+
+class Silent:
+    """The reporter that says nothing."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that stands in a local folder, ready to be loaded.
+
+    `reference` is what the user wrote; `revision` a commit hash where one is known; `config` is config.json;
+    `generation_config` is generation_config.json, empty where there is none; `context_length` counts tokens, None where
+    the model sets no limit.
+    """
+
+    reference: str
+    folder: Path
+    format: ModelFormat
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    context_length: int | None
+    revision: str | None = None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.config.get("is_encoder_decoder", False))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded. None means: the backend's own default.
+
+    `batch_size` is the number of requests in flight at once; 1 tells the backend to favour the first token's latency.
+    """
+
+    backend: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    dtype: str | None = None
+    attn: str | None = None
+    batch_size: int | None = None
+    ov_config: Mapping[str, Any] = field(default_factory=dict)
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device_map is not None:
+            raise UsageError(
+                "--device and --device-map exclude each other.",
+                hint="--device-map auto lets Accelerate place the model; --device names one place.",
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """What the user asked of a generation. None means: what the model's generation_config.json says."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require("max_tokens", self.max_tokens, "at least 1", lambda n: n >= 1)
+        _require("temperature", self.temperature, "at least 0", lambda t: 0 <= t < float("inf"))
+        _require("top_p", self.top_p, "above 0 and at most 1", lambda p: 0 < p <= 1)
+        _require("top_k", self.top_k, "at least 0 (0 is off)", lambda k: k >= 0)
+        _require("min_p", self.min_p, "at least 0 and below 1", lambda p: 0 <= p < 1)
+        _require("repetition_penalty", self.repetition_penalty, "above 0", lambda p: 0 < p < float("inf"))
+        _require("seed", self.seed, "from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63)
+        if "" in self.stop:
+            raise UsageError("A stop string cannot be empty.")
+
+
+def _require(name: str, value: Any, meaning: str, holds: Any) -> None:
+    if value is not None and not holds(value):
+        raise UsageError(f"{name} must be {meaning}, not {value}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn, resolved: the same numbers mean the same on every backend.
+
+    Order: repetition penalty, temperature, top-k, top-p, min-p. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and
+    repetition_penalty 1 are off.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One prompt as token ids. Generation ends at `max_tokens`, at one of `eos_token_ids`, or by `cancel`."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New tokens of one request. The last event of a request, and only that, has a finish_reason.
+
+    An end-of-sequence token is among the token_ids (it was generated, and counts). A cancelled request ends with
+    finish_reason "stop".
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: HFPipeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of tokens. The end-of-sequence token and those of a stop string count: they were generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Moments of one request, in seconds of time.perf_counter: taken by the backend, first token, last token."""
+
+    start: float
+    first_token: float
+    end: float
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token, from the moment the backend took the request."""
+        return self.first_token - self.start
+
+    def prefill_tps(self, usage: Usage) -> float | None:
+        """Prompt tokens a second up to the first token."""
+        return usage.prompt_tokens / self.ttft_s if self.ttft_s > 0 else None
+
+    def decode_tps(self, usage: Usage) -> float | None:
+        """Generated tokens a second, the first token excluded; None where there was only one."""
+        seconds, tokens = self.end - self.first_token, usage.completion_tokens - 1
+        return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """One prompt as text, already filled into its template.
+
+    `add_special_tokens` is False where the text holds its own beginning-of-sequence token, as a chat template's does.
+    """
+
+    id: str
+    prompt: str
+    options: GenerationOptions = GenerationOptions()
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextEvent:
+    """New text of one request. Its last event has a finish_reason, and usage and timing unless it failed early."""
+
+    request_id: str
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
+    error: HFPipeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer: a request's text events, joined."""
+
+    id: str
+    text: str
+    finish_reason: FinishReason
+    usage: Usage | None = None
+    timing: Timing | None = None
+    error: HFPipeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a loaded backend runs on, for --stats: `detail` holds the engine's own settings worth showing."""
+
+    name: str
+    device: str
+    dtype: str
+    detail: Mapping[str, str] = field(default_factory=dict)
