@@ -1,0 +1,206 @@
+"""Heavy work in a child process: what it allocates is given back, and Ctrl-C or a crash of it cannot hurt the parent.
+
+`run_child` is the parent's side; `serve`, the child's, calls `main(arguments, reporter)` of a module. The arguments go
+in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone. Out of stdout come
+lines of JSON: progress, notes, and a known error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from hfpipe import errors
+from hfpipe.errors import ConversionError, HFPipeError
+from hfpipe.types import Reporter, Silent
+
+_KEPT_LINES = 60
+_MEMORY_HINT = "Close other programs, or use a smaller model."
+_TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class ChildOutput(Exception):
+    """The last lines that a failed child wrote: the cause of its error, for HFPIPE_DEBUG=1."""
+
+
+def telemetry_off_environment() -> dict[str, str]:
+    """The variables that keep the libraries from sending anything, less those that the user has set."""
+    return {name: value for name, value in _TELEMETRY_OFF.items() if name not in os.environ}
+
+
+def silence_openvino_telemetry() -> None:
+    """Keep openvino and nncf, imported after this, from sending anything, unless the user has opted in.
+
+    openvino_telemetry has no variable that turns it off and sends at import by default; both libraries fall back to
+    stubs of their own where it cannot be imported. `opt_in_out --opt_in` writes the consent file.
+    """
+    consent = Path.home() / "intel" / "openvino_telemetry"
+    with suppress(OSError):
+        if consent.read_text().strip() == "1":
+            return
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def run_child(
+    module: str, arguments: Mapping[str, Any], *, what: str, reporter: Reporter | None = None, verbose: bool = False
+) -> None:
+    """Call `main(arguments, reporter)` of `module` in a child process, and wait for it.
+
+    The arguments are values of JSON, paths in them absolute. `what` begins the messages: "The conversion of x.gguf".
+    With `verbose` each line that the child writes is a note. Raises the HFPipeError that `main` raised; ConversionError
+    for any other failure.
+    """
+    reporter = reporter or Silent()
+    environment = {**os.environ, **telemetry_off_environment(), **_QUIET}
+    # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
+    start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.conversion.child import serve; serve({module!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        error, lines = _converse(process, arguments, reporter, verbose)
+    finally:
+        _end(process)
+    if error or process.returncode:
+        raise error or _death(process.returncode, what, lines) from ChildOutput("\n".join(lines))
+
+
+def _converse(
+    process: subprocess.Popen[bytes], arguments: Mapping[str, Any], reporter: Reporter, verbose: bool
+) -> tuple[HFPipeError | None, deque[str]]:
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    listener = threading.Thread(target=_listen, args=(process.stderr, lines, reporter, verbose), daemon=True)
+    listener.start()
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
+        process.stdin.flush()
+    error = None
+    for line in process.stdout:
+        error = _obey(json.loads(line), reporter) or error
+    process.wait()
+    listener.join(timeout=1)
+    return error, lines
+
+
+def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: bool) -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip()
+        if line:
+            lines.append(line)
+            if verbose:
+                reporter.note(line)
+
+
+def _obey(message: Mapping[str, Any], reporter: Reporter) -> HFPipeError | None:
+    if "progress" in message:
+        reporter.progress(*message["progress"])
+    elif "note" in message:
+        reporter.note(message["note"])
+    elif "error" in message:
+        kind = getattr(errors, message["error"])
+        error: HFPipeError = kind(message["message"], hint=message["hint"])
+        return error
+    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the child and of its own children."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        with suppress(OSError):
+            if stream:
+                stream.close()
+
+
+def _death(code: int, what: str, lines: deque[str]) -> ConversionError:
+    if code == -signal.SIGKILL:
+        return ConversionError(f"{what} was killed, probably for lack of memory.", hint=_MEMORY_HINT)
+    if code < 0:
+        return ConversionError(f"{what} crashed with {signal.Signals(-code).name}.", hint="HFPIPE_DEBUG=1 shows more.")
+    reason = lines[-1] if lines else f"exit status {code}"
+    return ConversionError(f"{what} failed: {reason}", hint="HFPIPE_DEBUG=1 shows what it wrote.")
+
+
+class _Messages:
+    """The child's reporter: each call is a line of JSON to the parent."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def note(self, text: str) -> None:
+        self.send(note=text)
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        self.send(progress=[task, done, total])
+
+    def send(self, **message: Any) -> None:
+        self._stream.write(json.dumps(message) + "\n")
+        self._stream.flush()
+
+
+def serve(module: str) -> NoReturn:
+    """Be the child: call the module's `main(arguments, reporter)`, tell the parent a known error, end the process.
+
+    The module is imported after telemetry is off and stdout is redirected.
+    """
+    messages = _Messages(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    # What libraries print would break the lines of JSON.
+    os.dup2(2, 1)
+    silence_openvino_telemetry()
+    arguments = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        importlib.import_module(module).main(arguments, messages)
+    except HFPipeError as error:
+        messages.send(error=type(error).__name__, message=error.message, hint=error.hint)
+        _leave(1)
+    except MemoryError:
+        messages.send(error="ConversionError", message="This machine has too little memory.", hint=_MEMORY_HINT)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: tearing down torch takes time, and its threads have crashed while at it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_with_parent() -> None:
+    # Only the end of file comes after the line of arguments.
+    os.read(0, 1)
+    if sys.platform != "win32" and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
