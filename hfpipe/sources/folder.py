@@ -1,0 +1,190 @@
+"""A local folder -> ModelSource: its format, its configuration, and whether everything that it needs is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
+from hfpipe.types import ModelFormat, ModelSource
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+OPENVINO = "openvino_model.xml"
+OPENVINO_ENCODER, OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
+
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+)
+_AGAIN = "It looks half-downloaded or half-copied: fetch it again."
+_PICKLES = "A pickle can run code. If you trust its author, pass --allow-pickle."
+_POINTER = b"version https://git-lfs"
+
+
+def inspect_folder(
+    folder: Path, reference: str, revision: str | None = None, allow_pickle: bool = False
+) -> ModelSource:
+    """The model in `folder`, checked file by file; no weights are read.
+
+    Raises ModelError where something is missing or damaged, UnsupportedModel for an adapter, pickles and the like.
+    """
+    if not folder.is_dir():
+        raise ModelNotFound(f"There is no folder {folder}.")
+    _refuse_other_kinds(folder)
+    config = _read_json(folder / "config.json")
+    return ModelSource(
+        reference=reference,
+        folder=folder,
+        format=_format(folder, allow_pickle),
+        config=config,
+        generation_config=_read_generation_config(folder),
+        context_length=context_length(config),
+        revision=revision,
+    )
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that the model takes, prompt and answer together; None where it sets no limit."""
+    # T5 and its kin carry n_positions, but their positions are relative.
+    if "relative_attention_num_buckets" in config:
+        return None
+    for key in _CONTEXT_KEYS:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    nested = config.get("text_config")
+    return context_length(nested) if isinstance(nested, Mapping) else None
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModel(*_adapter(folder))
+    if (folder / "model_index.json").is_file():
+        raise UnsupportedModel(f"{folder} is a diffusers pipeline, not a language model.")
+    if ggufs := sorted(folder.glob("*.gguf")):
+        raise ModelError(f"{folder} has no config.json.", hint=f"Name the file: {ggufs[0]}")
+    raise ModelError(f"{folder} is not a model: it has no config.json.")
+
+
+def _adapter(folder: Path) -> tuple[str]:
+    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    return (f"{folder} is an adapter for {base}, not a model: merge the two first (peft: merge_and_unload).",)
+
+
+def _format(folder: Path, allow_pickle: bool) -> ModelFormat:
+    if (folder / OPENVINO).is_file():
+        _require_openvino(folder, OPENVINO)
+        return "openvino"
+    if (folder / OPENVINO_ENCODER).is_file():
+        _require_openvino(folder, OPENVINO_ENCODER)
+        _require_openvino(folder, OPENVINO_DECODER)
+        return "openvino"
+    if (folder / SAFETENSORS).is_file():
+        _require_whole(folder / SAFETENSORS)
+    elif (folder / SAFETENSORS_INDEX).is_file():
+        for shard in _shards(folder / SAFETENSORS_INDEX):
+            _require_whole(shard)
+    else:
+        _require_pickle(folder, allow_pickle)
+    return "transformers"
+
+
+def _require_openvino(folder: Path, xml: str) -> None:
+    for path in (folder / xml, (folder / xml).with_suffix(".bin")):
+        if not path.is_file():
+            raise ModelError(f"{path} is missing.", hint=_AGAIN)
+        _refuse_pointer(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, each of which stands."""
+    weights = _read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise ModelError(f"{index} has no weight_map.", hint=_AGAIN)
+    shards = [index.parent / name for name in sorted(set(weights.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise ModelError(
+            f"{index.parent} is half-downloaded: {len(missing)} of {len(shards)} weight files are missing "
+            f"({missing[0]}).",
+            hint="Fetch it again.",
+        )
+    return shards
+
+
+def _require_pickle(folder: Path, allow_pickle: bool) -> None:
+    if (folder / PICKLE).is_file():
+        pickles = [folder / PICKLE]
+    elif (folder / PICKLE_INDEX).is_file():
+        pickles = _shards(folder / PICKLE_INDEX)
+    else:
+        raise _no_weights(folder)
+    if not allow_pickle:
+        raise UnsupportedModel(f"{folder} has its weights as pickles only ({pickles[0].name}).", hint=_PICKLES)
+    for path in pickles:
+        _refuse_pointer(path)
+
+
+def _no_weights(folder: Path) -> ModelError:
+    if (folder / "adapter_config.json").is_file():
+        return UnsupportedModel(*_adapter(folder))
+    if (folder / "openvino_language_model.xml").is_file():
+        return UnsupportedModel(f"{folder} is an OpenVINO model of images and text, which hfpipe does not run.")
+    others = sorted(
+        p.name for p in folder.iterdir() if p.suffix in {".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".pth"}
+    )
+    found = f", only {others[0]}" if others else ""
+    return ModelError(f"{folder} has no weights: neither {SAFETENSORS} nor {OPENVINO}{found}.", hint=_AGAIN)
+
+
+def _require_whole(path: Path) -> None:
+    """Compare the file's size with the end of the last tensor that its header announces."""
+    _refuse_pointer(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            header = json.loads(file.read(length)) if length <= size else {}
+        tensors = [value for name, value in header.items() if name != "__metadata__"]
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is not a safetensors file.", hint=_AGAIN) from error
+    if size < end:
+        raise ModelError(f"{path} is cut off: {size:,} of {end:,} bytes are there.", hint=_AGAIN)
+
+
+def _refuse_pointer(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    if pointer:
+        raise ModelError(f"{path} is a Git LFS pointer, not the file itself.", hint="Run: git lfs pull")
+
+
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; ModelError names the file where it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}.", hint=_AGAIN) from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object.", hint=_AGAIN)
+    return value

