@@ -1,0 +1,106 @@
+"""The backend factory: a name becomes a loaded engine. Engines are imported only when they are chosen."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, fields
+
+from hfpipe.backends.base import Backend
+from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
+from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Where a backend's class stands, the model formats it runs, and the load options it honours beside the common."""
+
+    target: str
+    formats: frozenset[ModelFormat]
+    honours: frozenset[str]
+
+
+_COMMON = frozenset({"backend", "batch_size", "task", "revision", "trust_remote_code", "allow_pickle", "exact"})
+
+BACKENDS = {
+    "torch": Spec(
+        "hfpipe.backends.torch:TorchBackend",
+        frozenset({"transformers"}),
+        frozenset({"device", "device_map", "dtype", "attn", "model_kwargs"}),
+    ),
+    "openvino": Spec(
+        "hfpipe.backends.openvino:OpenVINOBackend",
+        frozenset({"transformers", "openvino"}),
+        frozenset({"device", "ov_config"}),
+    ),
+    "echo": Spec(
+        "hfpipe.backends.echo:EchoBackend",
+        frozenset({"transformers", "openvino"}),
+        frozenset(),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen backend and, for --stats, why."""
+
+    name: str
+    why: str
+
+
+def choose(requested: str, model_format: ModelFormat) -> Choice:
+    """The backend for a model of `model_format`; `requested` is a name of BACKENDS or "auto"."""
+    if requested == "auto":
+        if model_format == "openvino":
+            return Choice("openvino", "the folder holds an OpenVINO model")
+        return Choice("torch", "the folder holds a transformers model")
+    check_name(requested)
+    if model_format not in BACKENDS[requested].formats:
+        raise UnsupportedModel(
+            f"The {requested} backend does not run {model_format} models.",
+            hint="Leave --backend out to have the fitting one chosen.",
+        )
+    return Choice(requested, "asked for")
+
+
+def check_name(requested: str) -> None:
+    """Raise a UsageError for a backend that does not exist: this needs no model."""
+    if requested not in ("auto", *BACKENDS):
+        known = ", ".join(("auto", *BACKENDS))
+        raise UsageError(f"Unknown backend {requested!r}; known are {known}.", hint=nearest(requested, BACKENDS))
+
+
+def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:
+    """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped."""
+    check_options(name, options)
+    if source.is_encoder_decoder:
+        kind = source.config.get("model_type", "this model")
+        raise UnsupportedModel(
+            f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.",
+            hint="Choose a decoder-only (text-generation) model.",
+        )
+    module, _, attribute = BACKENDS[name].target.partition(":")
+    try:
+        backend: type[Backend] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"The {name} backend needs the package {error.name}.", hint=f"pip install {error.name}"
+        ) from error
+    return backend.load(source, options, reporter or Silent())
+
+
+def check_options(name: str, options: LoadOptions) -> None:
+    """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
+    if options.task not in (None, "text-generation"):
+        raise UnsupportedOption(
+            f"The {name} backend cannot do --task {options.task}.", hint="The one task is text-generation."
+        )
+    default = LoadOptions()
+    for field in fields(LoadOptions):
+        honoured = field.name in _COMMON or field.name in BACKENDS[name].honours
+        if not honoured and getattr(options, field.name) != getattr(default, field.name):
+            flag = "--model-kwarg" if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
+            able = [other for other, spec in BACKENDS.items() if field.name in spec.honours]
+            raise UnsupportedOption(
+                f"The {name} backend cannot honour {flag}.", hint=f"It belongs to --backend {' or '.join(able)}."
+            )

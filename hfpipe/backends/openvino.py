@@ -1,0 +1,295 @@
+"""The OpenVINO engine, through openvino-genai: one request at the lowest latency, or many by continuous batching.
+
+One request at a time runs in SDPA mode, whose compiled model is cached and starts in a third of a second; more than one
+in paged mode, which shares the steps of the engine among all that are in flight. Both take and give token ids, so that
+the folder needs no OpenVINO tokenizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, ClassVar
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+from typing_extensions import Self
+
+from hfpipe.backends.base import Backend, failure, finish_reason
+from hfpipe.backends.openvino_loading import (
+    check_device,
+    compile_cache,
+    model_folder,
+    properties,
+    readable,
+    weight_format,
+)
+from hfpipe.errors import BackendError, OutOfMemory
+from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
+
+DEFAULT_WINDOW = 64
+
+
+class OpenVINOBackend(Backend):
+    """What both modes share. `load` gives the mode that fits `batch_size`."""
+
+    name = "openvino"
+    mode: ClassVar[str]
+
+    @classmethod
+    def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
+        device = check_device(options.device, reporter)
+        folder = model_folder(source, options, reporter)
+        mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
+        with readable(device):
+            backend: Self = mode(str(folder), device, properties(options), options.batch_size)
+        return backend
+
+    def _describe(self, folder: str, device: str, options: dict[str, Any]) -> None:
+        detail = {"mode": self.mode} | {key: str(value) for key, value in options.items() if key != "CACHE_DIR"}
+        self.info = BackendInfo(self.name, device, weight_format(folder), detail)
+
+
+class SingleBackend(OpenVINOBackend):
+    """One request at a time, in SDPA mode. A thread generates: the engine holds signals back until it is done."""
+
+    mode = "SDPA"
+
+    def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
+        cached = {"CACHE_DIR": str(compile_cache(folder))} | options
+        self._pipeline = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **cached)
+        self._busy = threading.Lock()
+        self._open_in: int | None = None
+        self._streamers: dict[str, _Streamer] = {}
+        self.steps = 0
+        self._describe(folder, device, options)
+        # The process would abort if it ended while the engine works.
+        weakref.finalize(self, _end_work, self._streamers, self._busy)
+
+    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
+        for request in requests:
+            yield from self._generate(request)
+
+    def cancel(self, request_id: str) -> None:
+        if streamer := self._streamers.get(request_id):
+            streamer.cancelled = True
+
+    def close(self) -> None:
+        _end_work(self._streamers, self._busy)
+        del self._pipeline
+
+    def _generate(self, request: TokenRequest) -> Iterator[TokenEvent]:
+        self._enter()
+        streamer = self._streamers[request.id] = _Streamer()
+        threading.Thread(target=self._work, args=(request, streamer), daemon=True).start()
+        try:
+            yield from _events(request, streamer)
+        finally:
+            streamer.cancelled = True
+            self._open_in = None
+
+    def _enter(self) -> None:
+        """Wait for another thread's answer to end. Waiting for one that this thread holds open would be for ever."""
+        if self._open_in == threading.get_ident():
+            raise BackendError(
+                "This model was loaded for one answer at a time, and one is still open.",
+                hint="Finish or close that stream first, or load with a batch_size above 1.",
+            )
+        self._busy.acquire()
+        self._open_in = threading.get_ident()
+
+    def _work(self, request: TokenRequest, streamer: _Streamer) -> None:
+        """In the thread: whatever happens, the last item in the queue says how it ended."""
+        end: Exception | None = None
+        try:
+            self._pipeline.generate(_tensor(request), _generation_config(request), streamer)
+        except Exception as error:
+            end = error
+        self.steps += streamer.written
+        del self._streamers[request.id]
+        self._busy.release()
+        streamer.queue.put(_End(end))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    error: Exception | None
+
+
+class _Streamer(genai.StreamerBase):  # type: ignore[misc]
+    """Takes tokens out of the engine's thread. It must not raise: an exception here aborts the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: SimpleQueue[int | _End] = SimpleQueue()
+        self.written = 0
+        self.cancelled = False
+
+    def write(self, token: int | list[int]) -> genai.StreamingStatus:
+        tokens = [token] if isinstance(token, int) else token
+        self.written += len(tokens)
+        for one in tokens:
+            self.queue.put(one)
+        return genai.StreamingStatus.STOP if self.cancelled else genai.StreamingStatus.RUNNING
+
+    def end(self) -> None:
+        pass
+
+
+def _events(request: TokenRequest, streamer: _Streamer) -> Iterator[TokenEvent]:
+    """What comes out of the engine's thread, until it has ended."""
+    generated, reason = 0, None
+    while not isinstance(item := streamer.queue.get(), _End):
+        if reason is None and not streamer.cancelled:
+            generated += 1
+            reason = finish_reason(request, generated, item)
+            yield TokenEvent(request.id, (item,), reason)
+    if item.error is not None and reason is None:
+        yield failure(request.id, item.error)
+    elif streamer.cancelled and reason is None:
+        yield TokenEvent(request.id, finish_reason="stop")
+    elif reason is None:
+        yield failure(request.id, BackendError(f"OpenVINO ended after {generated} tokens without a reason."))
+
+
+def _end_work(streamers: Mapping[str, _Streamer], busy: threading.Lock) -> None:
+    """Cancel what is being generated, and wait until the engine has seen it."""
+    for streamer in list(streamers.values()):
+        streamer.cancelled = True
+    with busy:
+        pass
+
+
+class PagedBackend(OpenVINOBackend):
+    """Up to `batch_size` requests in flight, in paged mode. Streams in several threads share the engine's steps."""
+
+    mode = "paged"
+
+    def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
+        scheduler = genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_seqs = self.batch_size = batch_size or DEFAULT_WINDOW
+        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, options)
+        self._numbers = itertools.count()
+        self._stepping = threading.Lock()
+        self._active: dict[str, _InFlight] = {}
+        self.steps = 0
+        self._describe(folder, device, {"window": self.batch_size} | options)
+
+    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
+        waiting = iter(requests)
+        mine: dict[str, _InFlight] = {}
+        try:
+            while True:
+                while len(mine) < self.batch_size and (request := next(waiting, None)):
+                    yield from self._add(request, mine)
+                if not mine:
+                    return
+                yield from self._step(mine)
+        finally:
+            for flight in mine.values():
+                self._drop(flight)
+
+    def cancel(self, request_id: str) -> None:
+        if flight := self._active.get(request_id):
+            flight.handle.stop()
+
+    def close(self) -> None:
+        for flight in list(self._active.values()):
+            self._drop(flight)
+        with self._stepping:
+            del self._pipeline
+
+    def _add(self, request: TokenRequest, mine: dict[str, _InFlight]) -> Iterator[TokenEvent]:
+        try:
+            with self._stepping:
+                handle = self._pipeline.add_request(next(self._numbers), _tensor(request), _generation_config(request))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            yield failure(request.id, error)
+            return
+        mine[request.id] = self._active[request.id] = _InFlight(request, handle)
+
+    def _drop(self, flight: _InFlight) -> None:
+        """Stop a request and let the engine see it, so that its memory is freed."""
+        self._active.pop(flight.request.id, None)
+        with self._stepping:
+            flight.handle.stop()
+            self._pipeline.step()
+
+    def _step(self, mine: dict[str, _InFlight]) -> Iterator[TokenEvent]:
+        """One step of the engine, and what it gave to this stream's requests."""
+        try:
+            with self._stepping:
+                self._pipeline.step()
+        except (RuntimeError, MemoryError) as error:
+            for request_id in list(mine):
+                self._active.pop(request_id, None)
+                del mine[request_id]
+                yield failure(request_id, error)
+            return
+        for request_id, flight in list(mine.items()):
+            for event in flight.read():
+                self.steps += len(event.token_ids)
+                if event.finish_reason is not None:
+                    del mine[request_id]
+                    self._active.pop(request_id, None)
+                yield event
+
+
+class _InFlight:
+    """A request in the engine. Its handle must be kept: dropping it stops the request."""
+
+    def __init__(self, request: TokenRequest, handle: genai.GenerationHandle) -> None:
+        self.request = request
+        self.handle = handle
+        self.generated = 0
+
+    def read(self) -> Iterator[TokenEvent]:
+        """The tokens that are ready. `read` of the handle with nothing queued would wait for ever."""
+        reason = None
+        while reason is None and self.handle.can_read():
+            for output in self.handle.read().values():
+                for token in output.generated_ids:
+                    self.generated += 1
+                    reason = finish_reason(self.request, self.generated, token)
+                    yield TokenEvent(self.request.id, (token,), reason)
+        status = self.handle.get_status()
+        if reason is not None or status == genai.GenerationStatus.RUNNING:
+            return
+        if status in (genai.GenerationStatus.STOP, genai.GenerationStatus.CANCEL):
+            yield TokenEvent(self.request.id, finish_reason="stop")
+        elif status == genai.GenerationStatus.IGNORED:
+            yield failure(self.request.id, OutOfMemory("The KV cache has no room for this request."))
+        else:
+            yield failure(self.request.id, BackendError(f"OpenVINO ended after {self.generated} tokens: {status}."))
+
+
+def _tensor(request: TokenRequest) -> ov.Tensor:
+    """int64 [1, time]"""
+    return ov.Tensor(np.array([request.token_ids], dtype=np.int64))
+
+
+def _generation_config(request: TokenRequest) -> genai.GenerationConfig:
+    """Everything is set: the engine would take an end token that is not from the folder's own generation config."""
+    config, sampling = genai.GenerationConfig(), request.sampling
+    config.apply_chat_template = False
+    config.max_new_tokens = request.max_tokens
+    config.ignore_eos = not request.eos_token_ids
+    if request.eos_token_ids:
+        config.eos_token_id = min(request.eos_token_ids)
+        config.stop_token_ids = set(request.eos_token_ids)
+    config.repetition_penalty = sampling.repetition_penalty
+    if sampling.temperature > 0:
+        config.do_sample = True
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
+        config.rng_seed = sampling.seed
+        if sampling.top_k > 0:
+            config.top_k = sampling.top_k
+    return config

@@ -1,0 +1,140 @@
+"""What an OpenVINO model needs before it is loaded: its folder, its device, its properties and its compile cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from hfpipe.backends.base import as_backend_error
+from hfpipe.cache import build_once, cache_root
+from hfpipe.conversion.child import run_child
+from hfpipe.errors import BackendError, OutOfMemory, UsageError
+from hfpipe.types import LoadOptions, ModelSource, Reporter
+
+# The settings with which greedy answers equal torch's in float32, whatever else is in flight.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+_KEPT_COMPILE_CACHES = 8
+
+
+def properties(options: LoadOptions) -> dict[str, Any]:
+    """The user's ov_config, and the exact settings where they are asked for."""
+    if not options.exact:
+        return dict(options.ov_config)
+    for key, value in EXACT.items():
+        if str(options.ov_config.get(key, value)) != value:
+            raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={options.ov_config[key]} contradicts it.")
+    return {**options.ov_config, **EXACT}
+
+
+def check_device(device: str | None, reporter: Reporter) -> str:
+    """OpenVINO's name of a device: `-1`, `cpu` or None is CPU, `N` is GPU.N, else its own names."""
+    available = ov.Core().available_devices
+    if device is None:
+        idle = [name for name in available if name != "CPU"]
+        if idle:
+            reporter.note(f"Running on the CPU while {', '.join(idle)} stands idle: --device {idle[0]} uses it.")
+        return "CPU"
+    name = "CPU" if device in ("-1", "cpu") else f"GPU.{device}" if device.isdecimal() else device.upper()
+    kind, _, number = name.partition(".")
+    matching = [one for one in available if one.partition(".")[0] == kind]
+    here = name in available or (matching and number in ("", "0"))
+    if not here and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
+        raise BackendError(
+            f"OpenVINO finds no device {device!r} on this machine; here are: {', '.join(available)}.",
+            hint="A CUDA device needs --backend torch." if device.startswith("cuda") else None,
+        )
+    return name
+
+
+@contextmanager
+def readable(device: str) -> Iterator[None]:
+    """OpenVINO's errors are a trail of source lines with the message at the end: raise that."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(as_backend_error(error), OutOfMemory):
+            raise as_backend_error(error) from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = [line for line in lines if line and not line.startswith("Exception from ")]
+        message = (said[-1] if said else str(error)).removeprefix("NotFound: ")
+        kind = UsageError if _blames_a_property(message) else BackendError
+        raise kind(f"OpenVINO on {device}: {message}", hint=_hint(kind, device)) from error
+
+
+def _blames_a_property(message: str) -> bool:
+    phrases = ("Unsupported property", "Wrong value", "Could not read number", "for property key")
+    return any(phrase in message for phrase in phrases)
+
+
+def _hint(kind: type[Exception], device: str) -> str | None:
+    if kind is not UsageError:
+        return None
+    known = ("PERFORMANCE_HINT", "NUM_STREAMS", "CACHE_DIR", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    return f"Usual keys of --ov-config on {device} are {', '.join(known)}."
+
+
+def compile_cache(folder: str) -> Path:
+    """The folder of the compiled blobs of one model file. A changed model gets another; the least used are removed."""
+    weights = (Path(folder) / "openvino_model.bin").stat()
+    identity = json.dumps([os.path.realpath(folder), weights.st_size, weights.st_mtime_ns, ov.__version__])
+    caches = cache_root() / "openvino-compiled"
+    mine = caches / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    fresh = not mine.exists()
+    mine.mkdir(parents=True, exist_ok=True)
+    os.utime(mine)
+    if fresh:
+        _prune(caches)
+    return mine
+
+
+def _prune(caches: Path) -> None:
+    by_age = sorted(caches.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in by_age[_KEPT_COMPILE_CACHES:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:
+    """The folder of the OpenVINO model: the source's own, or an export of it that is made once and kept."""
+    if source.format == "openvino":
+        return source.folder
+    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
+    # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
+    dtype = "fp32" if options.exact or own == "float32" else "fp16"
+
+    def export(folder: Path) -> None:
+        reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")
+        arguments = {"source": str(source.folder.absolute()), "folder": str(folder), "dtype": dtype}
+        run_child(
+            "hfpipe.conversion.openvino",
+            arguments | {"trust_remote_code": options.trust_remote_code},
+            what=f"The export of {source.reference}",
+            reporter=reporter,
+        )
+
+    return build_once("openvino", f"{_fingerprint(source.folder)}-{dtype}", export, reporter=reporter)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Changes when a file of the model does, by its name, size and time: hashing gigabytes would take seconds."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".py"))
+    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    identity = json.dumps([os.path.realpath(folder), stats])
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
+
+
+def weight_format(folder: str) -> str:
+    """What the weights are stored as: the exporter notes "int8_asym" and its like at the end of the model's xml."""
+    with (Path(folder) / "openvino_model.xml").open("rb") as xml:
+        xml.seek(-min(xml.seek(0, os.SEEK_END), 16384), os.SEEK_END)
+        noted = re.search(rb'<weight_compression>.*?<mode value="(\w+)"', xml.read(), re.DOTALL)
+    return noted[1].decode() if noted else "float"

@@ -1,0 +1,126 @@
+"""How a transformers folder becomes a torch model: device, dtype, weights that are really all there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hfpipe.errors import BackendError, ModelError, UsageError
+from hfpipe.types import LoadOptions, ModelSource, Reporter
+
+
+def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Any:
+    """The model in evaluation mode, where the options place it."""
+    device = None if options.device_map else parse_device(options.device)
+    if options.device is None and options.device_map is None:
+        _note_idle_accelerator(reporter)
+    arguments = _merged(
+        {
+            "dtype": _dtype(source.config, options, device),
+            "device_map": options.device_map,
+            "attn_implementation": options.attn,
+        },
+        options.model_kwargs,
+    )
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        source.folder,
+        trust_remote_code=options.trust_remote_code,
+        use_safetensors=None if options.allow_pickle else True,
+        local_files_only=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    _check_weights(source, loading["missing_keys"])
+    if device is not None and "device_map" not in arguments:
+        model = model.to(device)
+    return model.eval()
+
+
+def parse_device(device: str | None) -> torch.device:
+    """`-1`, `cpu` or None is the CPU; `N` the N-th accelerator of whatever kind is here; else torch's own names."""
+    if device is None or device.lower() in ("-1", "cpu"):
+        return torch.device("cpu")
+    if device.isdecimal():
+        device = f"{_accelerator() or 'cuda'}:{device}"
+    try:
+        parsed = torch.device(device.lower())
+    except RuntimeError as error:
+        raise UsageError(
+            f"Unknown device {device!r}.", hint="torch knows -1 or cpu, 0 (the first accelerator), cuda:1, mps, xpu."
+        ) from error
+    if parsed.type not in _available() or (parsed.index or 0) >= _available()[parsed.type]:
+        here = ", ".join(f"{kind} ({count})" for kind, count in _available().items() if count)
+        raise BackendError(f"There is no device {device!r} on this machine; here are: {here}.")
+    return parsed
+
+
+def device_name(model: Any) -> str:
+    """Where the model stands, for --stats: one device, or the places Accelerate chose."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    return ", ".join(sorted({str(place) for place in placed.values()})) or str(model.device)
+
+
+def _accelerator() -> str | None:
+    if not torch.accelerator.is_available():
+        return None
+    current = torch.accelerator.current_accelerator()
+    return current.type if current else None
+
+
+def _available() -> dict[str, int]:
+    kind = _accelerator()
+    return {"cpu": 1} | ({kind: torch.accelerator.device_count()} if kind else {})
+
+
+def _note_idle_accelerator(reporter: Reporter) -> None:
+    kind = _accelerator()
+    if kind:
+        name = torch.cuda.get_device_name(0) if kind == "cuda" else kind
+        reporter.note(f"Running on the CPU while an accelerator stands idle: --device 0 uses {name}.")
+
+
+def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> str:
+    """The checkpoint's own dtype, but on a CPU without native arithmetic for it float32."""
+    if options.exact and options.dtype not in (None, "float32", "fp32"):
+        raise UsageError(f"--exact computes in float32; --dtype {options.dtype} contradicts it.")
+    if options.exact:
+        return "float32"
+    if options.dtype is not None:
+        return _dtype_name(options.dtype)
+    text = config.get("text_config") or {}
+    own = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "auto")
+    on_cpu = device is not None and device.type == "cpu"
+    native = own == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "float32" if on_cpu and not native else own
+
+
+def _dtype_name(dtype: str) -> str:
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    known = ("auto", *names, *names.values())
+    if dtype not in known:
+        raise UsageError(f"Unknown dtype {dtype!r}; known are {', '.join(known)}.")
+    return names.get(dtype, dtype)
+
+
+def _merged(ours: Mapping[str, Any], model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """model_kwargs go to from_pretrained as they are and win, but for what hfpipe itself decides."""
+    reserved = {"trust_remote_code", "use_safetensors", "local_files_only", "output_loading_info"} & set(model_kwargs)
+    if reserved:
+        raise UsageError(
+            f"model_kwargs cannot set {', '.join(sorted(reserved))}.",
+            hint="--trust-remote-code and --allow-pickle are options of their own.",
+        )
+    theirs = {"dtype" if key == "torch_dtype" else key: value for key, value in model_kwargs.items()}
+    return {key: value for key, value in {**ours, **theirs}.items() if value is not None}
+
+
+def _check_weights(source: ModelSource, missing: Any) -> None:
+    """transformers fills what the checkpoint lacks with random numbers; that is no model."""
+    if missing:
+        raise ModelError(
+            f"{source.reference}: {len(missing)} tensors are missing from the weights, {min(missing)} among them.",
+            hint="It may be a model of another kind (an encoder, say), or an incomplete download.",
+        )
