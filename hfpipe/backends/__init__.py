@@ -91,6 +91,7 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
 
 def check_options(name: str, options: LoadOptions) -> None:
     """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
+    check_name(name)
     if options.task not in (None, "text-generation"):
         raise UnsupportedOption(
             f"The {name} backend cannot do --task {options.task}.", hint="The one task is text-generation."

@@ -1,0 +1,200 @@
+"""Text in, text events out: everything about text that stands between a prompt and an engine of token ids."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+
+from typing_extensions import Self
+
+from hfpipe import backends, sources
+from hfpipe.backends.base import Backend
+from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
+from hfpipe.text.stops import StopScanner
+from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer
+from hfpipe.types import (
+    Completion,
+    FinishReason,
+    LoadOptions,
+    ModelSource,
+    Reporter,
+    Silent,
+    TextEvent,
+    TextRequest,
+    Timing,
+    TokenEvent,
+    TokenRequest,
+    Usage,
+)
+
+# Unique in the process: streams in several threads may share one backend.
+_numbers = itertools.count()
+
+
+class Generator:
+    """A loaded model that answers prompts. `load_s` is how long loading took, `why` why this backend was chosen."""
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, source: ModelSource, *, why: str = "", load_s: float = 0.0
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.source = source
+        self.why = why
+        self.load_s = load_s
+
+    def stream(self, requests: Iterable[TextRequest]) -> Iterator[TextEvent]:
+        """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
+
+        Each request ends in one event with a finish_reason. One that fails does so in an event with its error.
+        """
+        answers: dict[str, _Answer] = {}
+        failed: deque[TextEvent] = deque()
+        for event in self.backend.stream(self._admit(requests, answers, failed)):
+            yield from _drained(failed)
+            answer = answers[event.request_id]
+            yield from answer.take(event)
+            if event.finish_reason is not None:
+                del answers[event.request_id]
+            elif answer.finished:
+                self.backend.cancel(event.request_id)
+        yield from _drained(failed)
+
+    def generate(self, requests: Iterable[TextRequest]) -> Iterator[Completion]:
+        """Answer `requests`, each as a whole, in the order in which they end."""
+        texts: dict[str, list[str]] = {}
+        for event in self.stream(requests):
+            texts.setdefault(event.request_id, []).append(event.text)
+            if event.finish_reason is not None:
+                text = "".join(texts.pop(event.request_id))
+                yield Completion(event.request_id, text, event.finish_reason, event.usage, event.timing, event.error)
+
+    def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
+        """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
+        token_ids = self.tokenizer.encode(request.prompt, request.add_special_tokens)
+        if not request.prompt or not token_ids:
+            raise UsageError("The prompt is empty.")
+        options, preferred = request.options, self.source.generation_config
+        return TokenRequest(
+            request_id,
+            token_ids,
+            min(resolve_max_tokens(options, preferred), self._room(len(token_ids))),
+            end_token_ids(preferred, self.source.config) | self._special_stops(options.stop),
+            resolve_sampling(options, preferred),
+        )
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _admit(
+        self, requests: Iterable[TextRequest], answers: dict[str, _Answer], failed: deque[TextEvent]
+    ) -> Iterator[TokenRequest]:
+        for request in requests:
+            start = time.perf_counter()
+            number = str(next(_numbers))
+            try:
+                tokens = self.prepare(request, number)
+            except HFPipeError as error:
+                failed.append(TextEvent(request.id, finish_reason="error", error=error))
+                continue
+            answers[number] = _Answer(request, tokens, self.tokenizer, start)
+            yield tokens
+
+    def _room(self, prompt_tokens: int) -> int:
+        """How many tokens the context leaves for the answer."""
+        limit = self.source.context_length
+        if limit is None:
+            return 2**31
+        if prompt_tokens >= limit:
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens, and the context of {self.source.reference} is {limit}.",
+                hint="Shorten the prompt, or choose a model with a longer context.",
+            )
+        return limit - prompt_tokens
+
+    def _special_stops(self, stops: Sequence[str]) -> frozenset[int]:
+        """Stop strings that are special tokens: they have no text to be found in."""
+        ids = (self.tokenizer.special_id(stop) for stop in stops)
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+class _Answer:
+    """What is known of one answer while it is generated."""
+
+    def __init__(self, request: TextRequest, tokens: TokenRequest, tokenizer: Tokenizer, start: float) -> None:
+        self.finished = False
+        self._id = request.id
+        self._request = tokens
+        self._decoder = IncrementalDecoder(tokenizer, tokens.token_ids)
+        self._scanner = StopScanner(request.options.stop)
+        self._generated = 0
+        self._start = self._first = self._last = start
+
+    def take(self, event: TokenEvent) -> Iterator[TextEvent]:
+        """The text that `event` makes final. After a stop string there is none, whatever the backend still sends."""
+        if self.finished:
+            return
+        if event.error is not None:
+            self.finished = True
+            yield TextEvent(self._id, finish_reason="error", error=event.error)
+            return
+        self._count(event)
+        text, stopped = self._scanner.feed(self._text(event))
+        if stopped:
+            self.finished = True
+            yield self._end(text, "stop")
+        elif event.finish_reason is not None:
+            self.finished = True
+            yield self._end(text + self._scanner.flush(), event.finish_reason)
+        elif text:
+            yield TextEvent(self._id, text)
+
+    def _count(self, event: TokenEvent) -> None:
+        if not event.token_ids:
+            return
+        self._last = time.perf_counter()
+        if self._generated == 0:
+            self._first = self._last
+        self._generated += len(event.token_ids)
+
+    def _text(self, event: TokenEvent) -> str:
+        ids = [token for token in event.token_ids if token not in self._request.eos_token_ids]
+        text = self._decoder.feed(ids)
+        return text if event.finish_reason is None else text + self._decoder.flush()
+
+    def _end(self, text: str, reason: FinishReason) -> TextEvent:
+        usage = Usage(len(self._request.token_ids), self._generated)
+        timing = Timing(self._start, self._first, self._last)
+        return TextEvent(self._id, text, reason, usage, timing)
+
+
+def _drained(events: deque[TextEvent]) -> Iterator[TextEvent]:
+    while events:
+        yield events.popleft()
+
+
+def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
+    """Find the model, choose the backend, load it and the tokenizer. Raises an HFPipeError that says what failed."""
+    reporter = reporter or Silent()
+    start = time.perf_counter()
+    if options.backend != "auto":
+        backends.check_options(options.backend, options)
+    source = sources.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
+    choice = backends.choose(options.backend, source.format)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
+    for ignored in not_applied(source.generation_config):
+        reporter.note(f"generation_config.json of {reference} asks for {ignored}, which hfpipe does not apply.")
+    backend = backends.load(choice.name, source, options, reporter)
+    return Generator(backend, tokenizer, source, why=choice.why, load_s=time.perf_counter() - start)
