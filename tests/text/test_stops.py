@@ -1,0 +1,125 @@
+"""Stop strings: the same as reading character by character, however the text is cut."""
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfpipe.errors import UsageError
+from hfpipe.text.stops import StopScanner
+
+letters = st.text("abc", max_size=40)
+stop_lists = st.lists(st.text("abc", min_size=1, max_size=6), max_size=5)
+cuts = st.lists(st.integers(0, 40), max_size=8)
+thorough = settings(max_examples=400, deadline=None)
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
+    return [text[start:end] for start, end in pairwise(edges)]
+
+
+def scan(stops, chunks):
+    """What was shown, and whether a stop ended it."""
+    scanner, shown = StopScanner(stops), ""
+    for chunk in chunks:
+        text, stopped = scanner.feed(chunk)
+        shown += text
+        if stopped:
+            return shown, True
+    return shown + scanner.flush(), False
+
+
+def oracle(stops, text):
+    """The definition: the smallest end, then the earliest start."""
+    for end in range(len(text) + 1):
+        lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if lengths:
+            return text[: end - max(lengths)], True
+    return text, False
+
+
+@given(stop_lists, letters, cuts)
+@thorough
+def test_equals_reading_character_by_character(stops, text, places):
+    assert scan(stops, cut(text, places)) == oracle(stops, text)
+
+
+@given(stop_lists, letters, cuts)
+@thorough
+def test_holds_only_what_may_begin_a_stop(stops, text, places):
+    scanner, fed, shown = StopScanner(stops), "", ""
+    for chunk in cut(text, places):
+        new, stopped = scanner.feed(chunk)
+        fed, shown = fed + chunk, shown + new
+        if stopped:
+            return
+        starts = [fed[i:] for i in range(len(fed)) if any(s.startswith(fed[i:]) and s != fed[i:] for s in stops)]
+        assert fed == shown + max(starts, key=len, default="")
+
+
+@pytest.mark.parametrize(
+    ("stops", "chunks", "shown", "stopped"),
+    [
+        (["STOP"], ["STOP and more"], "", True),
+        (["STOP"], ["all of it"], "all of it", False),
+        (["\n\n"], ["one\n", "two\n", "\nthree"], "one\ntwo", True),
+        (["b", "c"], ["a c b"], "a ", True),
+        (["abcd", "bc"], ["xabcd"], "xa", True),
+        (["abc", "bc"], ["xabc"], "x", True),
+        (["bc", "abc"], ["xa", "bc"], "x", True),
+        (["Observation:", "Obs"], ["an Observation: x"], "an ", True),
+        (["Observation:"], ["an Observ", "atory"], "an Observatory", False),
+        (["aab"], ["aaab"], "a", True),
+        (["aab"], list("aaaaab"), "aaa", True),
+        (["abab"], list("aababab"), "a", True),
+        (["👍🏽"], ["fine ", "👍", "🏽", "!"], "fine ", True),
+        ([], ["any", "thing"], "anything", False),
+        (["x"], ["", "", "a"], "a", False),
+        (["a", "a"], ["ba"], "b", True),
+    ],
+)
+def test_examples(stops, chunks, shown, stopped):
+    assert scan(stops, chunks) == (shown, stopped)
+
+
+def test_what_looked_like_a_stop_is_shown_as_soon_as_it_is_not():
+    scanner = StopScanner(["\nHuman:"])
+    assert scanner.feed("Hi\nHum") == ("Hi", False)
+    assert scanner.feed("an") == ("", False)
+    assert scanner.feed("s") == ("\nHumans", False)
+    assert scanner.flush() == ""
+
+
+def test_without_stops_nothing_is_held():
+    assert StopScanner([]).feed("\n") == ("\n", False)
+
+
+def test_nothing_follows_a_stop():
+    scanner = StopScanner(["b"])
+    assert scanner.feed("abc") == ("a", True)
+    assert scanner.feed("abc") == ("", True)
+    assert scanner.flush() == ""
+
+
+def test_flush_gives_the_held_text_once():
+    scanner = StopScanner(["ab"])
+    assert scanner.feed("a") == ("", False)
+    assert (scanner.flush(), scanner.flush()) == ("a", "")
+    assert scanner.feed("b") == ("b", False)
+
+
+def test_an_empty_stop_is_refused():
+    with pytest.raises(UsageError, match="cannot be empty"):
+        StopScanner(["a", ""])
+
+
+def test_time_is_linear_for_long_and_many_stops():
+    stops = ["a" * 5000 + "b", *(f"stop {n}" for n in range(2000))]
+    scanner = StopScanner(stops)
+    start = time.perf_counter()
+    shown = "".join(scanner.feed("a" * 4)[0] for _ in range(50_000)) + scanner.flush()
+    assert len(shown) == 200_000
+    assert time.perf_counter() - start < 10
