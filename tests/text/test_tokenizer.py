@@ -1,0 +1,424 @@
+"""Tokenizers of every family: loading, encoding, and decoding token by token."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
+
+from hfpipe.errors import UnsupportedModel
+from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, from_transformers, load_tokenizer
+
+FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped", "metaspace", "word_piece", "word_ends"]
+BYTE_FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped"]
+FAMILY_EMOJI = "👩‍👩‍👧‍👦"
+
+# Text as it comes, and text made of what is hard: spaces, ZWJ emoji, combining marks, several scripts.
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=20) | st.lists(
+    st.sampled_from(
+        ["a", "ab", " ", "  ", "\n", "é", "e\u0301", "中文", FAMILY_EMOJI, "🇩🇪", "👍🏽", "▁", "<0x41>", "\0"]
+    ),
+    max_size=10,
+).map("".join)
+quick = settings(max_examples=200, deadline=None)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(families, tmp_path_factory):
+    loaded = {}
+    for name, family in families.items():
+        folder = tmp_path_factory.mktemp(name)
+        family.save(str(folder / "tokenizer.json"))
+        loaded[name] = load_tokenizer(folder)
+    return loaded.__getitem__
+
+
+def stream(tokenizer, ids, prompt_ids=(), sizes=None):
+    """The pieces that a decoder gives for `ids`, fed one at a time or in runs of `sizes`, and at the end."""
+    decoder, pieces, start = IncrementalDecoder(tokenizer, prompt_ids), [], 0
+    for size in sizes or [1] * len(ids):
+        pieces.append(decoder.feed(ids[start : start + size]))
+        start += size
+    return [*pieces, decoder.feed(ids[start:]), decoder.flush()]
+
+
+# --- decoding as tokens appear
+
+
+@given(st.data())
+@quick
+def test_byte_level_equals_decode_for_any_ids(tokenizer_of, data):
+    tokenizer = tokenizer_of("byte_level")
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=30))
+    sizes = data.draw(st.lists(st.integers(0, 5), max_size=10))
+    assert "".join(stream(tokenizer, ids, sizes=sizes)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(text=texts, sizes=st.lists(st.integers(0, 5), max_size=10))
+@quick
+def test_equals_decode_for_encoded_text(tokenizer_of, family, text, sizes):
+    tokenizer = tokenizer_of(family)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert "".join(stream(tokenizer, ids, sizes=sizes)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("family", BYTE_FAMILIES)
+@given(text=texts)
+@quick
+def test_valid_text_never_shows_a_replacement_character(tokenizer_of, family, text):
+    tokenizer = tokenizer_of(family)
+    assert "\ufffd" not in "".join(stream(tokenizer, tokenizer.encode(text, add_special_tokens=False)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(prompt=texts, text=texts)
+@quick
+def test_goes_on_from_the_prompt(tokenizer_of, family, prompt, text):
+    tokenizer = tokenizer_of(family)
+    before = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    together = tokenizer.decode(before + ids)
+    assert "".join(stream(tokenizer, ids, before)) == together[len(tokenizer.decode(before)) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+@quick
+def test_chunks_make_no_difference(tokenizer_of, family, data):
+    tokenizer = tokenizer_of(family)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=20))
+    sizes = data.draw(st.lists(st.integers(0, 5), max_size=10))
+    assert "".join(stream(tokenizer, ids, sizes=sizes)) == "".join(stream(tokenizer, ids))
+
+
+@pytest.mark.parametrize("family", BYTE_FAMILIES)
+@given(data=st.data())
+@quick
+def test_at_most_one_character_waits(tokenizer_of, family, data):
+    tokenizer = tokenizer_of(family)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+    decoder = IncrementalDecoder(tokenizer)
+    for token_id in ids:
+        decoder.feed([token_id])
+    assert len(decoder.flush()) <= 3
+
+
+def bytes_of(tokenizer, *values):
+    by_value = {value: token_id for token_id, value in tokenizer.byte_values.items()}
+    return [by_value[value] for value in values]
+
+
+def pieces_of(tokenizer, *ids):
+    return stream(tokenizer, list(ids))[: len(ids)]
+
+
+def test_a_character_over_four_tokens_appears_with_the_last(tokenizer_of):
+    tokenizer = tokenizer_of("byte_fallback")
+    assert pieces_of(tokenizer, *bytes_of(tokenizer, *"😀".encode())) == ["", "", "", "😀"]
+
+
+def test_text_before_a_cut_character_is_not_held(tokenizer_of, families):
+    """A token may end in the first byte of the next character: what stands before it is shown."""
+    raw = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    raw.add_tokens([AddedToken("aä", special=False), AddedToken("¸Ńä", special=False)])
+    tokenizer = from_transformers(Fast(raw))
+    first, middle = raw.token_to_id("aä"), raw.token_to_id("¸Ńä")
+    assert pieces_of(tokenizer, first, middle, middle) == ["a", "中", "中"]
+
+
+def test_invalid_bytes_do_not_stall(tokenizer_of):
+    tokenizer = tokenizer_of("byte_fallback")
+    broken = bytes_of(tokenizer, *[0xFF] * 50)
+    pieces = stream(tokenizer, broken)
+    assert "".join(pieces) == "\ufffd" * 50
+    assert "".join(pieces[:50]) == "\ufffd" * 50
+
+
+def test_invalid_byte_level_bytes_do_not_stall(tokenizer_of, families):
+    tokenizer, lone = tokenizer_of("byte_level"), families["byte_level"].token_to_id("ÿ")
+    assert "".join(stream(tokenizer, [lone] * 50)[:50]) == "\ufffd" * 49
+
+
+def test_bytes_recover_after_an_invalid_one(tokenizer_of, families):
+    tokenizer, space_a = tokenizer_of("byte_fallback"), families["byte_fallback"].token_to_id("▁a")
+    ids = [space_a, *bytes_of(tokenizer, 0xFF, *"€".encode(), 0x80, 0x41, 0xE2, 0x82), space_a]
+    assert "".join(stream(tokenizer, ids)) == "a\ufffd€\ufffdA\ufffd\ufffd a"
+
+
+def test_a_character_cut_off_by_the_end_is_flushed(tokenizer_of):
+    tokenizer = tokenizer_of("byte_fallback")
+    ids = bytes_of(tokenizer, 0xF0, 0x9F)
+    assert stream(tokenizer, ids)[-1] == tokenizer.decode(ids) == "\ufffd\ufffd"
+
+
+def test_special_tokens_inside_a_character_are_dropped_first(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level")
+    ids = list(tokenizer.encode("ሰ", add_special_tokens=False))
+    assert len(ids) > 1
+    ids.insert(1, tokenizer.special_id("<|im_end|>"))
+    assert "".join(stream(tokenizer, ids)) == "ሰ"
+
+
+def test_a_word_keeps_its_space_after_a_prompt_and_not_without(tokenizer_of, families):
+    tokenizer, raw = tokenizer_of("byte_fallback"), families["byte_fallback"]
+    word, start = raw.token_to_id("▁ab"), raw.token_to_id("<s>")
+    prompt = tokenizer.encode("a", add_special_tokens=False)
+    assert "".join(stream(tokenizer, [word], prompt)) == " ab"
+    assert "".join(stream(tokenizer, [word], [*prompt, *bytes_of(tokenizer, 0x0A)])) == " ab"
+    assert "".join(stream(tokenizer, [word], [*prompt, start])) == " ab"
+    assert "".join(stream(tokenizer, [word], [start])) == "ab"
+    assert "".join(stream(tokenizer, [word])) == "ab"
+
+
+def test_a_word_keeps_its_space_after_bytes_at_the_start(tokenizer_of, families):
+    tokenizer, word = tokenizer_of("byte_fallback"), families["byte_fallback"].token_to_id("▁ab")
+    assert "".join(stream(tokenizer, [*bytes_of(tokenizer, *"😀".encode()), word])) == "😀 ab"
+
+
+def test_every_token_of_plain_text_is_shown_at_once(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level")
+    ids = tokenizer.encode("x=f(a[0],b);return(x)//none", add_special_tokens=False)
+    assert all(stream(tokenizer, ids)[: len(ids)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_makes_nothing(tokenizer_of, family):
+    tokenizer = tokenizer_of(family)
+    assert tokenizer.encode("", add_special_tokens=False) == ()
+    assert tokenizer.decode([]) == ""
+    assert stream(tokenizer, []) == ["", ""]
+
+
+def test_time_per_token_does_not_grow(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level")
+    decoder, start = IncrementalDecoder(tokenizer), time.perf_counter()
+    for token_id in range(100_000):
+        decoder.feed((2 + token_id % 390,))
+    assert time.perf_counter() - start < 20
+
+
+# --- a tokenizer from a folder
+
+
+def write(folder, raw, **files):
+    raw.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return load_tokenizer(folder)
+
+
+def test_stored_truncation_and_padding_are_off(tmp_path, families):
+    raw = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    raw.enable_truncation(4)
+    raw.enable_padding(length=64)
+    tokenizer = write(tmp_path, raw)
+    text = "no limit on this text at all"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=True)) == text
+
+
+@pytest.mark.parametrize("family", ["byte_level", "byte_fallback", "metaspace"])
+@pytest.mark.parametrize("unit", ["word and word, ", "a", "中"])
+def test_a_megabyte_is_encoded(tokenizer_of, family, unit):
+    text, start = unit * (1_000_000 // len(unit)), time.perf_counter()
+    ids = tokenizer_of(family).encode(text, add_special_tokens=False)
+    assert ids
+    assert time.perf_counter() - start < 20
+
+
+def test_half_a_surrogate_pair_is_replaced(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level")
+    ids = tokenizer.encode("a\ud83d b \ud83d\ude00", add_special_tokens=False)
+    assert tokenizer.decode(ids) == "a\ufffd b 😀"
+
+
+def test_special_and_added_tokens(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level")
+    assert tokenizer.special_ids == {0, 1}
+    assert tokenizer.special_id("<|im_end|>") == 1
+    assert tokenizer.special_id("<tool call>") == tokenizer.vocab_size - 2
+    assert tokenizer.special_id("a") is None
+    assert tokenizer.special_id("nowhere") is None
+    assert tokenizer.decode([1, tokenizer.special_id("<tool call>"), 0, 10_000]) == "<tool call>"
+
+
+def test_only_bytes_count_as_bytes(tokenizer_of, families):
+    raw = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    raw.add_tokens(["<0x41>"])
+    assert from_transformers(Fast(raw)).byte_values == {}
+    assert tokenizer_of("byte_fallback").byte_values == {3 + value: value for value in range(256)}
+
+
+def test_special_token_texts_from_the_configuration(tmp_path, families):
+    config = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "eos_token": "</s>",
+        "pad_token": None,
+        "add_bos_token": False,
+        "model_max_length": 8,
+        "added_tokens_decoder": {},
+    }
+    tokenizer = write(tmp_path, families["byte_fallback"], tokenizer_config=config, special_tokens_map={"x_token": "x"})
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_special_token_texts_of_an_old_folder(tmp_path, families):
+    tokenizer = write(
+        tmp_path,
+        families["byte_fallback"],
+        tokenizer_config={"eos_token": "<unk>"},
+        special_tokens_map={"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<s>"]},
+    )
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_what_the_configuration_calls_special_is_special(tmp_path, families):
+    config = {"eos_token": "ab", "pad_token": "not in the vocabulary"}
+    tokenizer = write(tmp_path, families["byte_fallback"], tokenizer_config=config)
+    assert tokenizer.special_id("ab") in tokenizer.special_ids
+    assert tokenizer.vocab_size == families["byte_fallback"].get_vocab_size()
+
+
+def test_chat_template_places_and_their_order(tmp_path, families):
+    raw = families["byte_level"]
+    assert write(tmp_path, raw).chat_template is None
+    assert write(tmp_path, raw, chat_template={"chat_template": "processor"}).chat_template == "processor"
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "listed"}]
+    assert write(tmp_path, raw, tokenizer_config={"chat_template": several}).chat_template == "listed"
+    assert write(tmp_path, raw, tokenizer_config={"chat_template": "one"}).chat_template == "one"
+    (tmp_path / "chat_template.jinja").write_text("{# ä #}\n", encoding="utf-8")
+    assert load_tokenizer(tmp_path).chat_template == "{# ä #}\n"
+
+
+@pytest.mark.parametrize("files", [[], ["config.json", "model.safetensors"]])
+def test_a_folder_without_a_tokenizer(tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UnsupportedModel, match="no tokenizer in") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"version": "1.0", "model": {"type": "New"}}'])
+def test_a_tokenizer_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UnsupportedModel, match="Cannot read") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path, families):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ')
+    with pytest.raises(UnsupportedModel, match=r"tokenizer_config\.json"):
+        write(tmp_path, families["byte_level"])
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, hfpipe.text.tokenizer, hfpipe.text.templates, hfpipe.text.stops\n"
+        "print({'torch', 'transformers', 'jinja2', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
+
+
+# --- a tokenizer that transformers made
+
+
+class Fast:
+    """What of a fast transformers tokenizer counts here."""
+
+    is_fast = True
+    chat_template = None
+    special_tokens_map: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, raw):
+        self.backend_tokenizer = raw
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    import transformers
+
+    return transformers
+
+
+def test_fast_tokenizer_is_copied(transformers, families):
+    raw = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    template = {"default": "hello", "tool_use": "tools"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", chat_template=template)
+    tokenizer = from_transformers(fast)
+    text = "Longer than four tokens 中文"
+    fast(text, truncation=True, max_length=4)
+    assert list(tokenizer.encode(text, add_special_tokens=True)) == fast(text)["input_ids"]
+    assert tokenizer.special_tokens == {"eos_token": "<|im_end|>"}
+    assert tokenizer.chat_template == "hello"
+    assert tokenizer.special_id("<|im_end|>") == fast.eos_token_id
+
+
+def test_slow_tokenizer(transformers):
+    slow = transformers.ByT5Tokenizer()
+    tokenizer = from_transformers(slow)
+    text = f"Grüße, 中文 {FAMILY_EMOJI}"
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    assert list(ids) == slow(text)["input_ids"]
+    assert ids[-1] == tokenizer.special_id("</s>")
+    assert tokenizer.special_id("</s>") in tokenizer.special_ids
+    assert tokenizer.decode([*ids, 100_000]) == text
+    assert "".join(stream(tokenizer, ids)) == text
+    assert tokenizer.special_tokens["eos_token"] == "</s>"
+    assert tokenizer.vocab_size == len(slow)
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0")  # transformers 5.5 on tokenizers 0.22
+def test_folder_without_tokenizer_json(transformers, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("Hello worlds", add_special_tokens=True) == (2, 5, 6, 7, 3)
+    assert tokenizer.decode([2, 5, 6, 7, 3]) == "hello worlds"
+
+
+def test_folder_that_transformers_cannot_load(transformers, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "NobodyKnowsTokenizer"}')
+    with pytest.raises(UnsupportedModel, match="transformers cannot load") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_remote_code_is_refused_unless_trusted(transformers, tmp_path):
+    config = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "tokenizer_class": "Own"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenization_own.py").write_text("raise SystemExit('this code must not run')\n")
+    with pytest.raises(UnsupportedModel):
+        load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True}])
+def test_equals_auto_tokenizer(transformers, tmp_path, families, config):
+    raw = tokenizers.Tokenizer.from_str(families["byte_fallback"].to_str())
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", **config}
+    tokenizer = write(tmp_path, raw, tokenizer_config=config)
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    for text in ["", "a ab  中 é", f"x {FAMILY_EMOJI} </s>"]:
+        assert list(tokenizer.encode(text, add_special_tokens=True)) == auto(text)["input_ids"]
+        assert (
+            list(tokenizer.encode(text, add_special_tokens=False)) == auto(text, add_special_tokens=False)["input_ids"]
+        )
+    assert tokenizer.special_tokens == auto.special_tokens_map
+    assert tokenizer.special_ids >= set(auto.all_special_ids)
+
+
+def test_wraps_any_engine(families):
+    """Tokenizer asks nothing of its engine but the protocol."""
+    assert isinstance(from_transformers(Fast(families["word_piece"])), Tokenizer)
