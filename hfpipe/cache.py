@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_ELSEWHERE = "Set HFPIPE_CACHE to a folder {}."
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 def cache_root() -> Path:
@@ -66,19 +65,20 @@ def discard(kind: str, key: str) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk, and a place that may not be written, into errors that name `folder`."""
+def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
+    """Turn a full disk, and a place that may not be written, into errors; `variable` says where else to write."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise HFPipeError(
-                f"The disk of {folder} is full.", hint="Free some space. " + _ELSEWHERE.format("on another disk")
+                f"The disk of {folder} is full.",
+                hint=f"Free some space, or set {variable} to a folder on another disk.",
             ) from error
-        if error.errno in _FORBIDDEN or error.errno == errno.ENOTDIR:
-            place = error.filename or folder
+        if error.errno in _FORBIDDEN:
             raise HFPipeError(
-                f"Cannot write to {place}: {error.strerror}.", hint=_ELSEWHERE.format("that you may write to")
+                f"Cannot write to {error.filename or folder}: {error.strerror}.",
+                hint=f"Set {variable} to a folder that you may write to.",
             ) from error
         raise
 

