@@ -1,0 +1,149 @@
+"""A Hub on this machine: as much of huggingface.co's HTTP as huggingface_hub needs to list and download models.
+
+    with LoopbackHub({"gpt2": folder}) as hub:
+        subprocess.run([...], env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(empty), "HF_HUB_OFFLINE": "0"})
+        assert hub.paths("GET") == [...]
+
+huggingface_hub reads its variables when it is imported: test it in a subprocess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+_API = re.compile(r"/api/models/(?P<id>.+?)(?:/revision/(?P<revision>[^/]+))?")
+_FILE = re.compile(r"/(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came; `range` is its Range header, `token` what followed Bearer."""
+
+    method: str
+    path: str
+    range: str | None = None
+    token: str | None = None
+
+
+@dataclass
+class LoopbackHub:
+    """Serves the files of `repos` (id -> folder), at the branch `main` and at the commit that `commit` gives.
+
+    `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"). Each GET of a file of more than
+    1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed.
+    """
+
+    repos: Mapping[str, Path]
+    refuse: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+
+    def __enter__(self) -> LoopbackHub:
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """For HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def commit(self, repo: str) -> str:
+        """The repo's only commit: 40 hexadecimal digits over its name and its files."""
+        digest = hashlib.sha1(repo.encode())
+        for name, path in self.files(repo):
+            digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def files(self, repo: str) -> Iterator[tuple[str, Path]]:
+        root = self.repos[repo]
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                yield path.relative_to(root).as_posix(), path
+
+    def paths(self, method: str) -> list[str]:
+        """What was asked for with `method`: the API's path, or the name of a file."""
+        named = [(request, _FILE.fullmatch(request.path)) for request in self.requests if request.method == method]
+        return [match["file"] if match else request.path for request, match in named]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), token))
+        match = _API.fullmatch(path) or _FILE.fullmatch(path)
+        if not match or match["id"] not in {*self.hub.repos, *self.hub.refuse}:
+            return self._refuse(404, "RepoNotFound")
+        if match["id"] in self.hub.refuse:
+            return self._refuse(*self.hub.refuse[match["id"]])
+        if match["revision"] not in {None, "main", self.hub.commit(match["id"])}:
+            return self._refuse(404, "RevisionNotFound")
+        return self._file(**match.groupdict()) if "file" in match.groupdict() else self._info(match["id"])
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _info(self, repo: str) -> None:
+        siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.hub.files(repo)]
+        info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings}
+        self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, id: str, revision: str, file: str) -> None:
+        path = dict(self.hub.files(id)).get(file)
+        if path is None:
+            return self._refuse(404, "EntryNotFound")
+        data = path.read_bytes()
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": self.hub.commit(id),
+            "Accept-Ranges": "bytes",
+        }
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if not wanted:
+            return self._send(200, data, headers)
+        start = int(wanted[1])
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return self._send(206, data[start:], headers)
+
+    def _send(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if self.hub.cuts and len(data) > 1000:
+            self.wfile.write(data[: self.hub.cuts.pop(0)])
+            self.close_connection = True
+            return
+        self.wfile.write(data)
