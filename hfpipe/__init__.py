@@ -1,3 +1,38 @@
-"""hfpipe runs Hugging Face language models on your own machine."""
+"""hfpipe runs Hugging Face language models on your own machine.
+
+import hfpipe
+llm = hfpipe.load("smollm2", max_tokens=50)
+print(llm.invoke("What is EEG?"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfpipe.errors import HFPipeError
+
+if TYPE_CHECKING:
+    from hfpipe.langchain import HFPipe
 
 __version__ = "0.1.0"
+__all__ = ["HFPipe", "HFPipeError", "load"]
+
+
+def load(model: str, **options: Any) -> HFPipe:
+    """Load a model as a LangChain LLM.
+
+    `model` is a folder, a Hub id, `pypi:PACKAGE`, `smollm2` or a GGUF file. `options` are those of loading (device,
+    device_map, backend, dtype, ov_config, model_kwargs, batch_size, ...) and of generation (max_tokens, temperature,
+    stop, seed, ...). Raises an HFPipeError that says what is wrong and, in `hint`, what to do.
+    """
+    from hfpipe.langchain import HFPipe
+
+    return HFPipe.load(model, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HFPipe":
+        from hfpipe.langchain import HFPipe
+
+        return HFPipe
+    raise AttributeError(f"module 'hfpipe' has no attribute {name!r}")

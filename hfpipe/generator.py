@@ -6,7 +6,10 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from typing_extensions import Self
 
@@ -14,8 +17,9 @@ from hfpipe import backends, sources
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
+from hfpipe.sources.folder import context_length
 from hfpipe.text.stops import StopScanner
-from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer
+from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
     Completion,
     FinishReason,
@@ -198,3 +202,15 @@ def open_generator(reference: str, options: LoadOptions, reporter: Reporter | No
         reporter.note(f"generation_config.json of {reference} asks for {ignored}, which hfpipe does not apply.")
     backend = backends.load(choice.name, source, options, reporter)
     return Generator(backend, tokenizer, source, why=choice.why, load_s=time.perf_counter() - start)
+
+
+def wrap_pipeline(pipeline: Any) -> Generator:
+    """A generator over an existing transformers text-generation pipeline: its model, tokenizer and options."""
+    if getattr(pipeline, "task", None) != "text-generation":
+        raise UsageError("hfpipe wraps text-generation pipelines, and this is none.")
+    model, config = pipeline.model, pipeline.model.config.to_dict()
+    preferred = {**model.generation_config.to_dict(), **getattr(pipeline, "_forward_params", {})}
+    folder = Path(model.name_or_path)
+    source = ModelSource(model.name_or_path, folder, "transformers", config, preferred, context_length(config))
+    backend = import_module("hfpipe.backends.torch").TorchBackend(model.eval())
+    return Generator(backend, from_transformers(pipeline.tokenizer), source, why="an existing pipeline")
