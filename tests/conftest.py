@@ -1,0 +1,76 @@
+"""No network, no one's settings and no one's cache: only then is anything imported that reads them."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+TRACING = ("LANGCHAIN_TRACING", "LANGSMITH_", "LANGCHAIN_API_KEY", "LANGCHAIN_ENDPOINT", "LANGCHAIN_PROJECT")
+
+
+def _own_cache() -> str:
+    folder = tempfile.mkdtemp(prefix="hfpipe-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HFPIPE_CACHE": os.environ.get("HFPIPE_TEST_CACHE") or _own_cache(),
+    }
+
+
+for _name in list(os.environ):
+    if _name.startswith(TRACING) or (_name.startswith("HFPIPE_") and _name != "HFPIPE_TEST_CACHE"):
+        del os.environ[_name]
+os.environ.update(_environment())
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from hfpipe.types import LoadOptions, ModelSource, Silent  # noqa: E402
+from tests import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: 128 learned positions, no chat template."""
+    return tiny.gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: rotary positions, grouped queries, a chat template."""
+    return tiny.llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_ov(tiny_gpt2: Path) -> Path:
+    """tiny_gpt2 as hfpipe exports it for OpenVINO, in fp32."""
+    return _exported(tiny_gpt2)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_ov(tiny_llama: Path) -> Path:
+    """tiny_llama as hfpipe exports it for OpenVINO, in fp32."""
+    return _exported(tiny_llama)
+
+
+def _exported(folder: Path) -> Path:
+    from hfpipe import sources
+    from hfpipe.backends.openvino_loading import model_folder
+
+    return model_folder(sources.resolve(str(folder)), LoadOptions(), Silent())
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelSource:
+    """The real model, for tests marked `model`: from the package index, converted into the session's cache."""
+    from hfpipe import sources
+
+    return sources.resolve("smollm2")
