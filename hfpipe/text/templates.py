@@ -1,0 +1,117 @@
+"""Prompt templates: what turns the variables of a request into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Literal
+
+from hfpipe.errors import TemplateError, nearest
+
+TemplateKind = Literal["qa", "chat", "raw", "custom"]
+
+BUILT_IN: Mapping[str, tuple[TemplateKind, str]] = {
+    "qa": ("qa", "Question: {question}\n\nAnswer: Let's think step by step."),
+    "chat": ("chat", "{prompt}"),
+    "raw": ("raw", "{prompt}"),
+}
+_FORMS = 'A template is qa, chat, raw, a text with {variables} such as "Translate: {question}", or @FILE.'
+_SHORT = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template and its variables, in order of appearance. `name` is what error messages call it.
+
+    `chat` and `raw` have the one variable `prompt`. For chat it is what the user says: a chat template does the rest.
+    """
+
+    kind: TemplateKind
+    name: str
+    text: str
+    variables: tuple[str, ...]
+
+    def fill(self, variables: Mapping[str, str]) -> str:
+        """The text with every {variable} replaced. Values are taken as they are; what the text lacks is ignored.
+
+        Raises TemplateError where a variable is missing.
+        """
+        for needed in self.variables:
+            if needed not in variables:
+                given = ", ".join(variables) or "nothing"
+                raise TemplateError(f"No value for {{{needed}}} in {self.name}; given: {given}.")
+        return "".join(
+            literal + ("" if variable is None else variables[variable]) for literal, variable in _pieces(self.text)
+        )
+
+    def prompt_variable(self, given: Collection[str] = ()) -> str | None:
+        """The variable that a lone prompt stands for, where those of `given` have their values already.
+
+        It is `prompt` or `question`, else the only one left; None where none is. Raises TemplateError if several are.
+        """
+        left = [variable for variable in self.variables if variable not in given]
+        for usual in ("prompt", "question"):
+            if usual in left:
+                return usual
+        if len(left) > 1:
+            names = ", ".join(f"{{{variable}}}" for variable in left)
+            raise TemplateError(
+                f"The prompt could be any of {names} in {self.name}.",
+                hint=f"Give all but one with --var, as in --var {left[0]}=..., or call one of them {{prompt}}.",
+            )
+        return left[0] if left else None
+
+
+def parse_template(text: str) -> Template:
+    """The template that the user means by `text`: a built-in name, @FILE, or the template itself.
+
+    Fields are plain {names}, and {{ and }} stand for braces. The newline that ends a file is not part of its template.
+    Raises TemplateError for any other field, for no field at all, and for a file that cannot be read.
+    """
+    if text in BUILT_IN:
+        kind, body = BUILT_IN[text]
+        return Template(kind, text, body, _variables(body, text))
+    if text.startswith("@"):
+        return _custom(_read(Path(text[1:]), text), text, hint=_FORMS)
+    return _custom(text, f'the template "{_shortened(text)}"', hint=nearest(text.lower(), BUILT_IN) or _FORMS)
+
+
+def _custom(body: str, name: str, hint: str) -> Template:
+    variables = _variables(body, name)
+    if not variables:
+        raise TemplateError(f"There is no {{variable}} in {name}.", hint=hint)
+    return Template("custom", name, body, variables)
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n")
+    except OSError as error:
+        raise TemplateError(f"Cannot read the template {name}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"Cannot read the template {name}: it is not UTF-8 text.") from error
+
+
+def _variables(body: str, name: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(variable for _, variable in _pieces(body) if variable is not None))
+    except ValueError as error:
+        raise TemplateError(
+            f"Cannot use {name}: {error}.", hint="Fields are plain, as in {question}; write {{ and }} for braces."
+        ) from error
+
+
+def _pieces(body: str) -> Iterator[tuple[str, str | None]]:
+    """Pairs of literal text and the variable after it. Raises ValueError for what is not a plain field."""
+    for literal, variable, spec, conversion in Formatter().parse(body):
+        if variable is not None and (spec or conversion or not variable.isidentifier()):
+            field = variable + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise ValueError(f"{{{_shortened(field)}}} is not a plain variable")
+        yield literal, variable
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"

@@ -1,0 +1,400 @@
+"""Prompt templates, and chat templates compared with transformers' own rendering."""
+
+import codecs
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfpipe.errors import TemplateError
+from hfpipe.text.chat import ChatTemplate
+from hfpipe.text.templates import parse_template
+
+quick = settings(max_examples=60, deadline=None)
+
+# --- prompt templates
+
+
+def test_qa_is_the_step_by_step_prompt():
+    template = parse_template("qa")
+    filled = template.fill({"question": "What is EEG?"})
+    assert filled == "Question: What is EEG?\n\nAnswer: Let's think step by step."
+    assert (template.kind, template.name, template.variables) == ("qa", "qa", ("question",))
+
+
+@pytest.mark.parametrize("name", ["raw", "chat"])
+def test_raw_and_chat_take_the_prompt_as_it_is(name):
+    template = parse_template(name)
+    assert (template.kind, template.variables) == (name, ("prompt",))
+    assert template.fill({"prompt": "as {it} is\n"}) == "as {it} is\n"
+
+
+def test_custom_text():
+    template = parse_template("Say {what} to {who}, {who}: {{x}} }}{{")
+    assert (template.kind, template.variables) == ("custom", ("what", "who"))
+    assert template.fill({"what": "{who}", "who": "Ann", "more": "unused"}) == "Say {who} to Ann, Ann: {x} }{"
+
+
+@given(before=st.text(), value=st.text(), after=st.text())
+@quick
+def test_filling_changes_nothing_but_the_variable(before, value, after):
+    def escape(text):
+        return text.replace("{", "{{").replace("}", "}}")
+
+    # A text that begins with @ names a file.
+    template = parse_template("." + escape(before) + "{x}" + escape(after))
+    assert template.fill({"x": value}) == "." + before + value + after
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>10}", "{a:{b}}", "{a b}", '{"a": 1}', "{", "}", "{a", "{a!}"],
+)
+def test_only_plain_fields(field):
+    with pytest.raises(TemplateError, match=r'the template "ask') as caught:
+        parse_template("ask {x} " + field)
+    assert "\n" not in caught.value.message
+    assert "{{ and }}" in caught.value.hint
+
+
+def test_attributes_of_values_cannot_be_reached():
+    with pytest.raises(TemplateError, match="not a plain variable"):
+        parse_template("{question.__class__.__mro__}")
+
+
+def test_a_missing_variable_is_named():
+    template = parse_template("Translate {text} to {language}")
+    with pytest.raises(TemplateError) as caught:
+        template.fill({"text": "x", "style": "y"})
+    message = 'No value for {language} in the template "Translate {text} to {language}"; given: text, style.'
+    assert caught.value.message == message
+    with pytest.raises(TemplateError, match=r"No value for \{question\} in qa; given: nothing\."):
+        parse_template("qa").fill({})
+
+
+def test_long_templates_are_shortened_in_messages():
+    with pytest.raises(TemplateError) as caught:
+        parse_template("{x}\n" + "long " * 100).fill({})
+    assert len(caught.value.message) < 120
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "hint"), [("qaa", "'qa'"), ("Chat", "'chat'"), ("rwa", "'raw'"), ("my own", "@FILE")])
+def test_a_text_without_variables_is_probably_a_mistyped_name(text, hint):
+    with pytest.raises(TemplateError, match=r"There is no \{variable\} in the template") as caught:
+        parse_template(text)
+    assert hint in caught.value.hint
+
+
+def test_empty_template():
+    with pytest.raises(TemplateError, match=r"no \{variable\}"):
+        parse_template("")
+
+
+def test_file(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("Grüße, {name}!\n\n", encoding="utf-8")
+    template = parse_template(f"@{file}")
+    assert (template.kind, template.name, template.variables) == ("custom", f"@{file}", ("name",))
+    assert template.fill({"name": "Ann"}) == "Grüße, Ann!\n"
+
+
+def test_file_from_another_system(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(codecs.BOM_UTF8 + b"Q: {q}\r\nA:\r\n")
+    assert parse_template(f"@{file}").fill({"q": "x"}) == "Q: x\nA:"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), (b"\xff\xfe {x}", "not UTF-8"), (b"no variables", "no {variable} in @"), (b"{}", "{}")],
+)
+def test_file_that_cannot_be_used(tmp_path, content, message):
+    file = tmp_path / "prompt.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(TemplateError) as caught:
+        parse_template(f"@{file}")
+    assert message in caught.value.message
+    assert f"@{file}" in caught.value.message
+
+
+def test_a_folder_is_not_a_template(tmp_path):
+    with pytest.raises(TemplateError, match="Cannot read the template @"):
+        parse_template(f"@{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "variable"),
+    [
+        ("qa", [], "question"),
+        ("chat", [], "prompt"),
+        ("raw", [], "prompt"),
+        ("{style} {question}", [], "question"),
+        ("{question} {prompt}", [], "prompt"),
+        ("{question} {prompt}", ["prompt"], "question"),
+        ("{text}", [], "text"),
+        ("{text} {language}", ["language"], "text"),
+        ("{text}", ["text"], None),
+    ],
+)
+def test_the_variable_that_the_prompt_fills(text, given, variable):
+    assert parse_template(text).prompt_variable(given) == variable
+
+
+def test_a_prompt_that_could_fill_several_variables():
+    with pytest.raises(TemplateError, match=r"any of \{text\}, \{language\}") as caught:
+        parse_template("{text} {language} {style}").prompt_variable(["style"])
+    assert "--var text=" in caught.value.hint
+
+
+# --- chat templates, as their models publish them
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
+    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+PHI3 = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+ZEPHYR = """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>
+' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>
+' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>
+'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+QWEN25 = r"""{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
+    {%- endif %}
+    {{- "\n\n# Tools\n\nFunction signatures within <tools></tools> XML tags:\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\n</tools><|im_end|>\n" }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}
+            {{- '\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {{- '\n<tool_call>\n{"name": "' }}{{- tool_call.name }}{{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}{{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+EVERYTHING = """{%- set state = namespace(seen=0) %}
+{% for message in messages %}
+    {% if message.role == 'system' %}{% continue %}{% endif %}
+    {% if state.seen > 1 %}{% break %}{% endif %}
+    {% generation %}
+    {{ message.content | trim }} {{ loop.index }}
+    {% set hidden = 1 %}
+    {% endgeneration %}
+    {% set state.seen = state.seen + 1 %}
+{% endfor %}
+{{ strftime_now('%Y') }} {{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}
+{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=True, ensure_ascii=True, separators=(',', ':')) }}
+{{ tools is none }} {{ documents is none }} [{{ nowhere }}] {{ flag | default('unset') }} {{ hidden is defined }}
+"""
+PUBLISHED = {
+    "chatml": CHATML,
+    "smollm2": SMOLLM2,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "phi3": PHI3,
+    "zephyr": ZEPHYR,
+    "qwen25": QWEN25,
+    "everything": EVERYTHING,
+}
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "Be <b>brief</b> & kind."}
+CONVERSATIONS = {
+    "single": [user("Hello")],
+    "system": [SYSTEM, user("Hello")],
+    "turns": [user("Hi"), assistant("Hello."), user(" And <you> & 'me' \"us\"? \n")],
+    "unicode": [user("中文 👩‍👩‍👧‍👦 Grüße \u2028 \t")],
+    "jinja": [user("{{ 7 * 7 }} {% raise %}")],
+    "answered": [user("Hi"), assistant("Hello.")],
+    "wrong": [user("Hi"), user("Again"), assistant("So?")],
+    "late": [user("Hi"), SYSTEM, user("Hello")],
+}
+
+
+@pytest.fixture(scope="module")
+def render_there():
+    """transformers' own rendering: (source, messages, further variables) -> text."""
+    import jinja2
+    import tokenizers
+    import transformers
+
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"<s>": 0, "</s>": 1}, merges=[]))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **TOKENS)
+
+    def render(source, messages, **extra):
+        try:
+            return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **extra)
+        except jinja2.TemplateError as error:
+            return error
+
+    return render
+
+
+def render_here(source, messages, **extra):
+    return ChatTemplate(source, TOKENS, "org/name").render(messages, **extra)
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_equals_transformers(render_there, family, conversation, add_generation_prompt):
+    source, messages = PUBLISHED[family], CONVERSATIONS[conversation]
+    there = render_there(source, messages, add_generation_prompt=add_generation_prompt)
+    if isinstance(there, str):
+        assert render_here(source, messages, add_generation_prompt=add_generation_prompt) == there
+    else:
+        with pytest.raises(TemplateError) as caught:
+            render_here(source, messages, add_generation_prompt=add_generation_prompt)
+        assert caught.value.message == f"The chat template of org/name: {there}"
+
+
+def test_the_comparison_meets_refusals(render_there):
+    refused = [
+        (family, name)
+        for family, source in PUBLISHED.items()
+        for name, messages in CONVERSATIONS.items()
+        if not isinstance(render_there(source, messages), str)
+    ]
+    refused_by_mistral = [("mistral", name) for name in ("late", "system", "wrong")]
+    assert sorted(refused) == [("gemma", "system"), ("gemma", "wrong"), *refused_by_mistral]
+
+
+@given(
+    content=st.text(st.characters(codec="utf-8"), max_size=30), family=st.sampled_from(["llama3", "qwen25", "zephyr"])
+)
+@quick
+def test_any_content_equals_transformers(render_there, content, family):
+    messages = [user(content), assistant(content), user("x")]
+    assert render_here(PUBLISHED[family], messages) == render_there(
+        PUBLISHED[family], messages, add_generation_prompt=True
+    )
+
+
+def test_tools_and_further_variables_equal_transformers(render_there):
+    tool = {"type": "function", "function": {"name": "get", "description": "Get <it> & über", "parameters": {}}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get", "arguments": {"x": "<é>"}}]}
+    messages, extra = [user("Hi"), call, user("So?")], {"tools": [tool], "flag": "on", "bos_token": "other"}
+    for source in (QWEN25, EVERYTHING, LLAMA3):
+        assert render_here(source, messages, add_generation_prompt=False, **extra) == render_there(
+            source, messages, **extra
+        )
+
+
+def test_generation_prompt_is_the_default():
+    assert render_here(CHATML, [user("Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% if %}", "line 1"),
+        ("ok\n{{ x", "line 2"),
+        ("{{ raise_exception('no\nsystem') }}", "org/name: no system"),
+        ("{{ nowhere.x }}", "'nowhere' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% include 'x' %}", "no loader"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 1 // 0 }}", "zero"),
+        ("{{ messages[0].content + 1 }}", "str"),
+        ("{{ nowhere | tojson }}", "Undefined"),
+        ("{{ [] | first }}{{ ([] | first).x }}", "No first item"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_what_a_template_does_wrong_is_its_error(source, message):
+    template = ChatTemplate(source, {}, "org/name")  # nothing is compiled before it is needed
+    with pytest.raises(TemplateError, match=r"^The chat template of org/name: ") as caught:
+        template.render([user("Hi")])
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_messages_stay_as_they_were():
+    messages = [user("Hi")]
+    with pytest.raises(TemplateError):
+        render_here("{% set messages[0].content = 'x' %}{{ messages[0].update(content='x') }}", messages)
+    assert messages == [user("Hi")]
