@@ -81,21 +81,6 @@ class Tokenizer:
     def has_text(self, token_id: int) -> bool:
         return token_id not in self.special_ids and self._engine.id_to_token(token_id) is not None
 
-    def context(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """What must stand before a token that follows `ids`, so that it is not decoded as the first word of a text."""
-        for token_id in reversed(ids):
-            if self.has_text(token_id):
-                return self.neutral if token_id in self.byte_values else (token_id,)
-        return ()
-
-    @cached_property
-    def neutral(self) -> tuple[int, ...]:
-        """One token of plain text, to stand before another where the real one is a byte, which would join others."""
-        for token_id in range(self.vocab_size):
-            if self.has_text(token_id) and token_id not in self.byte_values and self._engine.decode([token_id]):
-                return (token_id,)
-        return ()
-
     @cached_property
     def _added_tokens(self) -> Mapping[str, int]:
         return self._engine.added_tokens()
@@ -111,7 +96,9 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._window = tokenizer.context(prompt_ids)
+        last = next((token_id for token_id in reversed(prompt_ids) if tokenizer.has_text(token_id)), None)
+        # What stands before the next token: a word that follows another keeps its space, the first of a text may not.
+        self._window: tuple[int, ...] = () if last is None else (last,)
         # Whether the window's text ends in a U+FFFD that is not shown, since a next token may complete it.
         self._held = False
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
@@ -126,10 +113,11 @@ class IncrementalDecoder:
 
     def _push(self, token_id: int) -> str:
         value = self._tokenizer.byte_values.get(token_id)
-        return self._push_token(token_id) if value is None else self._push_byte(value)
+        return self._push_token(token_id) if value is None else self._push_byte(token_id, value)
 
-    def _push_byte(self, value: int) -> str:
-        self._window = self._tokenizer.neutral
+    def _push_byte(self, token_id: int, value: int) -> str:
+        """Bytes are joined here: the decoder of a tokenizer spoils a whole run of them where one is invalid."""
+        self._window = (token_id,)
         return self._release() + self._bytes.decode(bytes((value,)))
 
     def _push_token(self, token_id: int) -> str:

@@ -13,7 +13,7 @@ from hfpipe.text.stops import StopScanner
 letters = st.text("abc", max_size=40)
 stop_lists = st.lists(st.text("abc", min_size=1, max_size=6), max_size=5)
 cuts = st.lists(st.integers(0, 40), max_size=8)
-thorough = settings(max_examples=400, deadline=None)
+thorough = settings(max_examples=300, deadline=None)
 
 
 def cut(text: str, places: list[int]) -> list[str]:

@@ -26,7 +26,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_s
     ),
     max_size=10,
 ).map("".join)
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=100, deadline=None)
 
 
 @pytest.fixture(scope="session")
