@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, cast
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
@@ -18,10 +18,10 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self, override
 
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import HFPipeError, TemplateError, UsageError
 from hfpipe.generator import Generator, open_generator, wrap_pipeline
 from hfpipe.text.chat import ChatTemplate
-from hfpipe.text.templates import Template
+from hfpipe.text.templates import Template, parse_template
 from hfpipe.types import Completion, GenerationOptions, LoadOptions, Reporter, TextEvent, TextRequest
 
 _GENERATION_FIELDS = frozenset(field.name for field in fields(GenerationOptions))
@@ -192,20 +192,43 @@ class HFPipe(BaseLLM):
         return "hfpipe"
 
 
-def prompt_runnable(template: Template) -> Runnable[dict[str, Any], Any]:
-    """A template as the left side of `prompt | llm`."""
-    return PromptTemplate(template=template.text, input_variables=list(template.variables))
+class Recorder(BaseCallbackHandler):
+    """Keeps what passes through a chain beside the text: the prompt that the model gets, and generation_info."""
+
+    raise_error = True
+
+    def __init__(self, on_prompt: Callable[[str], None] | None = None) -> None:
+        self.info: dict[str, Any] = {}
+        self._on_prompt = on_prompt
+
+    @override
+    def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], **kwargs: Any) -> None:
+        if self._on_prompt:
+            self._on_prompt(prompts[0])
+
+    @override
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        self.info = response.generations[0][0].generation_info or {}
 
 
-def chat_runnable(chat: ChatTemplate, system: str | None) -> Runnable[dict[str, Any], Any]:
-    """The model's chat template as the left side of `prompt | llm`: {"prompt": what the user says}."""
+def chain(llm: HFPipe, template: Template | None, system: str | None) -> Runnable[dict[str, Any], str]:
+    """`prompt | llm`, from the template's variables to the answer. Without a template: chat where the model has a chat
+    template, else qa. Raises UsageError for `system` where it has no place."""
+    tokenizer = llm.generator.tokenizer
+    template = template or parse_template("chat" if tokenizer.chat_template else "qa")
+    if template.kind != "chat":
+        if system is not None:
+            raise UsageError(f"A system message needs the chat template, and this run uses {template.name}.")
+        return PromptTemplate(template=template.text, input_variables=list(template.variables)) | llm
+    if tokenizer.chat_template is None:
+        raise TemplateError(f"{llm.model} has no chat template.", hint="Use --template qa, raw, or a text of your own.")
+    chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, llm.model)
 
     def render(variables: dict[str, Any]) -> StringPromptValue:
         messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": variables["prompt"]})
-        return StringPromptValue(text=chat.render(messages))
+        return StringPromptValue(text=chat.render([*messages, {"role": "user", "content": variables["prompt"]}]))
 
-    return RunnableLambda(render)
+    return RunnableLambda(render) | llm.bind(add_special_tokens=False)
 
 
 def _overridden(options: GenerationOptions, overrides: Mapping[str, Any]) -> GenerationOptions:

@@ -1,0 +1,3 @@
+from hfpipe.cli import main
+
+main()

@@ -1,0 +1,267 @@
+"""The options that commands share, as Annotated aliases, and how their words become values."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from hfpipe.errors import UsageError
+from hfpipe.types import GenerationOptions, LoadOptions
+
+_LOADING = "Loading"
+_GENERATION = "Generation"
+_OUTPUT = "Output"
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from hfpipe.sources.names import known_names
+
+    return [name for name in known_names() if name.startswith(incomplete)]
+
+
+def _complete_backend(incomplete: str) -> list[str]:
+    return [name for name in ("auto", "torch", "openvino", "echo") if name.startswith(incomplete)]
+
+
+def _complete_template(incomplete: str) -> list[str]:
+    return [name for name in ("qa", "chat", "raw") if name.startswith(incomplete)]
+
+
+def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
+    """An option whose environment variable is HFPIPE_ and its first long name."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "HFPIPE_" + long.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **settings)
+
+
+ModelArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file.",
+        autocompletion=_complete_model,
+        show_default=False,
+    ),
+]
+PromptArg = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPT]", help="The prompt; - or nothing reads it from stdin.", show_default=False),
+]
+
+BackendOpt = Annotated[
+    str,
+    _option(
+        "--backend",
+        "-b",
+        help="auto, torch, openvino or echo.",
+        panel=_LOADING,
+        metavar="NAME",
+        autocompletion=_complete_backend,
+    ),
+]
+DeviceOpt = Annotated[
+    str | None,
+    _option(
+        "--device",
+        "-d",
+        help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU.",
+        panel=_LOADING,
+        metavar="DEVICE",
+    ),
+]
+DeviceMapOpt = Annotated[
+    str | None,
+    _option("--device-map", help="auto: Accelerate places it. Not with --device.", panel=_LOADING, metavar="MAP"),
+]
+DtypeOpt = Annotated[
+    str | None,
+    _option("--dtype", help="auto, float32, float16 or bfloat16 (torch).", panel=_LOADING, metavar="DTYPE"),
+]
+AttnOpt = Annotated[
+    str | None,
+    _option("--attn", help="sdpa, eager or flash_attention_2 (torch).", panel=_LOADING, metavar="KIND"),
+]
+OvConfigOpt = Annotated[
+    list[str] | None,
+    _option(
+        "--ov-config",
+        help="An OpenVINO property, or one JSON object of them. Repeatable.",
+        panel=_LOADING,
+        metavar="KEY=VALUE",
+    ),
+]
+ModelKwargOpt = Annotated[
+    list[str] | None,
+    _option(
+        "--model-kwarg", help="An argument of from_pretrained (torch). Repeatable.", panel=_LOADING, metavar="KEY=VALUE"
+    ),
+]
+TaskOpt = Annotated[
+    str | None, _option("--task", help="text-generation, the one there is.", panel=_LOADING, metavar="TASK")
+]
+RevisionOpt = Annotated[
+    str | None,
+    _option("--revision", help="A branch, tag or commit of a Hub model.", panel=_LOADING, metavar="REV"),
+]
+TrustOpt = Annotated[
+    bool,
+    _option("--trust-remote-code", help="Run Python code that comes with the model.", panel=_LOADING, is_flag=True),
+]
+PickleOpt = Annotated[
+    bool,
+    _option("--allow-pickle", help="Load pickled weights, which can run code.", panel=_LOADING, is_flag=True),
+]
+ExactOpt = Annotated[
+    bool,
+    _option(
+        "--exact",
+        help="Compute in float32, so that an answer depends on its prompt and options alone.",
+        panel=_LOADING,
+        is_flag=True,
+    ),
+]
+
+MaxTokensOpt = Annotated[
+    int | None,
+    _option(
+        "--max-tokens",
+        "--max-new-tokens",
+        "-n",
+        help="The most tokens to generate. [default: the model's own, else 256]",
+        panel=_GENERATION,
+        metavar="N",
+        show_default=False,
+    ),
+]
+TemperatureOpt = Annotated[
+    float | None,
+    _option("--temperature", "--temp", help="0 is greedy.", panel=_GENERATION, metavar="T"),
+]
+TopPOpt = Annotated[float | None, _option("--top-p", help="Nucleus sampling.", panel=_GENERATION, metavar="P")]
+TopKOpt = Annotated[int | None, _option("--top-k", help="0 is off.", panel=_GENERATION, metavar="K")]
+MinPOpt = Annotated[
+    float | None,
+    _option("--min-p", help="Least probability, relative to the best token.", panel=_GENERATION, metavar="P"),
+]
+RepetitionPenaltyOpt = Annotated[
+    float | None, _option("--repetition-penalty", help="1 is off.", panel=_GENERATION, metavar="X")
+]
+SeedOpt = Annotated[
+    int | None, _option("--seed", help="The same seed samples the same text.", panel=_GENERATION, metavar="N")
+]
+StopOpt = Annotated[
+    list[str] | None,
+    _option("--stop", help=r"Text that ends the answer; \n works. Repeatable.", panel=_GENERATION, metavar="TEXT"),
+]
+TemplateOpt = Annotated[
+    str | None,
+    _option(
+        "--template",
+        "-t",
+        help="chat, qa, raw, a text with {variables}, or @FILE. [default: chat where the model has one, else qa]",
+        panel=_GENERATION,
+        metavar="TEMPLATE",
+        autocompletion=_complete_template,
+        show_default=False,
+    ),
+]
+VarOpt = Annotated[
+    list[str] | None, _option("--var", help="A template variable. Repeatable.", panel=_GENERATION, metavar="NAME=TEXT")
+]
+SystemOpt = Annotated[
+    str | None,
+    _option("--system", "-s", help="The system message of a chat template.", panel=_GENERATION, metavar="TEXT"),
+]
+
+VerboseOpt = Annotated[
+    bool, _option("--verbose", help="Let the libraries speak on stderr.", panel=_OUTPUT, is_flag=True)
+]
+QuietOpt = Annotated[bool, _option("--quiet", "-q", help="Nothing on stderr but errors.", panel=_OUTPUT, is_flag=True)]
+
+
+JsonOpt = Annotated[bool, _option("--json", help="One JSON object instead of text.", panel=_OUTPUT, is_flag=True)]
+NoStreamOpt = Annotated[
+    bool, _option("--no-stream", help="Write the answer once it is complete.", panel=_OUTPUT, is_flag=True)
+]
+StatsOpt = Annotated[bool, _option("--stats", help="Times and counts, on stderr.", panel=_OUTPUT, is_flag=True)]
+ShowPromptOpt = Annotated[
+    bool, _option("--show-prompt", help="What the model gets, on stderr.", panel=_OUTPUT, is_flag=True)
+]
+
+
+def load_options(given: Mapping[str, Any], *, batch_size: int | None) -> LoadOptions:
+    """LoadOptions from a command's parameters, by name. Raises UsageError for what is malformed."""
+    as_they_are = {name: given[name] for name in _names(LoadOptions) - {"batch_size", "ov_config", "model_kwargs"}}
+    model_kwargs = _pairs("--model-kwarg", given["model_kwarg"])
+    return LoadOptions(
+        batch_size=batch_size,
+        ov_config=parse_ov_config(given["ov_config"] or ()),
+        model_kwargs={key: _json_or_text(value) for key, value in model_kwargs.items()},
+        **as_they_are,
+    )
+
+
+def generation_options(given: Mapping[str, Any]) -> GenerationOptions:
+    """GenerationOptions from a command's parameters, by name. Raises UsageError for a value out of range."""
+    as_they_are = {name: given[name] for name in _names(GenerationOptions) - {"stop"}}
+    return GenerationOptions(stop=tuple(unescaped(text) for text in given["stop"] or ()), **as_they_are)
+
+
+def _names(options: type[LoadOptions | GenerationOptions]) -> set[str]:
+    return {field.name for field in fields(options)}
+
+
+def parse_ov_config(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs, or JSON objects, joined."""
+    config: dict[str, Any] = {}
+    for text in given:
+        if text.lstrip().startswith("{"):
+            config.update(_json_object("--ov-config", text))
+        else:
+            config.update(_pairs("--ov-config", [text]))
+    return config
+
+
+def parse_variables(given: Sequence[str] | None) -> dict[str, str]:
+    return _pairs("--var", given)
+
+
+def unescaped(text: str) -> str:
+    r"""`\n`, `\t`, `\\` and their like as one types them in a shell; other text, Unicode too, stays as it is."""
+    return re.sub(r"\\(?:[abfnrtv\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", _unescape, text)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return codecs.decode(match[0], "unicode_escape")
+
+
+def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"{option} takes KEY=VALUE, not {text!r}.")
+        pairs[key.strip()] = value
+    return pairs
+
+
+def _json_object(option: str, text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} is not valid JSON: {error}.") from error
+    assert isinstance(value, dict)
+    return value
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,29 @@
+"""Keeping the libraries silent, and their telemetry off."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+_NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+_NO_NOISE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+    "HF_HUB_VERBOSITY": "critical",
+    "TRANSFORMERS_VERBOSITY": "critical",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def quiet(*, verbose: bool) -> None:
+    """Call it before a library is imported: most read their environment then. What the user has set stays."""
+    for name, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+    if verbose:
+        return
+    for name, value in _NO_NOISE.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)

@@ -1,0 +1,171 @@
+"""`hfpipe run`: one prompt in, one answer out, as it appears."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from hfpipe.cli import options as o
+from hfpipe.cli.output import Answer, Talk
+from hfpipe.cli.quiet import quiet as quieten
+from hfpipe.cli.stats import as_rows, report
+from hfpipe.errors import UsageError
+from hfpipe.text.templates import Template, parse_template
+
+if TYPE_CHECKING:
+    from hfpipe.generator import Generator
+    from hfpipe.types import LoadOptions
+
+_T = TypeVar("_T")
+_SPINNER_AFTER_S = 0.4
+
+
+def run(
+    model: o.ModelArg,
+    prompt: o.PromptArg = None,
+    backend: o.BackendOpt = "auto",
+    device: o.DeviceOpt = None,
+    device_map: o.DeviceMapOpt = None,
+    dtype: o.DtypeOpt = None,
+    attn: o.AttnOpt = None,
+    ov_config: o.OvConfigOpt = None,
+    model_kwarg: o.ModelKwargOpt = None,
+    task: o.TaskOpt = None,
+    revision: o.RevisionOpt = None,
+    trust_remote_code: o.TrustOpt = False,
+    allow_pickle: o.PickleOpt = False,
+    exact: o.ExactOpt = False,
+    max_tokens: o.MaxTokensOpt = None,
+    temperature: o.TemperatureOpt = None,
+    top_p: o.TopPOpt = None,
+    top_k: o.TopKOpt = None,
+    min_p: o.MinPOpt = None,
+    repetition_penalty: o.RepetitionPenaltyOpt = None,
+    seed: o.SeedOpt = None,
+    stop: o.StopOpt = None,
+    template: o.TemplateOpt = None,
+    var: o.VarOpt = None,
+    system: o.SystemOpt = None,
+    json: o.JsonOpt = False,
+    no_stream: o.NoStreamOpt = False,
+    stats: o.StatsOpt = False,
+    show_prompt: o.ShowPromptOpt = False,
+    quiet: o.QuietOpt = False,
+    verbose: o.VerboseOpt = False,
+) -> None:
+    """Stream the answer to one prompt."""
+    given = locals()
+    loading = o.load_options(given, batch_size=1)
+    generation = o.generation_options(given)
+    asked = ask(prompt, template, o.parse_variables(var))
+    quieten(verbose=verbose)
+    talk = Talk(quiet=quiet, verbose=verbose)
+    answer = Answer()
+    opened = _in_background(lambda: _open(model, loading, talk))
+    # Imported while the model loads: half a second that costs nothing.
+    from hfpipe.langchain import HFPipe, Recorder, chain
+
+    generator = _result(opened, talk, f"Loading {model}")
+    llm = HFPipe(model=model, generator=generator, **asdict(generation))
+    recorder = Recorder(on_prompt=talk.say if show_prompt else None)
+    parts = chain(llm, asked.template, system).stream(asked.variables(generator), {"callbacks": [recorder]})
+    text = _write(parts, answer, stream=not (json or no_stream))
+    measured = report(generator, recorder.info)
+    if json:
+        answer.write_json({"text": text, **measured})
+    elif no_stream:
+        answer.write(text + "\n")
+    if stats:
+        talk.table(as_rows(measured))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the prompt before the model is known. `template` is None for the model's own."""
+
+    prompt: str | None
+    template: Template | None
+    given: Mapping[str, str]
+
+    def variables(self, generator: Generator) -> dict[str, str]:
+        """The variables of the template, the prompt in its place."""
+        if self.prompt is None:
+            return dict(self.given)
+        name = "prompt" if generator.tokenizer.chat_template else "question"
+        if self.template is not None:
+            name = self.template.prompt_variable(self.given) or name
+        return {**self.given, name: self.prompt}
+
+
+def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> Asked:
+    """Check what can be checked without a model. Reads stdin where the prompt is to come from there."""
+    parsed = None if template is None else parse_template(template)
+    if parsed is not None and parsed.prompt_variable(given) is None:
+        if prompt is not None:
+            raise UsageError(f"There is no place for the prompt in {parsed.name}: --var fills all of it.")
+        return Asked(None, parsed, given)
+    text = read_prompt(prompt)
+    if not text.strip():
+        raise UsageError("The prompt is empty.")
+    return Asked(text, parsed, given)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The argument, or all of stdin for `-` and for nothing where stdin is no terminal."""
+    if prompt not in (None, "-"):
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError(
+            "There is no prompt.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
+        )
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The prompt on stdin is not UTF-8 text: {error}.") from error
+
+
+def _open(model: str, loading: LoadOptions, talk: Talk) -> Generator:
+    from hfpipe.generator import open_generator
+
+    return open_generator(model, loading, talk)
+
+
+def _in_background(work: Callable[[], _T]) -> Future[_T]:
+    """A daemon thread: Ctrl-C must not wait for it."""
+    future: Future[_T] = Future()
+
+    def run_it() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run_it, daemon=True).start()
+    return future
+
+
+def _result(future: Future[_T], talk: Talk, doing: str) -> _T:
+    """What the future holds, with a spinner where it takes its time."""
+    try:
+        return future.result(timeout=_SPINNER_AFTER_S)
+    except TimeoutError:
+        if future.done():
+            raise
+    with talk.waiting(doing):
+        return future.result()
+
+
+def _write(parts: Iterator[str], answer: Answer, *, stream: bool) -> str:
+    """Join the parts; with `stream`, write them as they come, and a newline after the last."""
+    written = []
+    for part in parts:
+        written.append(part)
+        if stream:
+            answer.write(part)
+    if stream:
+        answer.write("\n")
+    return "".join(written)
