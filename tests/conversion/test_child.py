@@ -1,0 +1,179 @@
+"""run_child: what a child does, says and dies of, as its parent sees it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hfpipe import errors
+from hfpipe.conversion.child import ChildOutput, run_child, telemetry_off_environment
+from hfpipe.errors import ConversionError, UnsupportedModel
+
+
+class Recorder:
+    def __init__(self):
+        self.notes, self.steps = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def progress(self, task, done, total):
+        self.steps.append((task, done, total))
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """Runs the source of a module, whose `main` is the work, as a child."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(body, arguments=None, **options):
+        lines = "\n".join(f"    {line}" for line in body.splitlines())
+        (tmp_path / "work.py").write_text(f"import os, sys, signal, time\ndef main(arguments, reporter):\n{lines}\n")
+        run_child("work", arguments or {}, what="The work", **options)
+
+    return run
+
+
+def test_arguments_and_reports(child, tmp_path):
+    recorder = Recorder()
+    body = "reporter.note(arguments['text'])\nreporter.progress('task', 1, None)\nopen(arguments['path'], 'w').close()"
+    child(body, {"text": "two\nlines ü", "path": str(tmp_path / "made")}, reporter=recorder)
+    assert recorder.notes == ["two\nlines ü"]
+    assert recorder.steps == [("task", 1, None)]
+    assert (tmp_path / "made").exists()
+
+
+def test_a_known_error_keeps_its_class_and_hint(child):
+    body = "from hfpipe.errors import UnsupportedModel\nraise UnsupportedModel('this kind', hint='another')"
+    with pytest.raises(UnsupportedModel, match=r"^this kind$") as caught:
+        child(body)
+    assert caught.value.hint == "another"
+
+
+def test_every_error_can_cross(child):
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    for kind in kinds[::4]:
+        with pytest.raises(kind):
+            child(f"import hfpipe.errors\nraise hfpipe.errors.{kind.__name__}('x')")
+
+
+def test_an_unknown_error_shows_its_last_line_and_keeps_the_rest(child):
+    with pytest.raises(ConversionError, match=r"^The work failed: ValueError: shape 3$") as caught:
+        child("print('printed')\nraise ValueError('shape 3')")
+    assert isinstance(caught.value.__cause__, ChildOutput)
+    assert "printed" in str(caught.value.__cause__)
+    assert "Traceback" in str(caught.value.__cause__)
+
+
+def test_what_it_prints_stays_away_from_the_messages(child, capfd):
+    recorder = Recorder()
+    child("print('{}')\nos.system('echo shell')\nreporter.note('n')", reporter=recorder)
+    assert recorder.notes == ["n"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verbose_passes_on_what_it_writes(child):
+    recorder = Recorder()
+    child("print('out')\nprint('err', file=sys.stderr)", reporter=recorder, verbose=True)
+    assert sorted(recorder.notes) == ["err", "out"]
+
+
+def test_a_flood_of_output_does_not_block(child):
+    child("for i in range(20000): print('x' * 100)")
+
+
+@pytest.mark.parametrize(("number", "words"), [("SIGKILL", "lack of memory"), ("SIGSEGV", "crashed with SIGSEGV")])
+def test_a_signal_is_named(child, number, words):
+    with pytest.raises(ConversionError, match=words):
+        child(f"os.kill(os.getpid(), signal.{number})")
+
+
+def test_no_memory(child):
+    with pytest.raises(ConversionError, match="memory"):
+        child("raise MemoryError")
+
+
+def test_an_exit_status(child):
+    with pytest.raises(ConversionError, match="exit status 7"):
+        child("os._exit(7)")
+
+
+def test_a_module_that_does_not_exist():
+    with pytest.raises(ConversionError, match="No module named"):
+        run_child("hfpipe.nowhere", {}, what="The work")
+
+
+def test_its_own_children_end_with_it(child, tmp_path):
+    body = "import subprocess\np = subprocess.Popen(['sleep', '60'])\nopen(arguments['path'], 'w').write(str(p.pid))"
+    begun = time.monotonic()
+    child(body, {"path": str(tmp_path / "pid")})
+    assert time.monotonic() - begun < 10
+    assert _ended(int((tmp_path / "pid").read_text()))
+
+
+def _ended(pid):
+    for _ in range(50):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_end_of_the_parent_ends_the_child(tmp_path, number):
+    (tmp_path / "work.py").write_text(
+        "import os, time\ndef main(arguments, reporter):\n    reporter.note(str(os.getpid()))\n    time.sleep(60)\n"
+    )
+    parent = (
+        "from hfpipe.conversion.child import run_child\n"
+        "from hfpipe.types import Silent\n"
+        "class Print(Silent):\n"
+        "    def note(self, text): print(text, flush=True)\n"
+        "run_child('work', {}, what='x', reporter=Print())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    pid = int(process.stdout.readline())
+    process.send_signal(number)
+    _, error = process.communicate(timeout=10)
+    assert ("KeyboardInterrupt" in error) == (number == signal.SIGINT)
+    assert _ended(pid)
+
+
+def test_the_working_directory_is_no_place_for_modules(child, tmp_path, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "json.py").write_text("raise SystemExit('taken')")
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    child("pass")
+
+
+def test_telemetry_is_off_unless_the_user_turns_it_on(child, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    recorder = Recorder()
+    body = (
+        "try:\n    import openvino_telemetry\nexcept ImportError:\n    reporter.note('off')\n"
+        "reporter.note(os.environ['HF_HUB_DISABLE_TELEMETRY'])"
+    )
+    child(body, reporter=recorder)
+    assert recorder.notes == ["off", "1"]
+    (tmp_path / "intel").mkdir()
+    (tmp_path / "intel" / "openvino_telemetry").write_text("1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    assert "HF_HUB_DISABLE_TELEMETRY" not in telemetry_off_environment()
+    recorder.notes.clear()
+    child(body, reporter=recorder)
+    assert recorder.notes == ["0"]
