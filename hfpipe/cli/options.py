@@ -133,7 +133,7 @@ MaxTokensOpt = Annotated[
         "--max-tokens",
         "--max-new-tokens",
         "-n",
-        help="The most tokens to generate. [default: the model's own, else 256]",
+        help="The most tokens to generate. Default: the model's own, else 256.",
         panel=_GENERATION,
         metavar="N",
         show_default=False,
@@ -164,7 +164,7 @@ TemplateOpt = Annotated[
     _option(
         "--template",
         "-t",
-        help="chat, qa, raw, a text with {variables}, or @FILE. [default: chat where the model has one, else qa]",
+        help="chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa.",
         panel=_GENERATION,
         metavar="TEMPLATE",
         autocompletion=_complete_template,
