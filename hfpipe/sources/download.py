@@ -128,7 +128,8 @@ def _append(file: Any, url: str, headers: dict[str, str], meter: Meter) -> None:
         hf_raise_for_status(response)
         if file.tell() and response.status_code != httpx.codes.PARTIAL_CONTENT:
             meter.add(-file.tell())
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         # Blocks as they come: a size given here would hold back, and lose at a cut, what is less than one block.
         for block in response.iter_bytes():
             file.write(block)

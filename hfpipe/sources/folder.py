@@ -26,6 +26,8 @@ _CONTEXT_KEYS = (
     "seq_length",
 )
 _AGAIN = "It looks half-downloaded or half-copied: fetch it again."
+# As safetensors has it.
+_MAX_HEADER = 100_000_000
 _POINTER = b"version https://git-lfs"
 
 
@@ -152,6 +154,8 @@ def _require_whole(path: Path) -> None:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
+            if length > _MAX_HEADER:
+                raise ValueError("the header is too long")
             header = json.loads(file.read(length)) if length <= size else {}
         tensors = [value for name, value in header.items() if name != "__metadata__"]
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)

