@@ -14,6 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,15 +39,19 @@ class LoopbackHub:
     """Serves the files of `repos` (id -> folder), at the branch `main` and at the commit that `commit` gives.
 
     `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"). Each GET of a file of more than
-    1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed.
+    1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed. Without `ranges`
+    the Range header counts for nothing. With `pause_s` a file waits so many seconds after its first half.
     """
 
     repos: Mapping[str, Path]
     refuse: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
+    ranges: bool = True
+    pause_s: float = 0.0
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> LoopbackHub:
+        self.resume = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -55,6 +60,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.resume.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -128,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not wanted:
+        if not wanted or not self.hub.ranges:
             return self._send(200, data, headers)
         start = int(wanted[1])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -146,4 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: self.hub.cuts.pop(0)])
             self.close_connection = True
             return
-        self.wfile.write(data)
+        half = len(data) // 2
+        self.wfile.write(data[:half])
+        if half > 500:
+            self.hub.resume.wait(self.hub.pause_s)
+        with suppress(ConnectionError):
+            self.wfile.write(data[half:])

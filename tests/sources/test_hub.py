@@ -1,0 +1,322 @@
+"""Hub models against a Hub on this machine: what is asked for, what is said when it is refused or cut."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fake_models import write_model
+from tests.hub import LoopbackHub
+
+DECOYS = (
+    "pytorch_model.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "onnx/model.onnx",
+    "model.gguf",
+    "consolidated.safetensors",
+)
+WANTED = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.fixture
+def repos(tmp_path):
+    """gpt2 with decoys, and org/name in three shards."""
+    folders = {
+        "gpt2": write_model(tmp_path / "repos" / "gpt2"),
+        "org/name": write_model(tmp_path / "repos" / "name", shards=3),
+    }
+    for folder in folders.values():
+        (folder / "onnx").mkdir()
+        for name in DECOYS:
+            (folder / name).write_bytes(b"decoy" * 1000)
+    return folders
+
+
+@pytest.fixture
+def hub(repos):
+    with LoopbackHub(repos) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(hub, resolve_in_child):
+    """resolve(reference) with `hub` as the Hub; its log of requests begins anew."""
+
+    def resolve(reference, environment=None, **options):
+        hub.requests.clear()
+        return resolve_in_child(
+            reference, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **(environment or {})}, **options
+        )
+
+    return resolve
+
+
+def test_what_the_model_needs_is_fetched_and_no_more(hub, ask, repos):
+    found = ask("gpt2")
+    assert found["format"] == "transformers"
+    assert found["revision"] == hub.commit("gpt2")
+    assert found["context_length"] == 64
+    assert sorted(path.name for path in Path(found["folder"]).iterdir()) == WANTED
+    assert sorted(set(hub.paths("GET")) - {"/api/models/gpt2", "/api/models/gpt2/revision/main"}) == WANTED
+    size = sum((repos["gpt2"] / name).stat().st_size for name in WANTED)
+    assert found["steps"][-1] == ["Downloading gpt2", size, size]
+    assert [done for _, done, _ in found["steps"]] == sorted(done for _, done, _ in found["steps"])
+
+
+def test_shards(hub, ask):
+    found = ask("org/name")
+    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert sorted(path.name for path in Path(found["folder"]).iterdir()) == sorted(
+        ["config.json", "tokenizer.json", "model.safetensors.index.json", *shards]
+    )
+    assert not set(DECOYS) & set(hub.paths("GET"))
+
+
+def test_the_second_time_costs_one_request(hub, ask):
+    first = ask("gpt2")
+    again = ask("gpt2")
+    assert again["folder"] == first["folder"]
+    assert again["steps"] == []
+    assert [(request.method, request.path) for request in hub.requests] == [("GET", "/api/models/gpt2")]
+
+
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_the_cache_serves_without_a_network(hub, ask, environment):
+    first = ask("gpt2")
+    again = ask("gpt2", environment)
+    assert again["folder"] == first["folder"]
+    assert hub.requests == []
+    note = [] if "HF_HUB_OFFLINE" in environment else ["The Hub did not give gpt2: using the copy in the cache."]
+    assert again["notes"] == note
+
+
+def test_revisions(hub, ask):
+    by_branch = ask("gpt2", revision="main")
+    by_commit = ask("gpt2", revision=hub.commit("gpt2"))
+    assert by_branch["folder"] == by_commit["folder"]
+    assert len(hub.requests) == 1
+    assert ask("gpt2", {"HF_HUB_OFFLINE": "1"}, revision=hub.commit("gpt2"))["folder"] == by_commit["folder"]
+    missing = ask("gpt2", revision="v9")
+    assert missing["error"] == "ModelNotFound"
+    assert missing["message"] == "gpt2 has no revision 'v9'."
+
+
+def test_a_new_commit_fetches_what_changed(hub, ask, repos):
+    first = ask("gpt2")
+    (repos["gpt2"] / "config.json").write_text('{"n_positions": 7}')
+    again = ask("gpt2")
+    assert again["context_length"] == 7
+    assert again["revision"] != first["revision"]
+    assert "model.safetensors" not in hub.paths("GET")
+    assert ask("gpt2", {"HF_HUB_OFFLINE": "1"})["context_length"] == 7
+
+
+def test_a_cut_is_mended_in_the_same_run(hub, ask):
+    hub.cuts[:] = [1500]
+    assert "folder" in ask("gpt2")
+    assert "bytes=1500-" in [request.range for request in hub.requests]
+
+
+def test_after_a_cut_the_next_run_goes_on(hub, ask, repos):
+    hub.cuts[:] = [1500, 0, 0, 0]
+    cut = ask("gpt2")
+    assert cut["error"] == "DownloadError"
+    assert cut["message"].startswith("The download of gpt2 was cut off")
+    assert cut["hint"] == "Run it again to go on where it stopped."
+    again = ask("gpt2")
+    weights = [request for request in hub.requests if request.method == "GET" and "safetensors" in request.path]
+    assert [request.range for request in weights] == ["bytes=1500-"]
+    fetched = Path(again["folder"], "model.safetensors").read_bytes()
+    assert fetched == (repos["gpt2"] / "model.safetensors").read_bytes()
+    assert again["steps"][0][1] == 1500
+    assert not list(Path(again["folder"]).parents[1].rglob("*.incomplete"))
+
+
+def test_after_a_cut_between_shards_the_whole_ones_stay(hub, ask):
+    hub.cuts[:] = [10**9, 2000, 0, 0, 0]
+    assert ask("org/name")["error"] == "DownloadError"
+    assert "folder" in ask("org/name")
+    shards = [(name, request.range) for name, request in _gets(hub) if name.startswith("model-")]
+    assert shards == [
+        ("model-00002-of-00003.safetensors", "bytes=2000-"),
+        ("model-00003-of-00003.safetensors", None),
+    ]
+
+
+def _gets(hub):
+    requests = [request for request in hub.requests if request.method == "GET"]
+    return list(zip(hub.paths("GET"), requests, strict=True))
+
+
+def test_half_a_model_offline(hub, ask):
+    hub.cuts[:] = [10**9, 2000, 0, 0, 0]
+    ask("org/name")
+    offline = ask("org/name", {"HF_HUB_OFFLINE": "1"})
+    assert offline["error"] == "DownloadError"
+    assert "HF_HUB_OFFLINE" in offline["message"]
+
+
+def test_a_cached_model_that_lost_a_file_is_completed(hub, ask):
+    folder = Path(ask("org/name")["folder"])
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    offline = ask("org/name", {"HF_HUB_OFFLINE": "1"})
+    assert offline["error"] == "DownloadError"
+    assert "only a part" in offline["message"]
+    assert "folder" in ask("org/name")
+    assert (folder / "model-00002-of-00003.safetensors").exists()
+
+
+def test_pickles_are_refused_before_they_are_fetched(hub, ask, repos):
+    (repos["gpt2"] / "model.safetensors").unlink()
+    refused = ask("gpt2")
+    assert refused["error"] == "UnsupportedModel"
+    assert refused["message"] == "gpt2 has its weights as pickles only."
+    assert "--allow-pickle" in refused["hint"]
+    assert hub.paths("GET") == ["/api/models/gpt2"]
+    assert "folder" in ask("gpt2", allow_pickle=True)
+    assert "pytorch_model.bin" in hub.paths("GET")
+
+
+def test_an_openvino_repository(hub, ask, repos):
+    for name in ("openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "openvino_tokenizer.bin"):
+        (repos["gpt2"] / name).write_bytes(name.encode())
+    assert ask("gpt2")["format"] == "openvino"
+    assert not {"model.safetensors", *DECOYS} & set(hub.paths("GET"))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "words", "hint"),
+    [
+        (403, "GatedRepo", "AccessDenied", "is gated", "hf auth login"),
+        (401, "GatedRepo", "AccessDenied", "is gated", "hf auth login"),
+        (401, "RepoNotFound", "AccessDenied", "does not exist, or is private", "hf auth login"),
+        (401, "", "AccessDenied", "does not let you read org/secret", "hf auth login"),
+        (403, "", "AccessDenied", "does not let you read org/secret", "hf auth login"),
+        (404, "RepoNotFound", "ModelNotFound", "The Hub has no model org/secret", "Check the name"),
+        (429, "", "DownloadError", "status 429", "later"),
+        (500, "", "DownloadError", "status 500", "later"),
+        (503, "", "DownloadError", "status 503", "later"),
+    ],
+)
+def test_a_refusal_is_one_line_and_the_next_step(hub, ask, status, code, kind, words, hint):
+    hub.refuse = {"org/secret": (status, code)}
+    refused = ask("org/secret")
+    assert refused["error"] == kind
+    assert words in refused["message"]
+    assert hint in refused["hint"]
+    assert "\n" not in refused["message"]
+
+
+def test_a_typo_is_answered_with_the_nearest_known_name(hub, ask):
+    ask("gpt2")
+    for typo, name in {"gpt3": "gpt2", "smolm2": "smollm2"}.items():
+        found = ask(typo)
+        assert found["error"] == "ModelNotFound"
+        assert found["hint"] == f"Did you mean {name!r}?"
+
+
+def test_a_refused_model_that_is_cached_still_runs(hub, ask):
+    first = ask("gpt2")
+    hub.refuse = {"gpt2": (401, "RepoNotFound")}
+    again = ask("gpt2")
+    assert again["folder"] == first["folder"]
+    assert again["notes"] == ["The Hub did not give gpt2: using the copy in the cache."]
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
+        ({"HF_ENDPOINT": "nonsense"}, "nonsense cannot be reached"),
+    ],
+)
+def test_not_cached_and_no_network(ask, environment, words):
+    found = ask("gpt2", environment)
+    assert found["error"] == "DownloadError"
+    assert words in found["message"]
+    assert found["hint"]
+
+
+def test_the_token_is_sent(hub, ask):
+    ask("gpt2", {"HF_TOKEN": "hf_secret"})
+    assert {request.token for request in hub.requests} == {"hf_secret"}
+    ask("gpt2")
+    assert {request.token for request in hub.requests} == {None}
+
+
+def test_a_disk_that_is_too_small(hub, ask, homes, tmp_path):
+    code = (
+        "import shutil\n"
+        "shutil.disk_usage = lambda _: type('Usage', (), {'free': 10})\n"
+        "from hfpipe.sources import resolve\n"
+        "from hfpipe.errors import HFPipeError\n"
+        "try: resolve('gpt2')\n"
+        "except HFPipeError as error: print(error.message, error.hint)\n"
+    )
+    environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "The download needs" in done.stdout
+    assert "HF_HOME" in done.stdout
+    assert hub.paths("GET") == ["/api/models/gpt2"]
+
+
+def test_a_cache_that_cannot_be_written(ask, tmp_path):
+    (tmp_path / "file").touch()
+    found = ask("gpt2", {"HF_HOME": str(tmp_path / "file")})
+    assert found["error"] == "HFPipeError"
+    assert "Cannot write" in found["message"]
+    assert "HF_HOME" in found["hint"]
+
+
+def test_two_at_once(hub, homes):
+    code = "from hfpipe.sources import resolve; print(resolve('org/name').folder)"
+    environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert len([name for name in hub.paths("GET") if name.startswith("model-")]) == 3
+
+
+def test_a_server_that_ignores_ranges(hub, ask, repos):
+    hub.cuts[:] = [1500]
+    hub.ranges = False
+    found = ask("gpt2")
+    fetched = Path(found["folder"], "model.safetensors").read_bytes()
+    assert fetched == (repos["gpt2"] / "model.safetensors").read_bytes()
+    assert max(done for _, done, total in found["steps"]) <= found["steps"][-1][2]
+
+
+def test_ctrl_c_stops_a_download_at_once(hub, homes, repos):
+    (repos["gpt2"] / "model.safetensors").write_bytes(os.urandom(1 << 20))
+    hub.pause_s = 60.0
+    code = "from hfpipe.sources import resolve; resolve('gpt2')"
+    environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    while "model.safetensors" not in hub.paths("GET"):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    process.send_signal(2)
+    _, error = process.communicate(timeout=20)
+    hub.resume.set()
+    assert "KeyboardInterrupt" in error
+    assert time.monotonic() - begun < 3
+    (partial,) = Path(homes["HF_HOME"]).rglob("*.hfpipe.incomplete")
+    assert partial.stat().st_size > 0
+
+
+def test_json_that_is_damaged_on_the_hub(ask, repos):
+    (repos["gpt2"] / "config.json").write_text(json.dumps([1]))
+    found = ask("gpt2")
+    assert found["error"] == "ModelError"
+    assert "config.json holds no JSON object" in found["message"]

@@ -1,0 +1,190 @@
+"""What a reference means, and what is said of one that means nothing."""
+
+import pytest
+
+from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel, UsageError
+from hfpipe.sources import known_names, names, resolve
+from tests.fake_models import write_gguf, write_model
+
+
+@pytest.fixture(autouse=True)
+def empty_machine(tmp_path, monkeypatch):
+    """A working directory, a Hub cache and a cache with nothing in them."""
+    for name, folder in {"HF_HOME": "hf", "HFPIPE_CACHE": "cache"}.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+@pytest.fixture
+def hub_cache(tmp_path):
+    for name in ("models--gpt2", "models--org--name", "datasets--org--data", ".locks"):
+        (tmp_path / "hf" / "hub" / name).mkdir(parents=True)
+
+
+def test_a_folder_by_every_spelling(tmp_path, monkeypatch):
+    folder = write_model(tmp_path / "cwd" / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for reference in ("model", "./model", "model/", "../cwd/model", str(folder), "~/cwd/model"):
+        source = resolve(reference)
+        assert source.reference == reference
+        assert source.folder.samefile(folder)
+        assert source.folder.is_absolute()
+
+
+def test_a_folder_wins_over_the_hub_and_over_built_in_names(tmp_path):
+    for name in ("gpt2", "smollm2", "org/name"):
+        folder = write_model(tmp_path / "cwd" / name)
+        assert resolve(name).folder == folder
+
+
+def test_a_folder_in_the_way_of_a_hub_model_is_said_to_be(tmp_path):
+    (tmp_path / "cwd" / "gpt2").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json") as caught:
+        resolve("gpt2")
+    assert "stands before the Hub model" in caught.value.hint
+
+
+@pytest.mark.parametrize("reference", ["", " ", "\n"])
+def test_nothing(reference):
+    with pytest.raises(ModelNotFound, match="empty") as caught:
+        resolve(reference)
+    assert "smollm2" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "reference", ["./none", "../none", "/none", "~/none", "~nobody/x", ".", "..", "none.gguf", "a/none.gguf"]
+)
+def test_a_path_to_nothing(reference):
+    if reference in {".", ".."}:
+        with pytest.raises(ModelError, match=r"no config\.json"):
+            resolve(reference)
+        return
+    with pytest.raises(ModelNotFound, match="There is no folder or file"):
+        resolve(reference)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "a b",
+        "org/name/extra",
+        "-x",
+        "--index-url",
+        "a//b",
+        "a/",
+        "a..b",
+        "a--b",
+        "gpt2.",
+        "x" * 97,
+        "ä",
+        "a\0b",
+        "a\nb",
+        "gpt2.git",
+    ],
+)
+def test_odd_names_are_refused_before_anything_is_asked(reference):
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(reference)
+    assert "neither a folder nor the name of a model" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_revision_in_the_name():
+    with pytest.raises(ModelNotFound) as caught:
+        resolve("gpt2@main")
+    assert caught.value.hint == "Write gpt2 --revision main"
+
+
+def test_a_very_long_reference():
+    with pytest.raises(ModelNotFound):
+        resolve("./" + "x" * 5000)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "model.bin"])
+def test_a_file_that_is_no_model(tmp_path, name):
+    (tmp_path / "cwd" / name).touch()
+    with pytest.raises(ModelError, match=r"only \.gguf files are models"):
+        resolve(f"./{name}")
+
+
+@pytest.mark.parametrize("reference", ["smollm2", "pypi:x", "./model", "model", "x.gguf"])
+def test_a_revision_goes_with_a_hub_id_alone(tmp_path, reference):
+    write_model(tmp_path / "cwd" / "model")
+    (tmp_path / "cwd" / "x.gguf").touch()
+    with pytest.raises(UsageError, match="has no revisions"):
+        resolve(reference, revision="main")
+
+
+def test_pickles_in_a_folder(tmp_path):
+    folder = write_model(tmp_path / "cwd" / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel):
+        resolve("model")
+    assert resolve("model", allow_pickle=True).format == "transformers"
+
+
+def test_known_names_are_listed_not_loaded(hub_cache, monkeypatch):
+    assert known_names() == ["smollm2", "gpt2", "org/name"]
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    assert known_names() == ["smollm2"]
+
+
+def test_where_the_hubs_cache_is(monkeypatch, tmp_path):
+    assert names.hub_cache() == tmp_path / "hf" / "hub"
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert str(names.hub_cache()) == "/xdg/huggingface/hub"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(names.hub_cache()) == "/home/me/.cache/huggingface/hub"
+
+
+def test_the_nearest_known_name_is_the_hint(hub_cache):
+    with pytest.raises(ModelNotFound) as caught:
+        resolve("./gpt2")
+    assert caught.value.hint == "Did you mean 'gpt2'?"
+
+
+def test_a_gguf_file_is_converted_once(tmp_path, resolve_in_child, monkeypatch):
+    file = write_gguf(tmp_path / "tiny.gguf")
+    first = resolve_in_child(str(file))
+    assert first["format"] == "transformers"
+    assert first["context_length"] == 128
+    assert first["notes"] == ["Converting tiny.gguf: this happens once."]
+    assert ["Reading tiny.gguf", file.stat().st_size, file.stat().st_size] in first["steps"]
+    again = resolve_in_child(str(file))
+    assert again == first | {"notes": [], "steps": [], "heavy": []}
+    renamed = resolve_in_child(str(file.rename(tmp_path / "other.GGUF")))
+    assert renamed["folder"] == first["folder"]
+    assert renamed["notes"] == []
+
+
+def test_another_content_is_another_model(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", weights=False, tokenizer_ggml_pre="one")
+    with pytest.raises(UnsupportedModel, match="'one'"):
+        resolve(str(file))
+    write_gguf(file, weights=False, tokenizer_ggml_pre="another")
+    with pytest.raises(UnsupportedModel, match="'another'"):
+        resolve(str(file))
+
+
+@pytest.mark.parametrize("content", [b"", b"GGU", b"version https://git-lfs", b"\0" * 100])
+def test_a_gguf_file_that_is_none(tmp_path, content):
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        resolve(str(tmp_path / "x.gguf"))
+
+
+def test_a_cut_gguf_file(tmp_path):
+    file = write_gguf(tmp_path / "x.gguf")
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(ModelError, match="cannot be read as GGUF"):
+        resolve(str(file))
+    assert not list((tmp_path / "cache" / "gguf-1").glob("[!.]*"))
+
+
+def test_a_local_folder_needs_nothing_heavy(tmp_path, resolve_in_child):
+    assert resolve_in_child(str(write_model(tmp_path / "model")))["heavy"] == []
