@@ -39,6 +39,17 @@ BACKENDS = {
     ),
 }
 
+# What names of architectures end in that are trained for something other than the next token.
+_OTHER_TASKS = (
+    "MaskedLM",
+    "PreTraining",
+    "SequenceClassification",
+    "TokenClassification",
+    "QuestionAnswering",
+    "MultipleChoice",
+    "NextSentencePrediction",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -73,12 +84,7 @@ def check_name(requested: str) -> None:
 def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:
     """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped."""
     check_options(name, options)
-    if source.is_encoder_decoder:
-        kind = source.config.get("model_type", "this model")
-        raise UnsupportedModel(
-            f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.",
-            hint="Choose a decoder-only (text-generation) model.",
-        )
+    _check_kind(source)
     module, _, attribute = BACKENDS[name].target.partition(":")
     try:
         backend: type[Backend] = getattr(importlib.import_module(module), attribute)
@@ -87,6 +93,19 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
             f"The {name} backend needs the package {error.name}.", hint=f"pip install {error.name}"
         ) from error
     return backend.load(source, options, reporter or Silent())
+
+
+def _check_kind(source: ModelSource) -> None:
+    """Raise UnsupportedModel for what does not write text from left to right. Some such models would answer noise."""
+    hint = "Choose a decoder-only (text-generation) model."
+    if source.is_encoder_decoder:
+        kind = source.config.get("model_type", "this model")
+        raise UnsupportedModel(
+            f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.", hint=hint
+        )
+    for architecture in source.config.get("architectures") or ():
+        if str(architecture).endswith(_OTHER_TASKS):
+            raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)
 
 
 def check_options(name: str, options: LoadOptions) -> None:

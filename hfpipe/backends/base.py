@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
+from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import BackendInfo, FinishReason, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 
@@ -35,10 +35,13 @@ class Backend(ABC):
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
-        """End a request that is in flight; its last event, with finish_reason "stop", follows. Others go on."""
+        """End a request that is in flight; its last event, with finish_reason "stop", follows. Others go on.
+
+        Any other id is ignored.
+        """
 
     def close(self) -> None:  # noqa: B027 (most engines have nothing to close)
-        """Free what the model holds. The backend cannot be used afterwards."""
+        """Free what the model holds. Nothing can be streamed afterwards; closing again does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +57,26 @@ def finish_reason(request: TokenRequest, generated: int, last: int) -> FinishRea
     if last in request.eos_token_ids:
         return "stop"
     return "length" if generated >= request.max_tokens else None
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """How many token ids a model of this config.json knows; None where it does not say."""
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def refusal(request: TokenRequest, vocabulary: int | None) -> TokenEvent | None:
+    """The one event of a request that no engine may be given: it could fail all that run beside it, or answer noise."""
+    if not request.token_ids:
+        return failure(request.id, UsageError("The prompt is empty."))
+    if min(request.token_ids) < 0 or (vocabulary is not None and max(request.token_ids) >= vocabulary):
+        return failure(request.id, BackendError(f"The prompt has token ids outside of the model's {vocabulary}."))
+    return None
+
+
+def closed(name: str) -> BackendError:
+    """What streaming from a closed backend raises."""
+    return BackendError(f"The {name} backend has been closed.")
 
 
 def failure(request_id: str, error: Exception) -> TokenEvent:
@@ -74,4 +97,5 @@ def as_backend_error(error: Exception) -> HFPipeError:
 
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, finish_reason
+from hfpipe.backends.base import Backend, finish_reason, refusal, vocabulary_size
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 _WINDOW = 8
@@ -21,40 +20,65 @@ class EchoBackend(Backend):
 
     name = "echo"
 
-    def __init__(self, batch_size: int = _WINDOW) -> None:
+    def __init__(self, batch_size: int = _WINDOW, *, vocabulary: int | None = None) -> None:
         self.info = BackendInfo(self.name, "none", "none")
         self.batch_size = batch_size
         self.steps = 0
-        self._cancelled: set[str] = set()
+        self._vocabulary = vocabulary
+        self._active: dict[str, _Echo] = {}
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
-        return cls(options.batch_size or _WINDOW)
+        return cls(options.batch_size or _WINDOW, vocabulary=vocabulary_size(source.config))
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
         waiting = iter(requests)
-        active: list[tuple[TokenRequest, int]] = []
-        while True:
-            active += [(request, 0) for request in islice(waiting, self.batch_size - len(active))]
-            if not active:
-                return
-            events = [self._step(request, done) for request, done in active]
-            active = [
-                (request, done + 1)
-                for (request, done), event in zip(active, events, strict=True)
-                if event.finish_reason is None
-            ]
-            yield from events
-
-    def _step(self, request: TokenRequest, done: int) -> TokenEvent:
-        if request.id in self._cancelled:
-            self._cancelled.discard(request.id)
-            return TokenEvent(request.id, finish_reason="stop")
-        if done >= len(request.token_ids):
-            return TokenEvent(request.id, finish_reason="stop")
-        self.steps += 1
-        token = request.token_ids[done]
-        return TokenEvent(request.id, (token,), finish_reason(request, done + 1, token))
+        mine: list[_Echo] = []
+        try:
+            while True:
+                while len(mine) < self.batch_size and (request := next(waiting, None)):
+                    if refused := refusal(request, self._vocabulary):
+                        yield refused
+                    else:
+                        mine.append(self._start(request))
+                if not mine:
+                    return
+                for echo in mine:
+                    yield self._step(echo)
+                mine = [echo for echo in mine if not echo.done]
+        finally:
+            for echo in mine:
+                self._active.pop(echo.request.id, None)
 
     def cancel(self, request_id: str) -> None:
-        self._cancelled.add(request_id)
+        if echo := self._active.get(request_id):
+            echo.cancelled = True
+
+    def _start(self, request: TokenRequest) -> _Echo:
+        echo = self._active[request.id] = _Echo(request)
+        return echo
+
+    def _step(self, echo: _Echo) -> TokenEvent:
+        event = echo.step()
+        self.steps += len(event.token_ids)
+        if event.finish_reason is not None:
+            echo.done = True
+            self._active.pop(event.request_id, None)
+        return event
+
+
+class _Echo:
+    """A request in flight."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        self.request = request
+        self.generated = 0
+        self.cancelled = False
+        self.done = False
+
+    def step(self) -> TokenEvent:
+        if self.cancelled or self.generated >= len(self.request.token_ids):
+            return TokenEvent(self.request.id, finish_reason="stop")
+        token = self.request.token_ids[self.generated]
+        self.generated += 1
+        return TokenEvent(self.request.id, (token,), finish_reason(self.request, self.generated, token))

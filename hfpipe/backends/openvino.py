@@ -11,6 +11,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import openvino as ov
 import openvino_genai as genai
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, failure, finish_reason
+from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.openvino_loading import (
     check_device,
     compile_cache,
@@ -34,12 +35,16 @@ from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenE
 
 DEFAULT_WINDOW = 64
 
+# What the engine raises, through its binding.
+_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
+
 
 class OpenVINOBackend(Backend):
     """What both modes share. `load` gives the mode that fits `batch_size`."""
 
     name = "openvino"
     mode: ClassVar[str]
+    _vocabulary: int | None = None
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
@@ -48,6 +53,7 @@ class OpenVINOBackend(Backend):
         mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
         with readable(device):
             backend: Self = mode(str(folder), device, properties(options), options.batch_size)
+        backend._vocabulary = vocabulary_size(source.config)
         return backend
 
     def _describe(self, folder: str, device: str, options: dict[str, Any]) -> None:
@@ -62,9 +68,9 @@ class SingleBackend(OpenVINOBackend):
 
     def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
         cached = {"CACHE_DIR": str(compile_cache(folder))} | options
-        self._pipeline = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **cached)
+        self._pipeline: Any = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **cached)
         self._busy = threading.Lock()
-        self._open_in: int | None = None
+        self._open_in: list[int] = []
         self._streamers: dict[str, _Streamer] = {}
         self.steps = 0
         self._describe(folder, device, options)
@@ -73,7 +79,10 @@ class SingleBackend(OpenVINOBackend):
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
         for request in requests:
-            yield from self._generate(request)
+            if refused := refusal(request, self._vocabulary):
+                yield refused
+            else:
+                yield from self._generate(request)
 
     def cancel(self, request_id: str) -> None:
         if streamer := self._streamers.get(request_id):
@@ -81,27 +90,32 @@ class SingleBackend(OpenVINOBackend):
 
     def close(self) -> None:
         _end_work(self._streamers, self._busy)
-        del self._pipeline
+        self._pipeline = None
 
     def _generate(self, request: TokenRequest) -> Iterator[TokenEvent]:
-        self._enter()
+        thread = self._enter()
         streamer = self._streamers[request.id] = _Streamer()
         threading.Thread(target=self._work, args=(request, streamer), daemon=True).start()
         try:
             yield from _events(request, streamer)
         finally:
             streamer.cancelled = True
-            self._open_in = None
+            self._open_in.remove(thread)
 
-    def _enter(self) -> None:
+    def _enter(self) -> int:
         """Wait for another thread's answer to end. Waiting for one that this thread holds open would be for ever."""
-        if self._open_in == threading.get_ident():
+        thread = threading.get_ident()
+        if thread in self._open_in:
             raise BackendError(
                 "This model was loaded for one answer at a time, and one is still open.",
                 hint="Finish or close that stream first, or load with a batch_size above 1.",
             )
         self._busy.acquire()
-        self._open_in = threading.get_ident()
+        if self._pipeline is None:
+            self._busy.release()
+            raise closed(self.name)
+        self._open_in.append(thread)
+        return thread
 
     def _work(self, request: TokenRequest, streamer: _Streamer) -> None:
         """In the thread: whatever happens, the last item in the queue says how it ended."""
@@ -174,7 +188,7 @@ class PagedBackend(OpenVINOBackend):
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.max_num_seqs = self.batch_size = batch_size or DEFAULT_WINDOW
-        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, options)
+        self._pipeline: Any = genai.ContinuousBatchingPipeline(folder, scheduler, device, options)
         self._numbers = itertools.count()
         self._stepping = threading.Lock()
         self._active: dict[str, _InFlight] = {}
@@ -187,46 +201,57 @@ class PagedBackend(OpenVINOBackend):
         try:
             while True:
                 while len(mine) < self.batch_size and (request := next(waiting, None)):
-                    yield from self._add(request, mine)
+                    if event := refusal(request, self._vocabulary) or self._add(request, mine):
+                        yield event
                 if not mine:
                     return
                 yield from self._step(mine)
         finally:
-            for flight in mine.values():
-                self._drop(flight)
+            self._drop(mine)
 
     def cancel(self, request_id: str) -> None:
         if flight := self._active.get(request_id):
             flight.handle.stop()
 
     def close(self) -> None:
-        for flight in list(self._active.values()):
-            self._drop(flight)
+        self._drop(dict(self._active))
         with self._stepping:
-            del self._pipeline
+            self._pipeline = None
 
-    def _add(self, request: TokenRequest, mine: dict[str, _InFlight]) -> Iterator[TokenEvent]:
+    def _add(self, request: TokenRequest, mine: dict[str, _InFlight]) -> TokenEvent | None:
+        """Give the engine a request. Where it does not take it, that is the event."""
         try:
-            with self._stepping:
-                handle = self._pipeline.add_request(next(self._numbers), _tensor(request), _generation_config(request))
-        except (RuntimeError, ValueError, MemoryError) as error:
-            yield failure(request.id, error)
-            return
+            with self._open() as pipeline:
+                handle = pipeline.add_request(next(self._numbers), _tensor(request), _generation_config(request))
+        except _FAILURES as error:
+            return failure(request.id, error)
         mine[request.id] = self._active[request.id] = _InFlight(request, handle)
+        return None
 
-    def _drop(self, flight: _InFlight) -> None:
-        """Stop a request and let the engine see it, so that its memory is freed."""
-        self._active.pop(flight.request.id, None)
+    def _drop(self, flights: Mapping[str, _InFlight]) -> None:
+        """Stop what is still in flight of these and let the engine see it, so that its memory is freed."""
+        left = [flight for request_id, flight in flights.items() if self._active.pop(request_id, None)]
+        if not left:
+            return
+        with suppress(*_FAILURES), self._open() as pipeline:
+            for flight in left:
+                flight.handle.stop()
+            pipeline.step()
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The engine, for one thread at a time."""
         with self._stepping:
-            flight.handle.stop()
-            self._pipeline.step()
+            if self._pipeline is None:
+                raise closed(self.name)
+            yield self._pipeline
 
     def _step(self, mine: dict[str, _InFlight]) -> Iterator[TokenEvent]:
         """One step of the engine, and what it gave to this stream's requests."""
         try:
-            with self._stepping:
-                self._pipeline.step()
-        except (RuntimeError, MemoryError) as error:
+            with self._open() as pipeline:
+                pipeline.step()
+        except _FAILURES as error:
             for request_id in list(mine):
                 self._active.pop(request_id, None)
                 del mine[request_id]

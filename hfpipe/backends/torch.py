@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, as_backend_error, failure, finish_reason
-from hfpipe.backends.torch_loading import device_name, load_model
+from hfpipe.backends.base import Backend, as_backend_error, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.torch_loading import check_cache, device_name, load_model
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
@@ -25,6 +25,7 @@ class TorchBackend(Backend):
     name = "torch"
 
     def __init__(self, model: Any, *, batch_size: int | None = None, exact: bool = False) -> None:
+        check_cache(model)
         self.model = model
         self.batch_size = 1 if exact else batch_size or DEFAULT_BATCH_SIZE
         self.steps = 0
@@ -34,9 +35,11 @@ class TorchBackend(Backend):
             str(model.dtype).removeprefix("torch."),
             {"attention": str(model.config._attn_implementation)},
         )
-        self._cancelled: set[str] = set()
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._vocabulary = vocabulary_size(model.config.to_dict())
+        self._active: dict[str, _Row] = {}
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
@@ -48,58 +51,77 @@ class TorchBackend(Backend):
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
         waiting = iter(requests)
-        while batch := list(islice(waiting, self.batch_size)):
-            yield from self._batch(batch)
+        while True:
+            rows: list[_Row] = []
+            while len(rows) < self.batch_size and (request := next(waiting, None)):
+                if refused := refusal(request, self._vocabulary):
+                    yield refused
+                else:
+                    rows.append(_Row(request, self._device()))
+            if not rows:
+                return
+            self._active |= {row.request.id: row for row in rows}
+            try:
+                yield from self._batch(rows)
+            finally:
+                for row in rows:
+                    self._active.pop(row.request.id, None)
 
     def cancel(self, request_id: str) -> None:
-        self._cancelled.add(request_id)
+        if row := self._active.get(request_id):
+            row.cancelled = True
 
     def close(self) -> None:
-        del self.model
+        self.model = None
 
-    def _batch(self, batch: list[TokenRequest]) -> Iterator[TokenEvent]:
-        """A failure of the engine ends the rows still running, each with an event of its own."""
-        rows = [_Row(request, self.model.device) for request in batch]
+    def _device(self) -> torch.device:
+        if self.model is None:
+            raise closed(self.name)
+        device: torch.device = self.model.device
+        return device
+
+    def _batch(self, rows: list[_Row]) -> Iterator[TokenEvent]:
+        """Where several rows fail together, each goes on alone from where it was: the one to blame fails by itself."""
+        failed: Exception | None = None
         try:
             yield from self._decode(rows)
-        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
-            for row in rows:
-                if not row.done:
-                    yield failure(row.request.id, error)
+        except Exception as error:
+            # Its frames would keep the cache and the logits alive.
+            traceback.clear_frames(error.__traceback__)
+            failed = error
+        left = [row for row in rows if not row.done]
+        if failed and len(left) == 1:
+            left[0].done = True
+            yield failure(left[0].request.id, failed)
+            return
+        for row in left:
+            yield from self._batch([row])
 
     def _decode(self, rows: list[_Row]) -> Iterator[TokenEvent]:
         """Prefill, then a token for every row a step. Rows that are done leave the cache."""
-        ids, mask = self._left_padded([row.request.token_ids for row in rows])
+        ids, mask = self._left_padded([row.token_ids for row in rows])
         cache = DynamicCache(config=self.model.config)
         while True:
-            tokens = _draw(rows, self._forward(ids, mask, cache))
+            logits = self._forward(ids, mask, cache)
             self.steps += len(rows)
-            for row, token in zip(rows, tokens, strict=True):
-                yield row.take(token)
-            yield from self._end_cancelled(rows)
+            yield from _taken(rows, logits)
+            yield from [row.end() for row in rows if row.cancelled and not row.done]
             stay = [i for i, row in enumerate(rows) if not row.done]
             if not stay:
                 return
             if len(stay) < len(rows):
                 keep = torch.tensor(stay, device=mask.device)
-                cache.batch_select_indices(keep)
+                # Layers of linear attention have no batch_select_indices.
+                cache.reorder_cache(keep)
                 mask = mask[keep]
                 rows = [rows[i] for i in stay]
-            ids = torch.tensor([[tokens[i]] for i in stay], device=mask.device)
+            ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=mask.device)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
 
-    def _end_cancelled(self, rows: list[_Row]) -> Iterator[TokenEvent]:
-        for row in rows:
-            if row.request.id in self._cancelled:
-                self._cancelled.discard(row.request.id)
-                if not row.done:
-                    row.done = True
-                    yield TokenEvent(row.request.id, finish_reason="stop")
-
-    def _left_padded(self, prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _left_padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and mask, int64 [batch, time]. The padding is masked out, so that any id will do for it."""
         width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         return ids, mask
 
@@ -116,25 +138,32 @@ class TorchBackend(Backend):
 
 
 class _Row:
-    """One request in a batch."""
+    """One request in a batch. `token_ids` are the prompt's and those generated."""
 
     def __init__(self, request: TokenRequest, device: torch.device) -> None:
         self.request = request
-        self.sampler = Sampler(request, device)
-        self.generated = 0
+        self.token_ids = list(request.token_ids)
+        self.sampler = Sampler(request.sampling, device)
+        self.cancelled = False
         self.done = False
 
     def take(self, token: int) -> TokenEvent:
-        self.generated += 1
-        reason = finish_reason(self.request, self.generated, token)
+        self.token_ids.append(token)
+        generated = len(self.token_ids) - len(self.request.token_ids)
+        reason = finish_reason(self.request, generated, token)
         self.done = reason is not None
         return TokenEvent(self.request.id, (token,), reason)
 
+    def end(self) -> TokenEvent:
+        self.done = True
+        return TokenEvent(self.request.id, finish_reason="stop")
 
-def _draw(rows: list[_Row], logits: torch.Tensor) -> list[int]:
-    """The next token of every row. All rows that are greedy are taken in one operation."""
+
+def _taken(rows: list[_Row], logits: torch.Tensor) -> Iterator[TokenEvent]:
+    """The next token of every row. Those of greedy rows are found in one operation."""
     greedy: list[int] = logits.argmax(dim=-1).tolist()
-    return [
-        token if row.sampler.is_plain else row.sampler.draw(logits[i])
-        for i, (row, token) in enumerate(zip(rows, greedy, strict=True))
-    ]
+    for i, row in enumerate(rows):
+        if row.sampler.is_plain:
+            yield row.take(greedy[i])
+        else:
+            yield row.take(row.sampler.draw(row.token_ids, logits[i]))

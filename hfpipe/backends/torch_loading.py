@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfpipe.errors import BackendError, ModelError, UsageError
+from hfpipe.errors import BackendError, ModelError, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
+
+_OWN_CACHE = ("recurrent_gemma",)
 
 
 def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Any:
@@ -61,6 +64,16 @@ def device_name(model: Any) -> str:
     """Where the model stands, for --stats: one device, or the places Accelerate chose."""
     placed = getattr(model, "hf_device_map", None) or {}
     return ", ".join(sorted({str(place) for place in placed.values()})) or str(model.device)
+
+
+def check_cache(model: Any) -> None:
+    """Raise UnsupportedModel where what a model remembers is not in the cache it is given: it would answer noise."""
+    remembers = "past_key_values" in inspect.signature(model.forward).parameters
+    if not remembers or not model._supports_default_dynamic_cache() or model.config.model_type in _OWN_CACHE:
+        raise UnsupportedModel(
+            f"The torch backend does not run {model.config.model_type} models: they keep no usual key-value cache.",
+            hint="Choose a model of another architecture.",
+        )
 
 
 def _accelerator() -> str | None:

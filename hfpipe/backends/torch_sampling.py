@@ -12,30 +12,25 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from hfpipe.types import Sampling, TokenRequest
+from hfpipe.types import Sampling
 
 
 class Sampler:
     """Draws the tokens of one request, in the order of its own random generator, whatever else is in the batch."""
 
-    def __init__(self, request: TokenRequest, device: torch.device) -> None:
-        sampling = request.sampling
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.is_plain = sampling.temperature == 0 and sampling.repetition_penalty == 1
         self._greedy = sampling.temperature == 0
         self._processors = _processors(sampling)
-        self._seen = list(request.token_ids)
         self._generator = torch.Generator(device).manual_seed(sampling.seed)
 
-    def draw(self, logits: torch.Tensor) -> int:
-        """The next token, from float [vocabulary]."""
-        seen = torch.tensor([self._seen], device=logits.device)
+    def draw(self, token_ids: list[int], logits: torch.Tensor) -> int:
+        """The token after `token_ids`, from float [vocabulary]."""
+        seen = torch.tensor([token_ids], device=logits.device)
         scores = self._processors(seen, logits[None])
         if self._greedy:
-            token = int(scores.argmax())
-        else:
-            token = int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))
-        self._seen.append(token)
-        return token
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:
