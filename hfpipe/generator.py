@@ -209,7 +209,7 @@ def wrap_pipeline(pipeline: Any) -> Generator:
     if getattr(pipeline, "task", None) != "text-generation":
         raise UsageError("hfpipe wraps text-generation pipelines, and this is none.")
     model, config = pipeline.model, pipeline.model.config.to_dict()
-    preferred = {**model.generation_config.to_dict(), **getattr(pipeline, "_forward_params", {})}
+    preferred = pipeline.generation_config.to_dict()
     folder = Path(model.name_or_path)
     source = ModelSource(model.name_or_path, folder, "transformers", config, preferred, context_length(config))
     backend = import_module("hfpipe.backends.torch").TorchBackend(model.eval())

@@ -1,0 +1,258 @@
+"""HFPipe as LangChain uses it. The engine is echo where its words do not matter, and OpenVINO where they do."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.globals import set_llm_cache
+from langchain_core.prompts import PromptTemplate
+
+import hfpipe
+from hfpipe.errors import BackendError, TemplateError, UsageError
+from hfpipe.langchain import HFPipe, Recorder, chain
+from hfpipe.text.templates import parse_template
+from hfpipe.types import TokenEvent
+
+
+@pytest.fixture
+def echo(tiny_gpt2: Path) -> HFPipe:
+    return hfpipe.load(str(tiny_gpt2), backend="echo")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llama_ov: Path) -> HFPipe:
+    return hfpipe.load(str(tiny_llama_ov), max_tokens=8, exact=True)
+
+
+def test_a_chain_invokes_streams_and_batches(echo: HFPipe) -> None:
+    pipe = PromptTemplate.from_template("Question: {question}\n\nAnswer:") | echo
+    assert pipe.invoke({"question": "Why?"}) == "Question: Why?\n\nAnswer:"
+    assert pipe.batch([{"question": str(i)} for i in range(20)]) == [f"Question: {i}\n\nAnswer:" for i in range(20)]
+    parts = list(pipe.stream({"question": "Why?"}))
+    assert len(parts) > 3
+    assert "".join(parts) == "Question: Why?\n\nAnswer:"
+
+
+def test_a_batch_is_one_batch_of_the_engine(echo: HFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    stream = echo.generator.backend.stream
+
+    def counted(requests):
+        calls.append(threading.get_ident())
+        return stream(requests)
+
+    monkeypatch.setattr(echo.generator.backend, "stream", counted)
+    assert echo.batch(["a", "b", "c", "d"]) == ["a", "b", "c", "d"]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("stop", [["\n\n"], ["n:\x00", "\n"], ["tion"]])
+def test_a_bound_stop_ends_invoke_batch_and_stream_alike(echo: HFPipe, stop: list[str]) -> None:
+    text = "A question:\n\nAnd its answer."
+    expected = min((text.partition(one)[0] for one in stop), key=len)
+    bound = echo.bind(stop=stop)
+    assert bound.invoke(text) == expected
+    assert bound.batch([text, "x"]) == [expected, "x"]
+    assert "".join(bound.stream(text)) == expected
+
+
+def test_call_time_options_override_fields(echo: HFPipe, tiny_gpt2: Path) -> None:
+    text = "one two three four five six seven eight"
+    short = echo.invoke(text, max_tokens=2)
+    assert text.startswith(short)
+    assert 0 < len(short) < len(text)
+    of_field = hfpipe.load(str(tiny_gpt2), backend="echo", max_tokens=2, stop="four")
+    assert of_field.invoke(text) == short
+    assert of_field.invoke(text, max_tokens=100) == "one two three "
+    assert of_field.invoke(text, max_tokens=100, stop=[]) == text
+
+
+def test_an_unknown_option_is_an_error_wherever_it_is_given(echo: HFPipe, tiny_gpt2: Path) -> None:
+    with pytest.raises(UsageError, match="best_of"):
+        echo.invoke("a", best_of=3)
+    with pytest.raises(UsageError, match="best_of"):
+        hfpipe.load(str(tiny_gpt2), backend="echo", best_of=3)
+
+
+def test_async_calls_answer_at_once_and_right(llm: HFPipe) -> None:
+    prompts = ["The cat", "A dog and", "Two"]
+    expected = llm.batch(prompts)
+
+    async def ask() -> list[str]:
+        return list(await asyncio.gather(*[llm.ainvoke(prompt) for prompt in prompts]))
+
+    async def stream() -> str:
+        return "".join([part async for part in llm.astream(prompts[0])])
+
+    assert asyncio.run(ask()) == expected
+    assert asyncio.run(stream()) == expected[0]
+    assert asyncio.run(llm.abatch(prompts)) == expected
+    assert len(set(expected)) == 3
+
+
+def test_one_failed_prompt_leaves_the_others_alone(echo: HFPipe) -> None:
+    answers = echo.batch(["a", "", "c"], return_exceptions=True)
+    assert answers[0] == "a"
+    assert isinstance(answers[1], UsageError)
+    assert answers[2] == "c"
+    with pytest.raises(UsageError, match="empty"):
+        echo.batch(["a", "", "c"])
+    pipe = PromptTemplate.from_template("{x}") | echo
+    assert isinstance(pipe.batch([{"x": ""}, {"x": "b"}], return_exceptions=True)[0], UsageError)
+    assert isinstance(asyncio.run(echo.abatch(["", "b"], return_exceptions=True))[0], UsageError)
+
+
+def test_an_error_of_the_engine_arrives_as_itself(echo: HFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    cause = BackendError("the engine is on fire")
+
+    def fail(requests):
+        for request in requests:
+            yield TokenEvent(request.id, request.token_ids[:1])
+            yield TokenEvent(request.id, finish_reason="error", error=cause)
+
+    monkeypatch.setattr(echo.generator.backend, "stream", fail)
+    with pytest.raises(BackendError) as raised:
+        echo.invoke("abc")
+    assert raised.value is cause
+    stream = echo.stream("abc")
+    assert next(stream)
+    with pytest.raises(BackendError) as raised:
+        next(stream)
+    assert raised.value is cause
+
+
+class Watcher(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+        self.tokens: list[str] = []
+        self.infos: list[dict] = []
+        self.errors: list[BaseException] = []
+
+    def on_llm_start(self, serialized, prompts, **kwargs):
+        self.prompts += prompts
+
+    def on_llm_new_token(self, token, **kwargs):
+        self.tokens.append(token)
+
+    def on_llm_end(self, response, **kwargs):
+        self.infos += [one.generation_info for generations in response.generations for one in generations]
+
+    def on_llm_error(self, error, **kwargs):
+        self.errors.append(error)
+
+
+def test_callbacks_see_prompts_tokens_results_and_errors(echo: HFPipe) -> None:
+    watcher = Watcher()
+    config = {"callbacks": [watcher]}
+    text = "".join(echo.stream("one two", config))
+    assert watcher.prompts == ["one two"]
+    assert "".join(watcher.tokens) == text == "one two"
+    tokens = len(echo.get_token_ids("one two"))
+    (info,) = watcher.infos
+    assert info["finish_reason"] == "stop"
+    assert info["usage"] == {"prompt_tokens": tokens, "completion_tokens": tokens, "total_tokens": 2 * tokens}
+    assert info["timing"]["start"] <= info["timing"]["first_token"] <= info["timing"]["end"]
+    with pytest.raises(UsageError):
+        echo.invoke("", config)
+    assert [type(error) for error in watcher.errors] == [UsageError]
+
+
+def test_generation_info_of_invoke(llm: HFPipe) -> None:
+    ((generation,),) = llm.generate(["The cat"]).generations
+    assert generation.generation_info["finish_reason"] == "length"
+    assert generation.generation_info["usage"]["completion_tokens"] == 8
+
+
+def test_a_cache_of_answers_tells_options_and_models_apart(echo: HFPipe) -> None:
+    set_llm_cache(InMemoryCache())
+    try:
+        text = "one two three four five"
+        assert echo.invoke(text) == text
+        assert echo.invoke(text, stop=["two"]) == "one "
+        assert echo.model_copy(update={"max_tokens": 1}).invoke(text) != text
+    finally:
+        set_llm_cache(None)
+
+
+def test_a_stream_that_is_left_early_frees_the_engine(llm: HFPipe) -> None:
+    stream = llm.stream("The cat", max_tokens=50)
+    next(stream)
+    stream.close()
+    assert llm.generator.backend._active == {}
+    assert llm.invoke("The cat") == "".join(llm.stream("The cat"))
+
+
+def test_token_counts_are_the_models_own(echo: HFPipe) -> None:
+    assert echo.get_num_tokens("one two three") == len(echo.get_token_ids("one two three")) > 0
+
+
+def test_from_model_id_takes_the_arguments_of_huggingfacepipeline(tiny_gpt2: Path) -> None:
+    made = HFPipe.from_model_id(
+        model_id=str(tiny_gpt2),
+        task="text-generation",
+        device=-1,
+        model_kwargs={"attn_implementation": "eager"},
+        pipeline_kwargs={"max_new_tokens": 4, "do_sample": False, "return_full_text": False},
+        batch_size=2,
+    )
+    assert made.generator.backend.model.config._attn_implementation == "eager"
+    assert (made.max_tokens, made.temperature) == (4, 0.0)
+    assert made.generator.backend.batch_size == 2
+    assert made.batch(["The cat", "A dog"]) == [made.invoke("The cat"), made.invoke("A dog")]
+    with pytest.raises(UsageError, match="exclude each other"):
+        HFPipe.from_model_id(str(tiny_gpt2), device=0, device_map="auto")
+    with pytest.raises(UsageError, match="num_beams"):
+        HFPipe.from_model_id(str(tiny_gpt2), backend="echo", pipeline_kwargs={"num_beams": 4})
+
+
+def test_from_model_id_for_openvino(tiny_llama_ov: Path) -> None:
+    made = HFPipe.from_model_id(
+        model_id=str(tiny_llama_ov),
+        backend="openvino",
+        device="CPU",
+        model_kwargs={"ov_config": {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}},
+        pipeline_kwargs={"max_new_tokens": 3},
+    )
+    assert made.generator.backend.info.detail["PERFORMANCE_HINT"] == "LATENCY"
+    assert made.invoke("The cat")
+
+
+def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, max_new_tokens=6, do_sample=False)
+    wrapped = HFPipe(pipeline=pipe)
+    expected = pipe("The cat", return_full_text=False)[0]["generated_text"]
+    assert wrapped.invoke("The cat") == expected
+    assert wrapped.invoke("The cat", max_tokens=2) == "".join(wrapped.stream("The cat", max_tokens=2)) != expected
+    with pytest.raises(UsageError, match="text-generation"):
+        HFPipe(pipeline=object())
+
+
+def test_chain_picks_the_template_of_the_model(tiny_llama: Path, echo: HFPipe) -> None:
+    seen: list[str] = []
+    recorder = Recorder(on_prompt=seen.append)
+    chain(echo, None, None).invoke({"question": "Why?"}, {"callbacks": [recorder]})
+    assert seen == ["Question: Why?\n\nAnswer: Let's think step by step."]
+    assert recorder.info["finish_reason"] == "stop"
+    chatty = hfpipe.load(str(tiny_llama), backend="echo")
+    chain(chatty, None, "Be brief.").invoke({"prompt": "Why?"}, {"callbacks": [recorder]})
+    assert "Be brief." in seen[-1]
+    assert "Why?" in seen[-1]
+    assert seen[-1] != "Why?"
+
+
+def test_chain_refuses_what_has_no_place(echo: HFPipe) -> None:
+    with pytest.raises(UsageError, match="system message"):
+        chain(echo, parse_template("raw"), "Be brief.")
+    with pytest.raises(TemplateError, match="no chat template"):
+        chain(echo, parse_template("chat"), None)
+
+
+def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
+    assert chain(echo, parse_template("raw"), None).invoke({"prompt": "a {b} {{c}} {"}) == "a {b} {{c}} {"
