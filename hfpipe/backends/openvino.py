@@ -211,7 +211,7 @@ class PagedBackend(OpenVINOBackend):
 
     def cancel(self, request_id: str) -> None:
         if flight := self._active.get(request_id):
-            flight.handle.stop()
+            flight.cancelled = True
 
     def close(self) -> None:
         self._drop(dict(self._active))
@@ -250,6 +250,10 @@ class PagedBackend(OpenVINOBackend):
         """One step of the engine, and what it gave to this stream's requests."""
         try:
             with self._open() as pipeline:
+                # Just before a step, which frees what a stopped request holds.
+                for flight in mine.values():
+                    if flight.cancelled:
+                        flight.handle.stop()
                 pipeline.step()
         except _FAILURES as error:
             for request_id in list(mine):
@@ -273,6 +277,7 @@ class _InFlight:
         self.request = request
         self.handle = handle
         self.generated = 0
+        self.cancelled = False
 
     def read(self) -> Iterator[TokenEvent]:
         """The tokens that are ready. `read` of the handle with nothing queued would wait for ever."""
@@ -286,7 +291,8 @@ class _InFlight:
         status = self.handle.get_status()
         if reason is not None or status == genai.GenerationStatus.RUNNING:
             return
-        if status in (genai.GenerationStatus.STOP, genai.GenerationStatus.CANCEL):
+        # A step that had nothing else to do calls a stopped request IGNORED.
+        if self.cancelled or status in (genai.GenerationStatus.STOP, genai.GenerationStatus.CANCEL):
             yield TokenEvent(self.request.id, finish_reason="stop")
         elif status == genai.GenerationStatus.IGNORED:
             yield failure(self.request.id, OutOfMemory("The KV cache has no room for this request."))

@@ -1,0 +1,519 @@
+"""What every backend must do, on the same tiny model, whatever its engine."""
+
+import gc
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from hfpipe import backends, sources
+from hfpipe.backends.base import Backend
+from hfpipe.errors import BackendError, HFPipeError
+from hfpipe.types import FinishReason, LoadOptions, Sampling, TokenEvent, TokenRequest
+from tests import tiny
+
+WINDOW = 4
+EXACT = LoadOptions(batch_size=WINDOW, exact=True)
+ENGINES = {
+    "echo": ("echo", LoadOptions(batch_size=WINDOW)),
+    "torch": ("torch", LoadOptions(batch_size=WINDOW)),
+    "openvino-single": ("openvino", LoadOptions(batch_size=1, exact=True)),
+    "openvino-paged": ("openvino", EXACT),
+}
+REAL = [name for name in ENGINES if name != "echo"]
+SHARED = ["echo", "torch", "openvino-paged"]
+NO_END = frozenset({tiny.END_OF_TEXT})
+LONG = 400
+
+
+@dataclass
+class Answer:
+    token_ids: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+    error: HFPipeError | None = None
+
+
+@pytest.fixture(scope="session")
+def load(tiny_llama, tiny_llama_ov):
+    """A new backend over the tiny Llama, of a name in ENGINES."""
+    folders = {"openvino": tiny_llama_ov}
+
+    def loaded(name: str) -> Backend:
+        engine, options = ENGINES[name]
+        source = sources.resolve(str(folders.get(engine, tiny_llama)))
+        return backends.load(engine, source, options)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def loaded(load):
+    """The backend of a name in ENGINES, loaded once."""
+    made: dict[str, Backend] = {}
+
+    def kept(name: str) -> Backend:
+        if name not in made:
+            made[name] = load(name)
+        return made[name]
+
+    yield kept
+    for backend in made.values():
+        backend.close()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, loaded) -> Backend:
+    return loaded(request.param)
+
+
+@pytest.fixture(params=REAL)
+def real(request, loaded) -> Backend:
+    """An engine that has a model."""
+    return loaded(request.param)
+
+
+@pytest.fixture(params=SHARED)
+def shared(request, loaded) -> Backend:
+    """An engine that has several requests in flight at once."""
+    return loaded(request.param)
+
+
+def window(backend: Backend) -> int:
+    return getattr(backend, "batch_size", 1)
+
+
+def prompt(number: int, length: int = 40) -> tuple[int, ...]:
+    """Some ids: other ones for another number, none of them special, none twice."""
+    return tuple(10 + (7 * number + 3 * i) % 300 for i in range(length))
+
+
+def ask(number: int, length: int = 40, *, max_tokens: int = 12, **more) -> TokenRequest:
+    return TokenRequest(f"r{number}", prompt(number, length), max_tokens, **{"eos_token_ids": NO_END, **more})
+
+
+def collect(events: Iterable[TokenEvent], answers: dict[str, Answer] | None = None) -> dict[str, Answer]:
+    """The answers of whole streams. Nothing may follow a request's final event."""
+    answers = {} if answers is None else answers
+    for event in events:
+        answer = answers.setdefault(event.request_id, Answer())
+        assert answer.reason is None, f"{event} after the final event"
+        assert (event.error is not None) == (event.finish_reason == "error")
+        answer.token_ids += event.token_ids
+        answer.reason, answer.error = event.finish_reason, event.error
+    return answers
+
+
+def answers_to(backend: Backend, *requests: TokenRequest) -> dict[str, Answer]:
+    answers = collect(backend.stream(requests))
+    assert sorted(answers) == sorted(request.id for request in requests)
+    assert all(answer.reason is not None for answer in answers.values())
+    return answers
+
+
+def answer_to(backend: Backend, request: TokenRequest) -> Answer:
+    return answers_to(backend, request)[request.id]
+
+
+def works(backend: Backend) -> bool:
+    return len(answer_to(backend, ask(99, max_tokens=3)).token_ids) == 3
+
+
+# Requests in, events out
+
+
+def test_no_requests(engine):
+    assert list(engine.stream(())) == []
+    assert list(engine.stream(iter([]))) == []
+
+
+def test_every_request_ends_once(engine):
+    requests = [ask(n, 3 + n, max_tokens=2 + n % 3) for n in range(11)]
+    for request in requests:
+        assert len(request.token_ids) >= request.max_tokens
+    answers = answers_to(engine, *requests)
+    assert {name: len(answer.token_ids) for name, answer in answers.items()} == {
+        request.id: request.max_tokens for request in requests
+    }
+    assert {answer.reason for answer in answers.values()} == {"length"}
+
+
+def test_pulls_only_what_it_has_room_for(engine):
+    pulled = 0
+
+    def requests() -> Iterator[TokenRequest]:
+        nonlocal pulled
+        for number in range(9):
+            pulled += 1
+            yield ask(number, max_tokens=2 + number % 4)
+
+    stream = engine.stream(requests())
+    assert pulled == 0
+    finished = 0
+    for event in stream:
+        assert pulled - finished <= window(engine)
+        finished += event.finish_reason is not None
+    assert pulled == finished == 9
+
+
+def test_several_are_in_flight(shared):
+    order = [event.request_id for event in shared.stream([ask(n, max_tokens=5) for n in range(WINDOW)])]
+    assert set(order[:WINDOW]) == {f"r{n}" for n in range(WINDOW)}
+
+
+def test_requests_may_come_late(shared):
+    """A request that comes after the first has ended is answered in the same stream."""
+    ended = []
+
+    def requests() -> Iterator[TokenRequest]:
+        yield from (ask(n) for n in range(WINDOW))
+        assert ended
+        yield ask(9)
+
+    for event in shared.stream(requests()):
+        ended += [event.request_id] * (event.finish_reason is not None)
+    assert sorted(ended) == ["r0", "r1", "r2", "r3", "r9"]
+
+
+def test_an_error_of_the_requests_is_the_callers(engine):
+    def requests() -> Iterator[TokenRequest]:
+        yield ask(0)
+        raise KeyError("the caller's own")
+
+    with pytest.raises(KeyError, match="the caller's own"):
+        collect(engine.stream(requests()))
+    assert works(engine)
+
+
+# How an answer ends
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_length(engine, tokens):
+    answer = answer_to(engine, ask(1, max_tokens=tokens))
+    assert (len(answer.token_ids), answer.reason) == (tokens, "length")
+
+
+def test_end_token(engine):
+    """It is the last of the token ids, and not looked at again."""
+    whole = answer_to(engine, ask(1, max_tokens=20)).token_ids
+    at = first_time(whole, 6)
+    answer = answer_to(engine, ask(1, max_tokens=20, eos_token_ids=frozenset({whole[at]})))
+    assert (answer.token_ids, answer.reason) == (whole[: at + 1], "stop")
+
+
+def test_end_token_at_once(engine):
+    first = answer_to(engine, ask(1, max_tokens=1)).token_ids
+    answer = answer_to(engine, ask(1, max_tokens=20, eos_token_ids=frozenset(first)))
+    assert (answer.token_ids, answer.reason) == (first, "stop")
+
+
+def test_any_of_several_end_tokens(engine):
+    whole = answer_to(engine, ask(1, max_tokens=20)).token_ids
+    at = first_time(whole, 6)
+    ends = frozenset({whole[at], tiny.IM_END, tiny.END_OF_TEXT, *whole[at + 1 :]} - set(whole[:at]))
+    answer = answer_to(engine, ask(1, max_tokens=20, eos_token_ids=ends))
+    assert (answer.token_ids, answer.reason) == (whole[: at + 1], "stop")
+
+
+def test_end_token_as_the_last_that_is_allowed(engine):
+    whole = answer_to(engine, ask(1, max_tokens=20)).token_ids
+    at = first_time(whole, 6)
+    answer = answer_to(engine, ask(1, max_tokens=at + 1, eos_token_ids=frozenset({whole[at]})))
+    assert (answer.token_ids, answer.reason) == (whole[: at + 1], "stop")
+
+
+def test_without_end_tokens_the_models_own_is_no_end(real):
+    """Only the request says what ends it, not the folder's generation_config.json."""
+    whole = answer_to(real, ask(1, max_tokens=30, eos_token_ids=frozenset()))
+    assert (len(whole.token_ids), whole.reason) == (30, "length")
+
+
+def test_each_request_of_a_batch_ends_its_own_way(engine):
+    whole = answer_to(engine, ask(2, max_tokens=30)).token_ids
+    at = first_time(whole, 8)
+    requests = [
+        ask(1, 5, max_tokens=4),
+        replace(ask(2, max_tokens=30), eos_token_ids=frozenset({whole[at]})),
+        ask(3, 25, max_tokens=23),
+        ask(4, 17, max_tokens=1),
+        ask(5, 12, max_tokens=9),
+    ]
+    alone = {request.id: answer_to(engine, request) for request in requests}
+    together = answers_to(engine, *requests)
+    assert together == alone
+    assert together["r2"] == Answer(whole[: at + 1], "stop")
+    lengths = {name: len(answer.token_ids) for name, answer in together.items() if answer.reason == "length"}
+    assert lengths == {"r1": 4, "r3": 23, "r4": 1, "r5": 9}
+
+
+def first_time(tokens: list[int], after: int) -> int:
+    """The place of a token that has not come before."""
+    return next(i for i in range(after, len(tokens)) if tokens[i] not in tokens[:i])
+
+
+# Cancelling
+
+
+def test_cancel_in_flight(engine):
+    before, answers = engine.steps, {}
+    for event in engine.stream([ask(1, LONG, max_tokens=LONG)]):
+        collect([event], answers)
+        if len(answers["r1"].token_ids) == 3:
+            engine.cancel("r1")
+    assert answers["r1"].reason == "stop"
+    assert len(answers["r1"].token_ids) < LONG
+    assert engine.steps - before < LONG
+    assert works(engine)
+
+
+def test_cancel_stops_at_once(shared):
+    """These engines make a step only when they are asked for the next event."""
+    before, answers = shared.steps, {}
+    for event in shared.stream([ask(1, LONG, max_tokens=LONG)]):
+        collect([event], answers)
+        shared.cancel("r1")
+    assert answers["r1"] == Answer(answers["r1"].token_ids, "stop")
+    assert len(answers["r1"].token_ids) == 1
+    assert shared.steps - before <= 2
+
+
+def test_cancel_one_of_several(shared):
+    requests = [ask(n, 20 + n, max_tokens=20) for n in range(WINDOW)]
+    alone = {request.id: answer_to(shared, request) for request in requests}
+    answers = {}
+    for event in shared.stream(requests):
+        collect([event], answers)
+        if event.request_id == "r2" and len(answers["r2"].token_ids) == 5:
+            shared.cancel("r2")
+    cancelled, whole = answers.pop("r2"), alone.pop("r2")
+    assert answers == alone
+    assert cancelled.reason == "stop"
+    assert cancelled.token_ids == whole.token_ids[: len(cancelled.token_ids)]
+    assert len(cancelled.token_ids) <= 6
+
+
+def test_cancel_before_its_first_token(shared):
+    answers = {}
+    for event in shared.stream([ask(n, max_tokens=9) for n in range(WINDOW)]):
+        collect([event], answers)
+        shared.cancel("r3")
+    assert answers.pop("r3").reason == "stop"
+    assert {answer.reason for answer in answers.values()} == {"length"}
+
+
+def test_cancel_of_what_is_not_in_flight(engine):
+    engine.cancel("nobody")
+    engine.cancel("r1")
+    assert answer_to(engine, ask(1, max_tokens=5)).reason == "length"
+    engine.cancel("r1")
+    assert answer_to(engine, ask(1, max_tokens=5)).reason == "length"
+
+
+def test_cancel_twice_and_after_the_end(engine):
+    for event in engine.stream([ask(1, max_tokens=3), ask(2, max_tokens=3)]):
+        if event.finish_reason is not None:
+            engine.cancel(event.request_id)
+            engine.cancel(event.request_id)
+    assert {answer.reason for answer in answers_to(engine, ask(1), ask(2)).values()} == {"length"}
+
+
+def test_cancel_from_another_thread(engine):
+    answers = {}
+    for event in engine.stream([ask(1, LONG, max_tokens=LONG)]):
+        collect([event], answers)
+        if len(answers["r1"].token_ids) == 2:
+            thread = threading.Thread(target=engine.cancel, args=("r1",))
+            thread.start()
+            thread.join()
+    assert answers["r1"].reason == "stop"
+
+
+# Failing
+
+
+@pytest.mark.parametrize(
+    "token_ids",
+    [(5, tiny.VOCABULARY, 6), (5, -1), (2**40,), ()],
+    ids=["beyond the vocabulary", "negative", "huge", "empty"],
+)
+def test_a_bad_request_fails_alone(engine, token_ids):
+    bad = TokenRequest("bad", token_ids, 5)
+    good = [ask(n, 10 + n) for n in range(5)]
+    alone = {request.id: answer_to(engine, request) for request in good}
+    answers = answers_to(engine, *good[:2], bad, *good[2:])
+    failed = answers.pop("bad")
+    assert (failed.token_ids, failed.reason) == ([], "error")
+    assert isinstance(failed.error, HFPipeError)
+    assert answers == alone
+
+
+def test_only_bad_requests(engine):
+    answers = answers_to(engine, *(TokenRequest(str(n), (tiny.VOCABULARY + n,), 5) for n in range(9)))
+    assert {answer.reason for answer in answers.values()} == {"error"}
+    assert works(engine)
+
+
+# Drawing tokens
+
+
+SAMPLED = Sampling(temperature=1.0, seed=7)
+
+
+def test_greedy_does_not_look_at_the_seed(real):
+    answers = [answer_to(real, ask(1, sampling=Sampling(seed=seed))) for seed in (0, 1)]
+    assert answers[0] == answers[1]
+
+
+def test_the_same_seed_draws_the_same(real):
+    first, second = (answer_to(real, ask(1, max_tokens=20, sampling=SAMPLED)) for _ in range(2))
+    assert first == second
+    assert first != answer_to(real, ask(1, max_tokens=20))
+
+
+def test_another_seed_draws_another(real):
+    requests = [replace(ask(1, max_tokens=20, sampling=replace(SAMPLED, seed=n)), id=str(n)) for n in range(6)]
+    answers = answers_to(real, *requests)
+    assert len({tuple(answer.token_ids) for answer in answers.values()}) == 6
+
+
+def test_each_request_draws_for_itself(real):
+    """Alone or beside others, greedy or not."""
+    requests = [
+        ask(1, 9, max_tokens=15, sampling=SAMPLED),
+        ask(2, 31),
+        ask(3, 20, sampling=Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, seed=3)),
+        ask(4, 20, sampling=Sampling(repetition_penalty=1.3)),
+        ask(5, 11, sampling=Sampling(temperature=2.0, repetition_penalty=1.2, seed=2**31 - 1)),
+    ]
+    alone = {request.id: answer_to(real, request) for request in requests}
+    assert answers_to(real, *requests) == alone
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.5, top_k=1, seed=5),
+        Sampling(temperature=1.5, top_p=1e-6, seed=5),
+        Sampling(temperature=1.0, min_p=0.999, seed=5),
+        Sampling(temperature=1e-4, seed=5),
+    ],
+    ids=["top_k", "top_p", "min_p", "temperature"],
+)
+def test_what_leaves_one_token_is_greedy(real, sampling):
+    assert answer_to(real, ask(1, sampling=sampling)) == answer_to(real, ask(1))
+
+
+def test_repetition_penalty(real):
+    plain = answer_to(real, ask(1, max_tokens=20)).token_ids
+    punished = answer_to(real, ask(1, max_tokens=20, sampling=Sampling(repetition_penalty=4.0))).token_ids
+    assert punished != plain
+    assert len(set(punished) & set(prompt(1))) < len(set(plain) & set(prompt(1)))
+
+
+def test_a_seed_of_63_bits(real):
+    sampling = replace(SAMPLED, seed=2**63 - 1)
+    assert answer_to(real, ask(1, sampling=sampling)).reason == "length"
+
+
+# Streams that are left, nested, or side by side
+
+
+def test_closing_a_stream_early(engine):
+    before = engine.steps
+    for _ in range(3):
+        stream = engine.stream([ask(n, LONG, max_tokens=LONG) for n in range(6)])
+        next(stream)
+        stream.close()
+    assert works(engine)
+    assert engine.steps - before < 3 * LONG * window(engine)
+
+
+def test_a_stream_that_is_abandoned(engine):
+    stream = engine.stream([ask(n, LONG, max_tokens=LONG) for n in range(6)])
+    next(stream)
+    del stream
+    gc.collect()
+    assert works(engine)
+
+
+def test_a_stream_that_is_never_begun(engine):
+    engine.stream([ask(1)])
+    assert works(engine)
+
+
+def test_an_id_may_come_again(engine):
+    first, second = (answer_to(engine, ask(1, max_tokens=5)) for _ in range(2))
+    assert first == second
+
+
+def test_nested_streams(shared):
+    alone = [answer_to(shared, ask(n, max_tokens=5)) for n in (1, 2)]
+    outer = shared.stream([ask(1, max_tokens=5)])
+    first = next(outer)
+    inner = answer_to(shared, ask(2, max_tokens=5))
+    assert [collect([first, *outer])["r1"], inner] == alone
+
+
+def test_nested_streams_where_only_one_can_be_open(loaded):
+    backend = loaded("openvino-single")
+    outer = backend.stream([ask(1, max_tokens=5)])
+    first = next(outer)
+    with pytest.raises(BackendError, match="one answer at a time"):
+        next(backend.stream([ask(2)]))
+    assert collect([first, *outer])["r1"].reason == "length"
+    assert works(backend)
+
+
+def test_streams_in_two_threads(engine):
+    requests = [[ask(n, 10 + n, max_tokens=10 + n) for n in (start, start + 1, start + 2)] for start in (0, 10, 20)]
+    alone = [answers_to(engine, *some) for some in requests]
+    together: dict[int, dict[str, Answer]] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, some=some: together.__setitem__(i, answers_to(engine, *some)))
+        for i, some in enumerate(requests)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [together.get(i) for i in range(3)] == alone
+
+
+# Closing
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_closing_twice(load, name):
+    with load(name) as backend:
+        assert works(backend)
+        backend.close()
+    backend.close()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_nothing_streams_from_a_closed_backend(load, name):
+    backend = load(name)
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        next(backend.stream([ask(1)]))
+    backend.cancel("r1")
+
+
+@pytest.mark.parametrize("name", ["openvino-single", "openvino-paged"])
+def test_closing_under_an_open_stream(load, name):
+    backend = load(name)
+    stream = backend.stream([ask(n, LONG, max_tokens=LONG) for n in range(9)])
+    next(stream)
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        collect(stream)
+    stream.close()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_says_what_it_runs_on(loaded, name):
+    backend = loaded(name)
+    assert backend.info.name == backend.name == ENGINES[name][0]
+    assert backend.info.device
+    assert backend.info.dtype
