@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from hfpipe.cache import writing
-from hfpipe.errors import ConversionError, HFPipeError, ModelError, UnsupportedModel
+from hfpipe.errors import ModelError, UnsupportedModel
 from hfpipe.types import Reporter
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -32,7 +33,7 @@ Fields = Mapping[str, Any]
 def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     """Convert `arguments["file"]` into the empty folder `arguments["folder"]`."""
     file, folder = Path(arguments["file"]), Path(arguments["folder"])
-    with writing(folder):
+    with writing(folder.parent):
         reader = _open(file)
         fields = read_fields(reader)
         check(fields, reader, file)
@@ -153,10 +154,10 @@ def _write_weights(file: Path, folder: Path, fields: Fields, dtype: str) -> None
     try:
         model.save_pretrained(folder)
     except Exception as error:
-        # safetensors raises a type of its own for a full disk.
-        if isinstance(error, HFPipeError | OSError):
-            raise
-        raise ConversionError(f"The converted weights cannot be written to {folder}: {error}") from error
+        # safetensors has a type of its own for every failure, a full disk among them.
+        if "No space left" in str(error):
+            raise OSError(ENOSPC, "No space left on device") from error
+        raise
     _clean_config(folder / "config.json")
     _write_json(folder / "generation_config.json", generation_config(fields))
 

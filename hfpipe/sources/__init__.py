@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hfpipe.errors import ModelError, ModelNotFound, UsageError
 from hfpipe.sources import names
-from hfpipe.sources.folder import inspect_folder
+from hfpipe.sources.folder import inspect_cached, inspect_folder
 from hfpipe.sources.names import known_names
 from hfpipe.types import ModelSource, Reporter, Silent
 
@@ -44,7 +44,7 @@ def resolve(
     if os.path.isdir(path):
         return _inspect(path, reference, allow_pickle)
     if os.path.isfile(path):
-        return inspect_folder(_converted(Path(path), reporter), reference)
+        return inspect_cached(_converted(Path(path), reporter), reference)
     if names.is_packaged(reference):
         from hfpipe.sources import pypi
 

@@ -53,6 +53,19 @@ def inspect_folder(
     )
 
 
+def inspect_cached(
+    folder: Path, reference: str, revision: str | None = None, allow_pickle: bool = False, *, remove: Path | None = None
+) -> ModelSource:
+    """`inspect_folder` for what a cache counts as complete: fetching again would not mend it, removing it does."""
+    try:
+        return inspect_folder(folder, reference, revision, allow_pickle)
+    except UnsupportedModel:
+        raise
+    except ModelError as error:
+        error.hint = f"Remove {remove or folder} and run it again."
+        raise
+
+
 def context_length(config: Mapping[str, Any]) -> int | None:
     """The most tokens that the model takes, prompt and answer together; None where it sets no limit."""
     # T5 and its kin carry n_positions, but their positions are relative.

@@ -26,7 +26,7 @@ from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, 
 from hfpipe.sources import names
 from hfpipe.sources.download import Meter, fetch_weights, is_weights, require_space
 from hfpipe.sources.files import choose
-from hfpipe.sources.folder import inspect_folder
+from hfpipe.sources.folder import inspect_cached, inspect_folder
 from hfpipe.types import ModelSource, Reporter
 
 _TIMEOUT_S = 10.0
@@ -42,7 +42,7 @@ def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: 
         except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled) as error:
             return _from_cache(reference, revision, allow_pickle, reporter, error)
         folder = _download(reference, revision, info, allow_pickle, reporter)
-    return inspect_folder(folder, reference, folder.name, allow_pickle)
+    return inspect_cached(folder, reference, folder.name, allow_pickle, remove=folder.parents[1])
 
 
 def _info(reference: str, revision: str | None) -> ModelInfo:

