@@ -7,6 +7,17 @@ import sys
 
 import pytest
 
+from tests.fake_models import write_model
+from tests.hub import LoopbackHub
+
+DECOYS = (
+    "pytorch_model.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "onnx/model.onnx",
+    "model.gguf",
+    "consolidated.safetensors",
+)
 DRIVER = """
 import json, sys
 from hfpipe.errors import HFPipeError
@@ -52,5 +63,38 @@ def resolve_in_child(homes):
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return json.loads(done.stdout)
+
+    return resolve
+
+
+@pytest.fixture
+def repos(tmp_path):
+    """gpt2 with decoys, and org/name in three shards."""
+    folders = {
+        "gpt2": write_model(tmp_path / "repos" / "gpt2"),
+        "org/name": write_model(tmp_path / "repos" / "name", shards=3),
+    }
+    for folder in folders.values():
+        (folder / "onnx").mkdir()
+        for name in DECOYS:
+            (folder / name).write_bytes(b"decoy" * 1000)
+    return folders
+
+
+@pytest.fixture
+def hub(repos):
+    with LoopbackHub(repos) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(hub, resolve_in_child):
+    """resolve(reference) with `hub` as the Hub; its log of requests begins anew."""
+
+    def resolve(reference, environment=None, **options):
+        hub.requests.clear()
+        return resolve_in_child(
+            reference, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **(environment or {})}, **options
+        )
 
     return resolve

