@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfpipe.types import Timing, Usage
@@ -70,10 +72,18 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 def _since_process_start(moment: float) -> float:
     """Seconds from the start of the process to `moment` of time.perf_counter."""
+    return _process_age() - (time.perf_counter() - moment)
+
+
+def _process_age() -> float:
+    if sys.platform == "linux":
+        # psutil adds these ticks to a boot time that the kernel gives in whole seconds.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     import psutil
 
-    running: float = time.time() - psutil.Process().create_time()
-    return running - (time.perf_counter() - moment)
+    age: float = time.time() - psutil.Process().create_time()
+    return age
 
 
 def _peak_rss_mb() -> float:
