@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -11,12 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
+from hfpipe.backends import BACKENDS
 from hfpipe.errors import UsageError
+from hfpipe.text.templates import BUILT_IN
 from hfpipe.types import GenerationOptions, LoadOptions
 
 _LOADING = "Loading"
 _GENERATION = "Generation"
 _OUTPUT = "Output"
+_AS_IN = {
+    "--ov-config": """As in --ov-config PERFORMANCE_HINT=LATENCY, or --ov-config '{"PERFORMANCE_HINT": "LATENCY"}'.""",
+    "--model-kwarg": "As in --model-kwarg low_cpu_mem_usage=true.",
+    "--var": """As in --var language=French, for a template with {language}.""",
+}
 
 
 def _complete_model(incomplete: str) -> list[str]:
@@ -26,18 +34,32 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 def _complete_backend(incomplete: str) -> list[str]:
-    return [name for name in ("auto", "torch", "openvino", "echo") if name.startswith(incomplete)]
+    return [name for name in ("auto", *BACKENDS) if name.startswith(incomplete)]
 
 
 def _complete_template(incomplete: str) -> list[str]:
-    return [name for name in ("qa", "chat", "raw") if name.startswith(incomplete)]
+    return [name for name in BUILT_IN if name.startswith(incomplete)]
 
 
-def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
-    """An option whose environment variable is HFPIPE_ and its first long name."""
+def variable_of(*names: str) -> str:
+    """The environment variable of an option: HFPIPE_ and its first long name."""
     long = next(name for name in names if name.startswith("--"))
-    variable = "HFPIPE_" + long.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **settings)
+    return "HFPIPE_" + long.removeprefix("--").replace("-", "_").upper()
+
+
+def _option(*names: str, help: str, panel: str, **given: Any) -> Any:
+    settings: dict[str, Any] = {"envvar": variable_of(*names), "show_envvar": False, **given}
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+def _repeatable(*names: str, help: str, panel: str, metavar: str) -> Any:
+    """An option that may be given several times. Its variable holds one value a line: Click would cut it at spaces."""
+    variable = variable_of(*names)
+
+    def given_or_set(value: list[str] | None) -> list[str] | None:
+        return value or os.environ.get(variable, "").splitlines() or None
+
+    return _option(*names, help=help, panel=panel, metavar=metavar, envvar=None, callback=given_or_set)
 
 
 ModelArg = Annotated[
@@ -59,7 +81,7 @@ BackendOpt = Annotated[
     _option(
         "--backend",
         "-b",
-        help="auto, torch, openvino or echo.",
+        help=f"auto, {', '.join(BACKENDS)}.",
         panel=_LOADING,
         metavar="NAME",
         autocompletion=_complete_backend,
@@ -89,7 +111,7 @@ AttnOpt = Annotated[
 ]
 OvConfigOpt = Annotated[
     list[str] | None,
-    _option(
+    _repeatable(
         "--ov-config",
         help="An OpenVINO property, or one JSON object of them. Repeatable.",
         panel=_LOADING,
@@ -98,7 +120,7 @@ OvConfigOpt = Annotated[
 ]
 ModelKwargOpt = Annotated[
     list[str] | None,
-    _option(
+    _repeatable(
         "--model-kwarg", help="An argument of from_pretrained (torch). Repeatable.", panel=_LOADING, metavar="KEY=VALUE"
     ),
 ]
@@ -157,7 +179,7 @@ SeedOpt = Annotated[
 ]
 StopOpt = Annotated[
     list[str] | None,
-    _option("--stop", help=r"Text that ends the answer; \n works. Repeatable.", panel=_GENERATION, metavar="TEXT"),
+    _repeatable("--stop", help=r"Text that ends the answer; \n works. Repeatable.", panel=_GENERATION, metavar="TEXT"),
 ]
 TemplateOpt = Annotated[
     str | None,
@@ -172,7 +194,8 @@ TemplateOpt = Annotated[
     ),
 ]
 VarOpt = Annotated[
-    list[str] | None, _option("--var", help="A template variable. Repeatable.", panel=_GENERATION, metavar="NAME=TEXT")
+    list[str] | None,
+    _repeatable("--var", help="A template variable. Repeatable.", panel=_GENERATION, metavar="NAME=TEXT"),
 ]
 SystemOpt = Annotated[
     str | None,
@@ -246,7 +269,7 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
     for text in given or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"{option} takes KEY=VALUE, not {text!r}.")
+            raise UsageError(f"{option} takes KEY=VALUE, not {text!r}.", hint=_AS_IN.get(option))
         pairs[key.strip()] = value
     return pairs
 
@@ -255,8 +278,8 @@ def _json_object(option: str, text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{option} is not valid JSON: {error}.") from error
-    assert isinstance(value, dict)
+        raise UsageError(f"{option} is not valid JSON: {error}.", hint=_AS_IN.get(option)) from error
+    assert isinstance(value, dict)  # it begins with a brace
     return value
 
 

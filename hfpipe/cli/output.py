@@ -7,14 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
 
 from hfpipe.errors import HFPipeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
+    from hfpipe.cli.display import Display
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -50,7 +52,9 @@ class Answer:
             raise HFPipeError(f"Cannot write the answer: {error.strerror}.") from error
 
     def write_json(self, value: Mapping[str, Any]) -> None:
-        self.write(json.dumps(value, ensure_ascii=False) + "\n")
+        """One line, valid JSON on a terminal too: JSON leaves some control characters as they are."""
+        text = json.dumps(value, ensure_ascii=False)
+        self.write(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def shown(text: str) -> str:
@@ -59,87 +63,84 @@ def shown(text: str) -> str:
 
 
 class Talk:
-    """stderr: notes and progress, on a terminal alone, or with `verbose` anywhere; errors always."""
+    """stderr: notes and progress, on a terminal alone, or with `verbose` anywhere; errors always.
+
+    As a context manager it ends with nothing that moves. Threads may share it.
+    """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.verbose = verbose
-        self._speaks = not quiet and (verbose or sys.stderr.isatty())
-        self._draws = not quiet and sys.stderr.isatty()
-        self._progress: Progress | None = None
-        self._bars: dict[str, Any] = {}
+        terminal = sys.stderr.isatty()
+        self._speaks = verbose and not quiet and not terminal
+        self._draws = terminal and not quiet
+        # What the libraries write would run into a spinner.
+        self._moves = self._draws and not verbose
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._moves = False
+        clear()
 
     def note(self, text: str) -> None:
-        """A Reporter's note, in one dim line."""
-        if self._speaks:
-            _console().print(shown(text), style="dim", markup=False, highlight=False)
+        """A Reporter's note, in one line."""
+        if self._draws:
+            self._display.note(shown(text))
+        elif self._speaks:
+            tell(shown(text))
 
     def progress(self, task: str, done: int, total: int | None) -> None:
         """A Reporter's progress, as one bar a task."""
-        if not self._draws:
-            return
-        bars = self._progress or self._start_progress()
-        if task not in self._bars:
-            self._bars[task] = bars.add_task(shown(task), total=total)
-        bars.update(self._bars[task], completed=done, total=total)
-        if done == total:
-            bars.remove_task(self._bars.pop(task))
-        if not self._bars:
-            self.stop_progress()
-
-    def stop_progress(self) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
-            self._bars.clear()
+        if self._moves:
+            self._display.progress(shown(task), done, total)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """A spinner while something slow goes on."""
-        if not self._draws or self._progress:
+        if not self._moves:
             yield
             return
-        with _console().status(shown(text)):
+        self._display.spin(shown(text))
+        try:
             yield
+        finally:
+            self._display.spin(None)
 
-    def say(self, text: str) -> None:
-        """What the user asked to see on stderr."""
-        text = shown(text) if sys.stderr.isatty() else text
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+    @property
+    def _display(self) -> Display:
+        from hfpipe.cli.display import DISPLAY
 
-    def table(self, rows: Mapping[str, str]) -> None:
-        """Names and values in two columns."""
-        width = max(map(len, rows))
-        self.say("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+        return DISPLAY
 
-    def _start_progress(self) -> Progress:
-        from rich import progress
 
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TimeRemainingColumn(),
-            console=_console(),
-            transient=True,
-        )
-        self._progress.start()
-        return self._progress
+def clear() -> None:
+    """Take what moves off the terminal, for good. Only where something was drawn is its module there."""
+    if display := getattr(sys.modules.get("hfpipe.cli.display"), "DISPLAY", None):
+        display.close()
 
 
 def data(text: str) -> None:
     """A line of stdout that is no model text."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """Lines on stderr that the user asked for. Nobody can be told of it where they cannot be written."""
+    with suppress(OSError):
+        sys.stderr.write((shown(text) if sys.stderr.isatty() else text) + "\n")
+        sys.stderr.flush()
+
+
+def table(rows: Mapping[str, str]) -> None:
+    """Names and values in two columns, on stderr."""
+    width = max(map(len, rows))
+    tell("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
 
 
 def error(problem: HFPipeError) -> None:
     """One line that says what is wrong, one that says what to do."""
-    line = f"Error: {problem.message}" + (f"\n{problem.hint}" if problem.hint else "")
-    sys.stderr.write(shown(line) + "\n")
-    sys.stderr.flush()
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True)
+    lines = [f"Error: {problem.message}", problem.hint]
+    tell("\n".join(shown(line.replace("\n", " ")) for line in lines if line))

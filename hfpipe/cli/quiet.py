@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 
+from hfpipe.conversion.child import silence_openvino_telemetry
+
 _NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 _NO_NOISE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -17,8 +19,9 @@ _NO_NOISE = {
 }
 
 
-def quiet(*, verbose: bool) -> None:
+def silence(*, verbose: bool) -> None:
     """Call it before a library is imported: most read their environment then. What the user has set stays."""
+    silence_openvino_telemetry()
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     if verbose:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hfpipe.cli import options as o
-from hfpipe.cli.output import Answer, Talk
-from hfpipe.cli.quiet import quiet as quieten
+from hfpipe.cli.output import Answer, Talk, table, tell
+from hfpipe.cli.quiet import silence
 from hfpipe.cli.stats import as_rows, report
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import Template, parse_template
@@ -62,16 +64,16 @@ def run(
     loading = o.load_options(given, batch_size=1)
     generation = o.generation_options(given)
     asked = ask(prompt, template, o.parse_variables(var))
-    quieten(verbose=verbose)
-    talk = Talk(quiet=quiet, verbose=verbose)
+    silence(verbose=verbose)
     answer = Answer()
-    opened = _in_background(lambda: _open(model, loading, talk))
-    # Imported while the model loads: half a second that costs nothing.
-    from hfpipe.langchain import HFPipe, Recorder, chain
+    with Talk(quiet=quiet, verbose=verbose) as talk:
+        opened = _in_background(lambda: _open(model, loading, talk))
+        # Imported while the model loads: half a second that costs nothing.
+        from hfpipe.langchain import HFPipe, Recorder, chain
 
-    generator = _result(opened, talk, f"Loading {model}")
+        generator = _result(opened, talk, f"Loading {model}")
     llm = HFPipe(model=model, generator=generator, **asdict(generation))
-    recorder = Recorder(on_prompt=talk.say if show_prompt else None)
+    recorder = Recorder(on_prompt=tell if show_prompt else None)
     parts = chain(llm, asked.template, system).stream(asked.variables(generator), {"callbacks": [recorder]})
     text = _write(parts, answer, stream=not (json or no_stream))
     measured = report(generator, recorder.info)
@@ -80,7 +82,7 @@ def run(
     elif no_stream:
         answer.write(text + "\n")
     if stats:
-        talk.table(as_rows(measured))
+        table(as_rows(measured))
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,22 @@ def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> A
 def read_prompt(prompt: str | None) -> str:
     """The argument, or all of stdin for `-` and for nothing where stdin is no terminal."""
     if prompt not in (None, "-"):
-        return prompt
+        return _utf8(os.fsencode(prompt), "The prompt")
     if prompt is None and sys.stdin.isatty():
         raise UsageError(
             "There is no prompt.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
         )
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        return _utf8(sys.stdin.buffer.read(), "The prompt on stdin").removesuffix("\n")
+    except OSError as error:
+        raise UsageError(f"The prompt cannot be read from stdin: {error.strerror}.") from error
+
+
+def _utf8(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"The prompt on stdin is not UTF-8 text: {error}.") from error
+        raise UsageError(f"{what} is not UTF-8 text: byte {data[error.start]:#x} at {error.start:,}.") from error
 
 
 def _open(model: str, loading: LoadOptions, talk: Talk) -> Generator:
@@ -150,12 +159,8 @@ def _in_background(work: Callable[[], _T]) -> Future[_T]:
 
 def _result(future: Future[_T], talk: Talk, doing: str) -> _T:
     """What the future holds, with a spinner where it takes its time."""
-    try:
-        return future.result(timeout=_SPINNER_AFTER_S)
-    except TimeoutError:
-        if future.done():
-            raise
-    with talk.waiting(doing):
+    wait([future], timeout=_SPINNER_AFTER_S)
+    with nullcontext() if future.done() else talk.waiting(doing):
         return future.result()
 
 

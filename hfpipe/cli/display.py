@@ -1,0 +1,84 @@
+"""What moves on a terminal's stderr: bars, and a spinner. Imported once there is such a thing, for Rich takes time."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class _Console(Console):
+    def show_cursor(self, show: bool = True) -> bool:
+        """The cursor is never hidden: a process that is killed could not show it again."""
+        return False
+
+
+class Display:
+    """One place at the bottom of the terminal: bars where there are any, else the spinner, else nothing.
+
+    Threads may share it. Texts are shown as they are, without Rich's markup and emoji names.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: Ctrl-C may come to a thread that holds it.
+        self._lock = threading.RLock()
+        self._console = _Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._spinner: Spinner | None = None
+        self._live: Live | None = None
+        self._closed = False
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def spin(self, text: str | None) -> None:
+        """Show a spinner with `text` from now on, or none."""
+        with self._lock:
+            self._spinner = None if text is None else Spinner("line", Text(text))
+            self._redraw()
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        """One bar a task; done == total ends it."""
+        with self._lock:
+            if task not in self._tasks:
+                self._tasks[task] = self._bars.add_task(task, total=total)
+            self._bars.update(self._tasks[task], completed=done, total=total)
+            if done == total:
+                self._bars.remove_task(self._tasks.pop(task))
+            self._redraw()
+
+    def close(self) -> None:
+        """Clear the place, for good: what a thread still reports is not drawn any more."""
+        with self._lock:
+            self._closed = True
+            self._redraw()
+
+    def _redraw(self) -> None:
+        wanted = not self._closed and bool(self._tasks or self._spinner)
+        if wanted and self._live is None:
+            self._live = Live(console=self._console, get_renderable=self._picture, transient=True)
+            self._live.start()
+        elif not wanted and self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _picture(self) -> RenderableType:
+        return self._bars if self._tasks else self._spinner or ""
+
+
+DISPLAY = Display()
