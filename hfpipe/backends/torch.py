@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, as_backend_error, closed, failure, finish_reason, refusal, vocabulary_size
-from hfpipe.backends.torch_loading import check_cache, device_name, load_model
+from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, load_model
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
@@ -37,16 +36,13 @@ class TorchBackend(Backend):
         )
         self._vocabulary = vocabulary_size(model.config.to_dict())
         self._active: dict[str, _Row] = {}
-        parameters = inspect.signature(model.forward).parameters
+        parameters = forward_parameters(model)
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
-        try:
-            model = load_model(source, options, reporter)
-        except (RuntimeError, MemoryError, OSError, ValueError, ImportError) as error:
-            raise as_backend_error(error) from error
+        model = load_model(source, options, reporter)
         return cls(model, batch_size=options.batch_size, exact=options.exact)
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from hfpipe.errors import BackendError, ModelError, UnsupportedModel, UsageError
+from hfpipe.backends.base import as_backend_error
+from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _OWN_CACHE = ("recurrent_gemma",)
+_ATTENTION = ("sdpa", "eager", "flash_attention_2")
+_LOADING_ERRORS = (
+    ImportError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    ValueError,
+)
 
 
 def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Any:
@@ -20,25 +36,19 @@ def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) ->
     device = None if options.device_map else parse_device(options.device)
     if options.device is None and options.device_map is None:
         _note_idle_accelerator(reporter)
-    arguments = _merged(
-        {
-            "dtype": _dtype(source.config, options, device),
-            "device_map": options.device_map,
-            "attn_implementation": options.attn,
-        },
-        options.model_kwargs,
-    )
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        trust_remote_code=options.trust_remote_code,
-        use_safetensors=None if options.allow_pickle else True,
-        local_files_only=True,
-        output_loading_info=True,
-        **arguments,
-    )
-    _check_weights(source, loading["missing_keys"])
-    if device is not None and "device_map" not in arguments:
-        model = model.to(device)
+    arguments = _arguments(source.config, options, device)
+    with _explained(source, options):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            trust_remote_code=options.trust_remote_code,
+            use_safetensors=None if options.allow_pickle else True,
+            local_files_only=True,
+            output_loading_info=True,
+            **arguments,
+        )
+        _check_weights(source, loading["missing_keys"])
+        if device is not None and "device_map" not in arguments:
+            model = model.to(device)
     return model.eval()
 
 
@@ -46,10 +56,8 @@ def parse_device(device: str | None) -> torch.device:
     """`-1`, `cpu` or None is the CPU; `N` the N-th accelerator of whatever kind is here; else torch's own names."""
     if device is None or device.lower() in ("-1", "cpu"):
         return torch.device("cpu")
-    if device.isdecimal():
-        device = f"{_accelerator() or 'cuda'}:{device}"
     try:
-        parsed = torch.device(device.lower())
+        parsed = torch.device(f"{_accelerator() or 'cuda'}:{device}" if device.isdecimal() else device.lower())
     except RuntimeError as error:
         raise UsageError(
             f"Unknown device {device!r}.", hint="torch knows -1 or cpu, 0 (the first accelerator), cuda:1, mps, xpu."
@@ -66,9 +74,15 @@ def device_name(model: Any) -> str:
     return ", ".join(sorted({str(place) for place in placed.values()})) or str(model.device)
 
 
+def forward_parameters(model: Any) -> Mapping[str, Any]:
+    """What the model's forward takes: that of the model inside, where peft has wrapped one."""
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inspect.signature(inside.forward).parameters
+
+
 def check_cache(model: Any) -> None:
     """Raise UnsupportedModel where what a model remembers is not in the cache it is given: it would answer noise."""
-    remembers = "past_key_values" in inspect.signature(model.forward).parameters
+    remembers = "past_key_values" in forward_parameters(model)
     if not remembers or not model._supports_default_dynamic_cache() or model.config.model_type in _OWN_CACHE:
         raise UnsupportedModel(
             f"The torch backend does not run {model.config.model_type} models: they keep no usual key-value cache.",
@@ -97,8 +111,6 @@ def _note_idle_accelerator(reporter: Reporter) -> None:
 
 def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> str:
     """The checkpoint's own dtype, but on a CPU without native arithmetic for it float32."""
-    if options.exact and options.dtype not in (None, "float32", "fp32"):
-        raise UsageError(f"--exact computes in float32; --dtype {options.dtype} contradicts it.")
     if options.exact:
         return "float32"
     if options.dtype is not None:
@@ -118,16 +130,78 @@ def _dtype_name(dtype: str) -> str:
     return names.get(dtype, dtype)
 
 
-def _merged(ours: Mapping[str, Any], model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """model_kwargs go to from_pretrained as they are and win, but for what hfpipe itself decides."""
-    reserved = {"trust_remote_code", "use_safetensors", "local_files_only", "output_loading_info"} & set(model_kwargs)
+def _arguments(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> dict[str, Any]:
+    """What from_pretrained is given. model_kwargs go to it as they are, but for what hfpipe itself decides."""
+    _check_attention(options.attn)
+    theirs = {"dtype" if key == "torch_dtype" else key: value for key, value in options.model_kwargs.items()}
+    _check_model_kwargs(theirs, options)
+    ours = {
+        "dtype": _dtype(config, options, device),
+        "device_map": options.device_map,
+        "attn_implementation": options.attn,
+    }
+    return {key: value for key, value in {**ours, **theirs}.items() if value is not None}
+
+
+def _check_attention(attn: str | None) -> None:
+    if attn not in (None, *_ATTENTION):
+        raise UsageError(f"Unknown attention {attn!r}; known are {', '.join(_ATTENTION)}.")
+
+
+def _check_model_kwargs(theirs: Mapping[str, Any], options: LoadOptions) -> None:
+    """Raise a UsageError where model_kwargs set what an option sets too: neither is dropped in silence."""
+    reserved = {"trust_remote_code", "use_safetensors", "local_files_only", "output_loading_info"} & set(theirs)
     if reserved:
         raise UsageError(
             f"model_kwargs cannot set {', '.join(sorted(reserved))}.",
             hint="--trust-remote-code and --allow-pickle are options of their own.",
         )
-    theirs = {"dtype" if key == "torch_dtype" else key: value for key, value in model_kwargs.items()}
-    return {key: value for key, value in {**ours, **theirs}.items() if value is not None}
+    _exclude("--dtype", options.dtype, "dtype", theirs)
+    _exclude("--attn", options.attn, "attn_implementation", theirs)
+    _exclude("--device-map", options.device_map, "device_map", theirs)
+    _exclude("--device", options.device, "device_map", theirs)
+    for given in (options.dtype, theirs.get("dtype")):
+        if options.exact and str(given) not in ("None", "float32", "fp32", "torch.float32"):
+            raise UsageError(f"--exact computes in float32; the dtype {given} contradicts it.")
+
+
+def _exclude(option: str, value: str | None, key: str, model_kwargs: Mapping[str, Any]) -> None:
+    if value is not None and key in model_kwargs:
+        raise UsageError(f"{option} and {key} in model_kwargs exclude each other.")
+
+
+@contextmanager
+def _explained(source: ModelSource, options: LoadOptions) -> Iterator[None]:
+    """Whatever transformers raises while it loads a folder, as an error of our own."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        if not options.model_kwargs:
+            raise
+        names = ", ".join(options.model_kwargs)
+        raise UsageError(f"transformers cannot load the model with {names} in model_kwargs: {error}") from error
+    except _LOADING_ERRORS as error:
+        raise _explanation(source, error) from error
+
+
+def _explanation(source: ModelSource, error: Exception) -> HFPipeError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UnsupportedModel(
+            f"{source.reference} runs code that comes with it.",
+            hint="If you trust its author, pass --trust-remote-code.",
+        )
+    if any(phrase in text for phrase in ("does not recognize this arch", "Unrecognized model", "Unrecognized config")):
+        kind = source.config.get("model_type", "no model_type")
+        return UnsupportedModel(
+            f"{source.reference}: transformers {transformers.__version__} does not know this kind of model ({kind}).",
+            hint="A newer transformers may; check config.json, too.",
+        )
+    if "ignore_mismatched_sizes" in text:
+        return ModelError(f"{source.reference}: the weights have other shapes than config.json says.")
+    if isinstance(error, StrictDataclassError):
+        return ModelError(f"{source.folder / 'config.json'}: {' '.join(text.split())}")
+    return as_backend_error(error)
 
 
 def _check_weights(source: ModelSource, missing: Any) -> None:

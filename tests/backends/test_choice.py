@@ -1,0 +1,130 @@
+"""Which backend runs a model, and what is said of options that it cannot honour."""
+
+import importlib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hfpipe import backends
+from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError
+from hfpipe.types import LoadOptions, ModelSource
+
+# A value other than the default for each option that a backend may not honour.
+SET = {
+    "device": "-1",
+    "device_map": "auto",
+    "dtype": "float32",
+    "attn": "eager",
+    "ov_config": {"NUM_STREAMS": 1},
+    "model_kwargs": {"attn_implementation": "eager"},
+}
+
+
+def source(*, architectures: tuple[str, ...] = ("LlamaForCausalLM",), **config: object) -> ModelSource:
+    config = {"model_type": "llama", "architectures": list(architectures), "vocab_size": 100, **config}
+    return ModelSource("the/model", Path("nowhere"), "transformers", config, {}, None)
+
+
+def test_auto_goes_by_the_format():
+    assert backends.choose("auto", "openvino") == backends.Choice("openvino", "the folder holds an OpenVINO model")
+    assert backends.choose("auto", "transformers") == backends.Choice("torch", "the folder holds a transformers model")
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_what_is_asked_for_is_chosen(name):
+    for model_format in backends.BACKENDS[name].formats:
+        assert backends.choose(name, model_format) == backends.Choice(name, "asked for")
+
+
+def test_a_backend_that_does_not_run_the_format():
+    with pytest.raises(UnsupportedModel, match="torch backend does not run openvino models") as raised:
+        backends.choose("torch", "openvino")
+    assert "--backend" in raised.value.hint
+
+
+@pytest.mark.parametrize("call", [lambda: backends.choose("troch", "openvino"), lambda: backends.check_name("troch")])
+def test_an_unknown_name_lists_the_known(call):
+    with pytest.raises(UsageError) as raised:
+        call()
+    assert all(name in raised.value.message for name in ("auto", *backends.BACKENDS))
+    assert raised.value.hint == "Did you mean 'torch'?"
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+@pytest.mark.parametrize("option", SET)
+def test_every_option_is_honoured_or_refused(name, option):
+    options = LoadOptions(**{option: SET[option]})
+    if option in backends.BACKENDS[name].honours:
+        backends.check_options(name, options)
+        return
+    flag = {"model_kwargs": "--model-kwarg"}.get(option, "--" + option.replace("_", "-"))
+    with pytest.raises(UnsupportedOption) as raised:
+        backends.check_options(name, options)
+    assert name in raised.value.message
+    assert flag in raised.value.message
+    able = [other for other, spec in backends.BACKENDS.items() if option in spec.honours]
+    assert able
+    assert all(other in raised.value.hint for other in able)
+
+
+def test_an_option_is_never_forgotten():
+    """A new field of LoadOptions is common to all backends, or honoured by one at least."""
+    honoured = frozenset().union(*(spec.honours for spec in backends.BACKENDS.values()))
+    assert {field.name for field in fields(LoadOptions)} == honoured | backends._COMMON
+    assert set(SET) == honoured
+
+
+def test_loading_refuses_before_it_loads():
+    with pytest.raises(UnsupportedOption, match=r"openvino backend cannot honour --attn"):
+        backends.load("openvino", source(), LoadOptions(attn="sdpa"))
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_the_one_task(name):
+    backends.check_options(name, LoadOptions(task="text-generation"))
+    with pytest.raises(UnsupportedOption, match=f"{name} backend cannot do --task summarization"):
+        backends.check_options(name, LoadOptions(task="summarization"))
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_an_encoder_decoder_is_refused(name):
+    with pytest.raises(UnsupportedModel, match=r"the/model: t5 is an encoder-decoder") as raised:
+        backends.load(name, source(model_type="t5", is_encoder_decoder=True), LoadOptions())
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+@pytest.mark.parametrize(
+    "architecture", ["BertForMaskedLM", "RobertaForMaskedLM", "BertForPreTraining", "LlamaForSequenceClassification"]
+)
+def test_what_does_not_write_text_is_refused(name, architecture):
+    """A masked language model loads without a missing tensor, and would answer noise."""
+    with pytest.raises(UnsupportedModel, match=f"the/model is a {architecture}"):
+        backends.load(name, source(architectures=(architecture,)), LoadOptions())
+
+
+@pytest.mark.parametrize(
+    "architectures", [(), ("GPT2LMHeadModel",), ("GPT2Model",), ("Gemma3ForConditionalGeneration",)]
+)
+def test_what_may_write_text_is_not_refused(architectures):
+    assert backends.load("echo", source(architectures=architectures), LoadOptions()).name == "echo"
+
+
+def test_a_package_that_is_missing(monkeypatch):
+    real = importlib.import_module
+
+    def without(name: str) -> object:
+        if name == "hfpipe.backends.openvino":
+            raise ModuleNotFoundError("No module named 'openvino_genai'", name="openvino_genai")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(BackendError, match="openvino backend needs the package openvino_genai") as raised:
+        backends.load("openvino", source(), LoadOptions())
+    assert raised.value.hint == "pip install openvino_genai"
+
+
+def test_the_window_is_the_batch_size():
+    assert backends.load("echo", source(), LoadOptions(batch_size=3)).batch_size == 3
+    assert backends.load("echo", source(), LoadOptions()).batch_size > 1

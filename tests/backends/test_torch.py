@@ -1,0 +1,503 @@
+"""The torch engine: architectures, loading, and what it does when transformers fails."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hfpipe import backends, sources
+from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.torch import TorchBackend
+from hfpipe.backends.torch_loading import parse_device
+from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
+from tests import tiny
+
+# Architectures
+
+SMALL = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SLIDING = {"sliding_window": 12}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "num_hidden_layers": 4,
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+FAMILIES = {
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": SLIDING,
+    "phi3": {**SLIDING, "original_max_position_embeddings": 256},
+    "gemma2": SLIDING,
+    "gemma3_text": {**SLIDING, "num_hidden_layers": 6},
+    "gpt_oss": {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+    # Positions that are learned, or made of the mask (alibi), or rotary in part.
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.4},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
+    "gpt_neox": {},
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 4},
+    "llama4_text": {
+        "attention_chunk_size": 12,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 48,
+        "num_experts_per_tok": 1,
+    },
+    # Layers of linear attention, of convolution and of a state space beside usual ones.
+    "qwen3_5_text": LINEAR,
+    "lfm2": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "block_ff_dim": 48,
+    },
+    "falcon_h1": {**MAMBA, "mamba_n_heads": 4, "mamba_d_ssm": 32},
+}
+
+
+def random_prompts(*lengths: int) -> list[tuple[int, ...]]:
+    numbers = random.Random(5)
+    return [tuple(numbers.randrange(3, SMALL["vocab_size"]) for _ in range(length)) for length in lengths]
+
+
+def model_of(family: str, **changes: object) -> torch.nn.Module:
+    config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES.get(family, {}), **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def generated(model: torch.nn.Module, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    whole = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0
+    )
+    return whole[0, len(prompt) :].tolist()
+
+
+def answers(backend: TorchBackend, requests: list[TokenRequest]) -> dict[str, list[int] | HFPipeError]:
+    found: dict[str, list[int]] = {}
+    errors: dict[str, HFPipeError] = {}
+    for event in backend.stream(requests):
+        found.setdefault(event.request_id, []).extend(event.token_ids)
+        if event.error:
+            errors[event.request_id] = event.error
+    return found | errors
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padded_batch_answers_as_generate_does(family):
+    """Prompts shorter and longer than a sliding window, and rows that leave the batch before others."""
+    model = model_of(family)
+    lengths = [18, 9, 18, 4]
+    prompts = random_prompts(5, 30, 1, 16)
+    expected = {str(i): generated(model, p, n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))}
+    assert max(len(set(ids)) for ids in expected.values()) > 3
+    requests = [TokenRequest(str(i), p, n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))]
+    assert answers(TorchBackend(model, batch_size=4), requests) == expected
+
+
+OTHERS = {
+    "mamba": {"state_size": 8},
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64},
+    "recurrent_gemma": {
+        "lru_width": 32,
+        "attention_window_size": 12,
+        "block_types": ["recurrent", "attention"],
+    },
+    "openai-gpt": GPT,
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_model_without_the_usual_cache_is_refused(family):
+    """With a cache that it does not look at, it would answer noise."""
+    with pytest.raises(UnsupportedModel, match=family):
+        TorchBackend(model_of(family, **OTHERS[family]))
+
+
+def test_a_wrapped_model_counts_as_the_one_inside():
+    """As peft wraps one: its forward has other parameters."""
+
+    class Wrapper:
+        def __init__(self, model: torch.nn.Module) -> None:
+            self.model = model
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.model, name)
+
+        def __call__(self, *args: object, **more: object) -> object:
+            return self.model(*args, **more)
+
+        def get_base_model(self) -> torch.nn.Module:
+            return self.model
+
+        def forward(self, *args: object, **more: object) -> object:
+            return self.model(*args, **more)
+
+    model = model_of("qwen2")
+    prompts = random_prompts(3, 11)
+    requests = [TokenRequest(str(i), prompt, 6) for i, prompt in enumerate(prompts)]
+    assert answers(TorchBackend(Wrapper(model)), requests) == answers(TorchBackend(model), requests)
+
+
+# Failing
+
+
+class Failing:
+    """Makes a model fail on some calls: `when(ids, mask)` says on which."""
+
+    def __init__(self, backend: TorchBackend, when: object, error: Exception) -> None:
+        self.inside = backend._forward
+        self.when = when
+        self.error = error
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
+        if self.when(ids, mask):
+            raise self.error
+        return self.inside(ids, mask, cache)
+
+
+REQUESTS = [
+    TokenRequest(str(i), prompt, 12, frozenset(), sampling)
+    for i, (prompt, sampling) in enumerate(
+        zip(
+            random_prompts(6, 20, 3, 11),
+            [Sampling(), Sampling(temperature=1.0, seed=4), Sampling(repetition_penalty=1.3), Sampling()],
+            strict=True,
+        )
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def qwen2() -> torch.nn.Module:
+    return model_of("qwen2")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, when: object, error: Exception) -> TorchBackend:
+    backend = TorchBackend(model, batch_size=4)
+    monkeypatch.setattr(backend, "_forward", Failing(backend, when, error))
+    return backend
+
+
+def test_what_fails_in_a_batch_goes_on_alone(monkeypatch, qwen2):
+    """Out of memory in the middle of a batch: each row goes on from where it was, and draws what it would have."""
+    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
+
+    def too_big(ids: torch.Tensor, mask: torch.Tensor) -> bool:
+        return len(ids) > 1 and mask.shape[1] > 24
+
+    backend = failing(monkeypatch, qwen2, too_big, RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert answers(backend, REQUESTS) == whole
+
+
+def test_what_fails_from_the_start_goes_on_alone(monkeypatch, qwen2):
+    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
+    backend = failing(monkeypatch, qwen2, lambda ids, mask: len(ids) > 1, RuntimeError("no"))
+    assert answers(backend, REQUESTS) == whole
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bad"), IndexError("bad"), AttributeError("bad"), KeyError("bad")])
+def test_the_request_to_blame_fails_by_itself(monkeypatch, qwen2, error):
+    """After its fourth token; the others are answered as if it had not been there."""
+    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
+    fourth = whole["3"][3]
+    assert all(fourth not in whole[name] for name in "012")
+    backend = failing(monkeypatch, qwen2, lambda ids, mask: fourth in ids[:, -1], error)
+    found = answers(backend, REQUESTS)
+    failed = found.pop("3")
+    assert isinstance(failed, BackendError)
+    assert failed.message == f"{type(error).__name__}: {str(error).strip()}"
+    assert failed.__cause__ is error
+    assert found == {name: whole[name] for name in "012"}
+
+
+def test_tokens_before_a_failure_are_given(monkeypatch, qwen2):
+    backend = failing(monkeypatch, qwen2, lambda ids, mask: mask.shape[1] > 10, RuntimeError("bad"))
+    events = list(backend.stream([REQUESTS[0]]))
+    assert [event.finish_reason for event in events] == [None] * 5 + ["error"]
+
+
+def test_a_failure_holds_no_memory(monkeypatch, qwen2):
+    """The error lives on in the event: what its traceback points to must not."""
+    backend = failing(monkeypatch, qwen2, lambda ids, mask: mask.shape[1] > 10, RuntimeError("bad"))
+    error = list(backend.stream([REQUESTS[0]]))[-1].error
+    assert error is not None
+    assert not list(_tensors_held_by(error.__cause__))
+
+
+def _tensors_held_by(error: BaseException | None) -> Iterator[str]:
+    assert error is not None
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename.endswith("backends/torch.py"):
+            yield from (name for name, value in trace.tb_frame.f_locals.items() if isinstance(value, torch.Tensor))
+        trace = trace.tb_next
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+    ],
+)
+def test_out_of_memory_is_told_apart(error):
+    assert isinstance(as_backend_error(error), OutOfMemory)
+    assert type(as_backend_error(RuntimeError("no\nreason"))) is BackendError
+    assert as_backend_error(RuntimeError("no\nreason")).message == "RuntimeError: no"
+
+
+# Loading
+
+
+def load(folder: Path, **options: object) -> TorchBackend:
+    source = sources.resolve(str(folder), allow_pickle=bool(options.get("allow_pickle")))
+    return backends.load("torch", source, LoadOptions(**options))
+
+
+@pytest.fixture
+def copy(tiny_llama, tmp_path) -> Path:
+    """A copy of the tiny Llama that a test may spoil."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+
+
+def change(folder: Path, **entries: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def progress(self, task: str, done: int, total: int | None) -> None:
+        raise AssertionError("torch reports no progress")
+
+
+@pytest.mark.parametrize("device", [None, "-1", "cpu", "CPU", "cpu:0"])
+def test_the_cpu(device):
+    assert parse_device(device).type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["banana", "", "-2", "1e3", "cuda:x", "GPU"])
+def test_what_is_no_device(device):
+    with pytest.raises(UsageError, match=f"Unknown device {device!r}") as raised:
+        parse_device(device)
+    assert "-1 or cpu" in raised.value.hint
+
+
+@pytest.mark.parametrize("device", ["7", "cpu:3", "meta", "cuda:63"])
+def test_a_device_that_is_not_here(device):
+    with pytest.raises(BackendError, match=f"no device {device!r} on this machine; here are: cpu"):
+        parse_device(device)
+
+
+def test_a_number_is_the_accelerator_of_that_number(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert parse_device("1") == torch.device("xpu:1")
+    with pytest.raises(BackendError, match=r"no device '2' on this machine; here are: cpu \(1\), xpu \(2\)"):
+        parse_device("2")
+    with pytest.raises(BackendError, match="cuda"):
+        parse_device("cuda")
+
+
+def test_an_idle_accelerator_is_named(monkeypatch, tiny_llama):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    for options, notes in ((LoadOptions(), 1), (LoadOptions(device="-1"), 0)):
+        reporter = Notes()
+        backends.load("torch", sources.resolve(str(tiny_llama)), options, reporter)
+        assert len(reporter.notes) == notes
+        assert all("--device 0 uses mps" in note for note in reporter.notes)
+
+
+@pytest.mark.parametrize(
+    ("own", "native", "dtype"),
+    [
+        ("float32", True, "float32"),
+        ("float16", True, "float32"),
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+    ],
+)
+def test_the_dtype_on_a_cpu(monkeypatch, tmp_path, own, native, dtype):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    tiny.save_model(tmp_path, AutoConfig.for_model("qwen2", **SMALL), dtype=own)
+    for options, expected in (({}, dtype), ({"dtype": "auto"}, own), ({"exact": True}, "float32")):
+        backend = load(tmp_path, **options)
+        assert backend.info.dtype == expected
+        assert {parameter.dtype for parameter in backend.model.parameters()} == {getattr(torch, expected)}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "meant"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"), ("float16", "float16")]
+)
+def test_a_dtype_that_is_asked_for(tiny_llama, dtype, meant):
+    assert load(tiny_llama, dtype=dtype).info.dtype == meant
+    assert load(tiny_llama, model_kwargs={"torch_dtype": meant}).info.dtype == meant
+
+
+WRONG = [
+    ({"dtype": "int8"}, "Unknown dtype 'int8'; known are auto, fp32"),
+    ({"attn": "banana"}, "Unknown attention 'banana'; known are sdpa, eager"),
+    ({"exact": True, "dtype": "bf16"}, "--exact computes in float32; the dtype bf16"),
+    ({"exact": True, "model_kwargs": {"torch_dtype": "bfloat16"}}, "--exact computes in float32; the dtype bfloat16"),
+    ({"model_kwargs": {"banana": 1}}, "banana in model_kwargs.*unexpected keyword argument 'banana'"),
+    ({"model_kwargs": {"dtype": "banana"}}, "dtype in model_kwargs"),
+    ({"model_kwargs": {"use_safetensors": False}}, "model_kwargs cannot set use_safetensors"),
+    ({"model_kwargs": {"trust_remote_code": True}}, "model_kwargs cannot set trust_remote_code"),
+    ({"dtype": "fp32", "model_kwargs": {"torch_dtype": "float16"}}, "--dtype and dtype in model_kwargs"),
+    ({"attn": "sdpa", "model_kwargs": {"attn_implementation": "eager"}}, "--attn and attn_implementation"),
+    ({"device": "cpu", "model_kwargs": {"device_map": "auto"}}, "--device and device_map in model_kwargs"),
+    ({"device_map": "cpu", "model_kwargs": {"device_map": "auto"}}, "--device-map and device_map in model_kwargs"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=[str(options) for options, _ in WRONG])
+def test_options_that_are_wrong_or_contradict(tiny_llama, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(tiny_llama, **options)
+
+
+def test_attention(tiny_llama):
+    assert load(tiny_llama).info.detail["attention"] == "sdpa"
+    assert load(tiny_llama, attn="eager").info.detail["attention"] == "eager"
+    assert load(tiny_llama, model_kwargs={"attn_implementation": "eager"}).info.detail["attention"] == "eager"
+
+
+def test_model_kwargs_reach_the_model(tiny_llama):
+    assert load(tiny_llama, model_kwargs={"max_position_embeddings": 64}).model.config.max_position_embeddings == 64
+
+
+@pytest.mark.parametrize("options", [{"device_map": "auto"}, {"model_kwargs": {"device_map": {"": "cpu"}}}], ids=str)
+def test_accelerate_places_the_model(tiny_llama, options):
+    backend = load(tiny_llama, **options)
+    assert backend.info.device == "cpu"
+    assert answers(backend, REQUESTS) == answers(load(tiny_llama), REQUESTS)
+
+
+def test_a_device_map_that_is_none(tiny_llama):
+    with pytest.raises(BackendError, match="banana"):
+        load(tiny_llama, device_map="banana")
+
+
+def test_a_tensor_that_is_missing(copy):
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors are missing.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(copy)
+
+
+def test_weights_of_an_encoder(tmp_path):
+    """Without a name of its architecture: the missing head tells."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {key: value for key, value in SMALL.items() if not key.startswith(("num_key", "head_dim", "tie"))}
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"missing.*cls\.predictions") as raised:
+        load(tmp_path)
+    assert "encoder" in raised.value.hint
+
+
+def test_weights_of_other_shapes(copy):
+    change(copy, vocab_size=999)
+    with pytest.raises(ModelError, match="other shapes"):
+        load(copy)
+
+
+def test_pickles(tmp_path):
+    model = model_of("qwen2")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    source = ModelSource("a/pickle", tmp_path, "transformers", model.config.to_dict(), {}, None)
+    with pytest.raises(BackendError, match=r"model\.safetensors"):
+        backends.load("torch", source, LoadOptions())
+    assert answers(load(tmp_path, allow_pickle=True), REQUESTS) == answers(TorchBackend(model), REQUESTS)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model_type": "banana"}, "does not know this kind of model \\(banana\\)"),
+        ({"model_type": None}, "does not know this kind of model"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}, "runs code that"),
+    ],
+)
+def test_a_model_that_transformers_cannot_run(copy, entries, message):
+    change(copy, **entries)
+    with pytest.raises(UnsupportedModel, match=message) as raised:
+        load(copy)
+    assert raised.value.hint
+
+
+def test_a_config_that_is_damaged(copy):
+    change(copy, num_hidden_layers="two")
+    with pytest.raises(ModelError, match=r"config\.json.*'num_hidden_layers' expected int"):
+        load(copy)
+
+
+def test_weights_that_are_damaged(copy):
+    source = sources.resolve(str(copy))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(b"\xff" * 7 + weights.read_bytes()[7:])
+    with pytest.raises(BackendError, match="Safetensor"):
+        backends.load("torch", source, LoadOptions())
+
+
+# A GPU
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+
+
+@pytest.mark.gpu
+@gpu
+def test_on_a_gpu_greedy_ids_are_those_of_the_cpu(tiny_llama):
+    backend = load(tiny_llama, device="0", exact=True)
+    assert backend.info.device == "cuda:0"
+    greedy = [TokenRequest(str(i), prompt, 20) for i, prompt in enumerate(random_prompts(6, 20, 3, 11))]
+    assert answers(backend, greedy) == answers(load(tiny_llama, exact=True), greedy)
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("options", [{"device": "cuda:0"}, {"device_map": "auto"}], ids=str)
+def test_on_a_gpu_batches_and_seeds(tiny_llama, options):
+    backend = load(tiny_llama, dtype="float32", batch_size=4, **options)
+    together = answers(backend, REQUESTS)
+    assert together == {request.id: answers(backend, [request])[request.id] for request in REQUESTS}
