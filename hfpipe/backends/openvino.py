@@ -25,6 +25,7 @@ from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusa
 from hfpipe.backends.openvino_loading import (
     check_device,
     compile_cache,
+    explained,
     model_folder,
     properties,
     readable,
@@ -123,7 +124,7 @@ class SingleBackend(OpenVINOBackend):
         try:
             self._pipeline.generate(_tensor(request), _generation_config(request), streamer)
         except Exception as error:
-            end = error
+            end = explained(error, self.info.device)
         self.steps += streamer.written
         del self._streamers[request.id]
         self._busy.release()
@@ -224,7 +225,7 @@ class PagedBackend(OpenVINOBackend):
             with self._open() as pipeline:
                 handle = pipeline.add_request(next(self._numbers), _tensor(request), _generation_config(request))
         except _FAILURES as error:
-            return failure(request.id, error)
+            return failure(request.id, explained(error, self.info.device))
         mine[request.id] = self._active[request.id] = _InFlight(request, handle)
         return None
 
@@ -259,7 +260,7 @@ class PagedBackend(OpenVINOBackend):
             for request_id in list(mine):
                 self._active.pop(request_id, None)
                 del mine[request_id]
-                yield failure(request_id, error)
+                yield failure(request_id, explained(error, self.info.device))
             return
         for request_id, flight in list(mine.items()):
             for event in flight.read():

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import openvino as ov
 from hfpipe.backends.base import as_backend_error
 from hfpipe.cache import build_once, cache_root
 from hfpipe.conversion.child import run_child
-from hfpipe.errors import BackendError, OutOfMemory, UsageError
+from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
@@ -28,12 +28,23 @@ _KEPT_COMPILE_CACHES = 8
 
 def properties(options: LoadOptions) -> dict[str, Any]:
     """The user's ov_config, and the exact settings where they are asked for."""
+    _check_keys(options.ov_config)
     if not options.exact:
         return dict(options.ov_config)
     for key, value in EXACT.items():
         if str(options.ov_config.get(key, value)) != value:
             raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={options.ov_config[key]} contradicts it.")
     return {**options.ov_config, **EXACT}
+
+
+def _check_keys(ov_config: Mapping[str, Any]) -> None:
+    """Raise a UsageError for what openvino-genai would take for an argument of its own, not of the device."""
+    for key, value in ov_config.items():
+        if key != key.upper() or not key or key == "ATTENTION_BACKEND" or value is None:
+            raise UsageError(
+                f"--ov-config {key}={value}: this is not a property that can be set.",
+                hint="Properties of OpenVINO are written in capitals, and have a value.",
+            )
 
 
 def check_device(device: str | None, reporter: Reporter) -> str:
@@ -58,17 +69,25 @@ def check_device(device: str | None, reporter: Reporter) -> str:
 
 @contextmanager
 def readable(device: str) -> Iterator[None]:
-    """OpenVINO's errors are a trail of source lines with the message at the end: raise that."""
+    """Raise OpenVINO's errors, a trail of source lines, as one line of our own."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(as_backend_error(error), OutOfMemory):
-            raise as_backend_error(error) from error
-        lines = [line.strip() for line in str(error).splitlines()]
-        said = [line for line in lines if line and not line.startswith("Exception from ")]
-        message = (said[-1] if said else str(error)).removeprefix("NotFound: ")
-        kind = UsageError if _blames_a_property(message) else BackendError
-        raise kind(f"OpenVINO on {device}: {message}", hint=_hint(kind, device)) from error
+        raise explained(error, device) from error
+
+
+def explained(error: Exception, device: str) -> HFPipeError:
+    """The message at the end of OpenVINO's trail."""
+    known = as_backend_error(error)
+    if known is error or isinstance(known, OutOfMemory):
+        return known
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    message = (said[-1] if said else str(error)).removeprefix("NotFound: ")
+    kind = UsageError if _blames_a_property(message) else BackendError
+    wrapped = kind(f"OpenVINO on {device}: {message}", hint=_hint(kind, device))
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _blames_a_property(message: str) -> bool:

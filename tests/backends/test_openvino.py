@@ -1,0 +1,445 @@
+"""The OpenVINO engine: devices, properties, the compile cache, and what it says when something fails."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hfpipe import backends, sources
+from hfpipe.backends import openvino as engine
+from hfpipe.backends import openvino_loading as loading
+from hfpipe.backends.base import Backend
+from hfpipe.errors import BackendError, ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
+from tests import tiny
+
+MODES = {"SDPA": 1, "paged": 4}
+ASK = TokenRequest("a", (20, 30, 40), 5)
+
+
+def load(folder: Path, batch_size: int, **options: object) -> Backend:
+    return backends.load("openvino", sources.resolve(str(folder)), LoadOptions(batch_size=batch_size, **options))
+
+
+def ids(backend: Backend, *requests: TokenRequest) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for event in backend.stream(requests or [ASK]):
+        assert event.error is None
+        found.setdefault(event.request_id, []).extend(event.token_ids)
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+# Modes
+
+
+@pytest.mark.parametrize(("batch_size", "mode"), [(1, "SDPA"), (2, "paged"), (None, "paged")])
+def test_the_mode_goes_by_the_batch_size(tiny_llama_ov, batch_size, mode):
+    with load(tiny_llama_ov, batch_size) as backend:
+        assert backend.info.detail["mode"] == mode
+        assert backend.info.device == "CPU"
+        assert getattr(backend, "batch_size", 1) == (batch_size or engine.DEFAULT_WINDOW)
+
+
+@pytest.mark.parametrize("end", ["whole", "cancelled", "closed", "failed"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_engine_leaves_nothing_behind(capfd, tiny_llama_ov, mode, end):
+    """The paged engine complains on stderr of blocks that were not freed when it is destroyed."""
+    backend = load(tiny_llama_ov, MODES[mode])
+    stream = backend.stream(
+        [TokenRequest(str(n), tuple(range(10, 50)), 30) for n in range(1 if end == "cancelled" else 6)]
+    )
+    for event in stream:
+        if end == "cancelled":
+            backend.cancel(event.request_id)
+        elif end == "closed":
+            break
+        elif end == "failed":
+            with pytest.raises(KeyError):
+                stream.throw(KeyError("the caller's own"))
+    stream.close()
+    backend.close()
+    assert capfd.readouterr().err == ""
+
+
+# Devices
+
+
+@pytest.mark.parametrize("device", [None, "-1", "cpu", "CPU", "Cpu"])
+def test_the_cpu(device):
+    assert loading.check_device(device, Silent()) == "CPU"
+
+
+@pytest.mark.parametrize("device", ["7", "GPU", "npu", "banana", "cuda:0", "", "GPU.1"])
+def test_a_device_that_is_not_here(tiny_llama_ov, device):
+    with pytest.raises(BackendError, match=f"no device '{device}' on this machine; here are: CPU") as raised:
+        load(tiny_llama_ov, 1, device=device)
+    assert (raised.value.hint is not None) == device.startswith("cuda")
+
+
+@pytest.mark.parametrize("device", ["AUTO", "auto:cpu", "HETERO:CPU"])
+@pytest.mark.parametrize("mode", MODES)
+def test_virtual_devices(tiny_llama_ov, device, mode):
+    with load(tiny_llama_ov, MODES[mode], device=device) as backend:
+        assert backend.info.device == device.upper()
+        assert len(ids(backend)["a"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "here", "meant"),
+    [
+        ("0", ["CPU", "GPU"], "GPU.0"),
+        ("1", ["CPU", "GPU.0", "GPU.1"], "GPU.1"),
+        ("gpu", ["CPU", "GPU.0", "GPU.1"], "GPU"),
+    ],
+)
+def test_a_number_is_a_gpu(monkeypatch, given, here, meant):
+    _only(monkeypatch, here)
+    assert loading.check_device(given, Silent()) == meant
+
+
+def test_an_idle_device_is_named(monkeypatch):
+    _only(monkeypatch, ["CPU", "GPU"])
+    reporter = Notes()
+    assert loading.check_device(None, reporter) == "CPU"
+    assert reporter.notes == ["Running on the CPU while GPU stands idle: --device GPU uses it."]
+    loading.check_device("-1", reporter)
+    assert len(reporter.notes) == 1
+
+
+def _only(monkeypatch: pytest.MonkeyPatch, devices: list[str]) -> None:
+    class Core:
+        available_devices = devices
+
+    monkeypatch.setattr(loading.ov, "Core", Core)
+
+
+# Properties
+
+WRONG = [
+    ({"BANANA": 1}, "Unsupported property BANANA"),
+    ({"NUM_STREAMS": "banana"}, "banana"),
+    ({"PERFORMANCE_HINT": "banana"}, "PERFORMANCE_HINT.*LATENCY/THROUGHPUT"),
+    ({"INFERENCE_PRECISION_HINT": "banana"}, "INFERENCE_PRECISION_HINT.*bf16"),
+    ({"INFERENCE_NUM_THREADS": -5}, "INFERENCE_NUM_THREADS.*-5"),
+    ({"KV_CACHE_PRECISION": "banana"}, "KV_CACHE_PRECISION.*u8"),
+    ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "x"}, "DYNAMIC_QUANTIZATION_GROUP_SIZE"),
+    ({"ATTENTION_BACKEND": "PA"}, "--ov-config ATTENTION_BACKEND=PA"),
+    ({"scheduler_config": {"a": 1}}, "--ov-config scheduler_config="),
+    ({"device": "GPU"}, "--ov-config device=GPU"),
+    ({"prompt_lookup": True}, "--ov-config prompt_lookup=True"),
+    ({"num_streams": 1}, "--ov-config num_streams=1"),
+    ({"NUM_STREAMS": None}, "--ov-config NUM_STREAMS=None"),
+    ({"": "x"}, "--ov-config =x"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("properties", "message"), WRONG, ids=[str(properties) for properties, _ in WRONG])
+def test_a_property_that_is_wrong(tiny_llama_ov, mode, properties, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        load(tiny_llama_ov, MODES[mode], ov_config=properties)
+    assert "\n" not in raised.value.message
+    assert "/src/" not in raised.value.message
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_properties_reach_the_engine(tiny_llama_ov, mode):
+    with load(tiny_llama_ov, MODES[mode], ov_config={"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": 1}) as backend:
+        assert backend.info.detail["INFERENCE_NUM_THREADS"] == "1"
+        assert len(ids(backend)["a"]) == 5
+
+
+def test_exact_is_three_properties():
+    assert loading.properties(LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1})) == {
+        "NUM_STREAMS": 1,
+        **loading.EXACT,
+    }
+    assert loading.properties(LoadOptions(ov_config={"NUM_STREAMS": 1})) == {"NUM_STREAMS": 1}
+
+
+@pytest.mark.parametrize("key", loading.EXACT)
+def test_a_property_that_contradicts_exact(key):
+    same = {key: loading.EXACT[key]}
+    assert loading.properties(LoadOptions(exact=True, ov_config=same)) == loading.EXACT
+    with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
+        loading.properties(LoadOptions(exact=True, ov_config={key: 64}))
+
+
+# Failing
+
+
+class Broken:
+    """An engine that fails after some steps."""
+
+    def __init__(self, inside: object, steps: int, error: Exception) -> None:
+        self.inside = inside
+        self.steps = steps
+        self.error = error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inside, name)
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise self.error
+        self.inside.step()
+
+
+TRAIL = "Exception from src/core/x.cpp:12:\nCheck 'a' failed at src/core/y.cpp:3:\nThe device was lost\n\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError(TRAIL), BackendError, "OpenVINO on CPU: The device was lost"),
+        (MemoryError("std::bad_alloc"), OutOfMemory, "MemoryError: std::bad_alloc"),
+    ],
+)
+def test_an_engine_that_fails_ends_each_request_with_an_event(tiny_llama_ov, error, kind, message):
+    with load(tiny_llama_ov, 4) as backend:
+        whole = ids(backend)
+        good, backend._pipeline = backend._pipeline, Broken(backend._pipeline, 3, error)
+        events = list(backend.stream([TokenRequest(str(n), (20 + n, 30), 9) for n in range(6)]))
+        backend._pipeline = good
+        ends = {event.request_id: event for event in events if event.finish_reason is not None}
+        assert sorted(ends) == list("012345")
+        for event in ends.values():
+            assert type(event.error) is kind
+            assert event.error.message == message
+        assert ids(backend) == whole
+
+
+def test_a_request_that_the_engine_does_not_take(monkeypatch, tiny_llama_ov):
+    with load(tiny_llama_ov, 4) as backend:
+        alone = ids(backend)["a"]
+        real = engine._generation_config
+
+        def refuse(request: TokenRequest) -> object:
+            if request.id == "bad":
+                raise RuntimeError(TRAIL)
+            return real(request)
+
+        monkeypatch.setattr(engine, "_generation_config", refuse)
+        events = list(backend.stream([TokenRequest("bad", (1, 2), 5), ASK]))
+    assert [event for event in events if event.request_id == "bad"] == [
+        TokenEvent("bad", finish_reason="error", error=events[0].error)
+    ]
+    assert [token for event in events if event.request_id == "a" for token in event.token_ids] == alone
+
+
+def test_a_single_answer_that_fails(monkeypatch, tiny_llama_ov):
+    def refuse(request: TokenRequest) -> object:
+        raise RuntimeError(TRAIL)
+
+    with load(tiny_llama_ov, 1) as backend:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_generation_config", refuse)
+            events = list(backend.stream([ASK]))
+        assert [event.finish_reason for event in events] == ["error"]
+        assert events[0].error.message == "OpenVINO on CPU: The device was lost"
+        assert len(ids(backend)["a"]) == 5
+
+
+def test_a_kv_cache_that_is_too_small(monkeypatch, tiny_llama_ov):
+    """A request that can never be scheduled fails; the next is answered."""
+    real = engine.genai.SchedulerConfig
+
+    def small() -> object:
+        config = real()
+        config.num_kv_blocks = 2
+        return config
+
+    monkeypatch.setattr(engine.genai, "SchedulerConfig", small)
+    with load(tiny_llama_ov, 4) as backend:
+        events = list(backend.stream([TokenRequest("big", tuple(range(10, 390)), 5)]))
+        assert [event.finish_reason for event in events] == ["error"]
+        assert isinstance(events[0].error, OutOfMemory)
+        assert len(ids(backend)["a"]) == 5
+
+
+# The compile cache
+
+
+def blobs(cache: Path) -> list[Path]:
+    return sorted(cache.glob("openvino-compiled/*/*.blob"))
+
+
+def test_one_answer_at_a_time_compiles_once(cache, tiny_llama_ov):
+    with load(tiny_llama_ov, 1) as backend:
+        first = ids(backend)
+    made = blobs(cache)
+    assert made
+    times = [blob.stat().st_mtime_ns for blob in made]
+    with load(tiny_llama_ov, 1) as backend:
+        assert ids(backend) == first
+    assert blobs(cache) == made
+    assert [blob.stat().st_mtime_ns for blob in made] == times
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-10],
+        lambda data: b"",
+        lambda data: b"\xff" * len(data),
+        lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    ],
+    ids=["half", "without its end", "empty", "garbage", "half of zeros"],
+)
+def test_a_spoiled_blob_is_compiled_again(cache, tiny_llama_ov, spoil):
+    with load(tiny_llama_ov, 1) as backend:
+        first = ids(backend)
+    for blob in blobs(cache):
+        blob.write_bytes(spoil(blob.read_bytes()))
+    for _ in range(2):
+        with load(tiny_llama_ov, 1) as backend:
+            assert ids(backend) == first
+
+
+def test_a_changed_model_compiles_into_another_folder(cache, tmp_path):
+    weights = tmp_path / "openvino_model.bin"
+    weights.write_bytes(b"1234")
+    first = loading.compile_cache(str(tmp_path))
+    assert loading.compile_cache(str(tmp_path)) == first
+    os.utime(weights, ns=(1, 1))
+    second = loading.compile_cache(str(tmp_path))
+    weights.write_bytes(b"12345")
+    assert len({first, second, loading.compile_cache(str(tmp_path))}) == 3
+    assert first.is_dir()
+    assert first.is_relative_to(cache)
+
+
+def test_the_least_used_compile_caches_are_removed(cache, tmp_path):
+    folders = []
+    for number in range(loading._KEPT_COMPILE_CACHES + 3):
+        model = tmp_path / str(number)
+        model.mkdir()
+        (model / "openvino_model.bin").write_bytes(b"1")
+        folder = loading.compile_cache(str(model))
+        (folder / "a.blob").write_bytes(b"1")
+        os.utime(folder, (number, number))
+        # The first is used every time.
+        os.utime(loading.compile_cache(str(tmp_path / "0")), (1000 + number, 1000 + number))
+        folders.append(folder)
+    left = {folder for folder in folders if folder.is_dir()}
+    assert folders[0] in left
+    assert left - {folders[0]} == set(folders[-loading._KEPT_COMPILE_CACHES + 1 :])
+
+
+def test_a_cache_dir_of_the_users_own(cache, tmp_path, tiny_llama_ov):
+    with load(tiny_llama_ov, 1, ov_config={"CACHE_DIR": str(tmp_path / "own")}) as backend:
+        assert len(ids(backend)["a"]) == 5
+    assert list((tmp_path / "own").glob("*.blob"))
+    assert not blobs(cache)
+
+
+def test_a_cache_dir_that_cannot_be_made(tiny_llama_ov):
+    with pytest.raises(BackendError, match="/proc/nowhere"):
+        load(tiny_llama_ov, 1, ov_config={"CACHE_DIR": "/proc/nowhere"})
+
+
+# Models
+
+
+def test_a_transformers_folder_is_exported_once(tiny_llama, tiny_llama_ov):
+    """tiny_llama_ov is that export."""
+    reporter = Notes()
+    source = sources.resolve(str(tiny_llama))
+    assert loading.model_folder(source, LoadOptions(), reporter) == tiny_llama_ov
+    assert reporter.notes == []
+    with load(tiny_llama, 1) as backend:
+        assert len(ids(backend)["a"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("own", "exact", "dtype"),
+    [
+        ("float32", False, "fp32"),
+        ("float16", False, "fp16"),
+        ("bfloat16", False, "fp16"),
+        ("bfloat16", True, "fp32"),
+        (None, False, "fp32"),
+    ],
+)
+def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, own, exact, dtype):
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "dtype": own}))
+    asked = []
+    monkeypatch.setattr(loading, "run_child", lambda module, arguments, **more: asked.append(arguments))
+    reporter = Notes()
+    folder = loading.model_folder(sources.resolve(str(copy)), LoadOptions(exact=exact), reporter)
+    assert [arguments["dtype"] for arguments in asked] == [dtype]
+    assert folder.name.endswith(dtype)
+    assert f"({dtype}), once" in reporter.notes[0]
+
+
+def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_path):
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    monkeypatch.setattr(loading, "run_child", lambda *arguments, **more: None)
+
+    def folder() -> Path:
+        return loading.model_folder(sources.resolve(str(copy)), LoadOptions(), Silent())
+
+    first = folder()
+    assert folder() == first
+    os.utime(copy / "model.safetensors", ns=(5, 5))
+    assert folder() != first
+
+
+def test_an_architecture_that_is_not_exported(cache, tmp_path):
+    from transformers import GemmaConfig
+
+    config = GemmaConfig(
+        vocab_size=tiny.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    tiny.save_model(tmp_path / "gemma", config)
+    tiny.save_tokenizer(tmp_path / "gemma", eos_token="<|im_end|>")
+    with pytest.raises((UnsupportedModel, ConversionError), match="gemma") as raised:
+        load(tmp_path / "gemma", 1)
+    assert isinstance(raised.value, HFPipeError)
+    assert not list((cache / "openvino").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spoil", ["xml", "bin"])
+def test_a_damaged_model(cache, tiny_llama_ov, tmp_path, mode, spoil):
+    copy = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
+    file = copy / f"openvino_model.{spoil}"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BackendError, match="OpenVINO on CPU: ") as raised:
+        load(copy, MODES[mode])
+    assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize(("noted", "shown"), [("int8_asym", "int8_asym"), (None, "float")])
+def test_the_weight_format_is_read_from_the_xml(tmp_path, noted, shown):
+    runtime = f'<weight_compression><mode value="{noted}" /></weight_compression>' if noted else ""
+    (tmp_path / "openvino_model.xml").write_text("<net>" + "<layer/>" * 5000 + f"<rt_info>{runtime}</rt_info></net>")
+    assert loading.weight_format(str(tmp_path)) == shown
