@@ -124,10 +124,7 @@ def read_prompt(prompt: str | None) -> str:
         raise UsageError(
             "There is no prompt.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
         )
-    try:
-        return _utf8(sys.stdin.buffer.read(), "The prompt on stdin").removesuffix("\n")
-    except OSError as error:
-        raise UsageError(f"The prompt cannot be read from stdin: {error.strerror}.") from error
+    return _utf8(sys.stdin.buffer.read(), "The prompt on stdin").removesuffix("\n")
 
 
 def _utf8(data: bytes, what: str) -> str:

@@ -1,0 +1,129 @@
+"""Answers of real engines: nothing but the answer on stdout, nothing on stderr, and what --json and --stats say."""
+
+import json
+
+import pytest
+
+from tests.cli.shell import run_hfpipe
+
+SAMPLED = ("--seed", "7", "--temp", "1.5", "--max-new-tokens", "12")
+COUNTS_AND_TIMES = {
+    "finish_reason": str,
+    "usage": dict,
+    "model": str,
+    "backend": str,
+    "why": str,
+    "device": str,
+    "dtype": str,
+    "detail": dict,
+    "load_s": float,
+    "ttft_ms": float,
+    "cold_ttft_s": float,
+    "prefill_tps": float,
+    "decode_tps": float,
+    "peak_rss_mb": float,
+}
+
+
+def check_account(account, text):
+    assert account.pop("text") == text
+    assert {name: type(value) for name, value in account.items()} == COUNTS_AND_TIMES
+    usage = account["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert 0 < account["load_s"] < account["cold_ttft_s"]
+    assert 0 < account["ttft_ms"] / 1000 < account["cold_ttft_s"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_sampled_answer_twice(request, engine):
+    """The second time as JSON: two starts of torch are enough."""
+    model = request.getfixturevalue("tiny_llama" if engine == "torch" else "tiny_llama_ov")
+    streamed = run_hfpipe("run", model, "What is EEG?", *SAMPLED)
+    assert (streamed.code, streamed.err) == (0, b"")
+    text = streamed.out.decode()
+    assert text.endswith("\n")
+    ended = run_hfpipe("run", model, "What is EEG?", *SAMPLED, "--json")
+    assert ended.err == b""
+    account = json.loads(ended.out)
+    assert ended.out.count(b"\n") == 1
+    assert account["backend"] == engine
+    assert account["usage"]["completion_tokens"] <= 12
+    check_account(account, text.removesuffix("\n"))
+
+
+def test_another_seed_is_another_answer(tiny_llama_ov):
+    answers = {run_hfpipe("run", tiny_llama_ov, "hi", "--temp", "1.5", "--seed", seed).out for seed in "123"}
+    assert len(answers) > 1
+
+
+def test_both_engines_say_the_same(tiny_gpt2, tiny_gpt2_ov):
+    torch = run_hfpipe("run", tiny_gpt2, "What is EEG?", "-n", "30")
+    openvino = run_hfpipe("run", tiny_gpt2_ov, "What is EEG?", "-n", "30", "--exact")
+    assert torch.out == openvino.out
+    assert (torch.err, openvino.err) == (b"", b"")
+    assert len(torch.out) > 20
+
+
+def test_stats_are_on_stderr(tiny_llama_ov):
+    plain = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8")
+    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8", "--stats")
+    assert ended.out == plain.out
+    rows = dict(line.split("  ", 1) for line in ended.err.decode().splitlines())
+    assert [*rows] == [
+        "backend",
+        "runs on",
+        "load",
+        "first token",
+        "prompt",
+        "completion",
+        "finish reason",
+        "peak memory",
+    ]
+    assert "the folder holds an OpenVINO model" in rows["backend"]
+    assert "8 tokens" in rows["completion"]
+
+
+def test_verbose_lets_the_libraries_speak(tiny_llama_ov):
+    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8", "--verbose", env={"OPENVINO_LOG_LEVEL": "3"})
+    assert ended.code == 0
+    # What they write to stdout is not part of the answer.
+    assert ended.out == run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8").out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["PERFORMANCE_HINT=LATENCY", "NUM_STREAMS=1", "KV_CACHE_PRECISION=u8", "DYNAMIC_QUANTIZATION_GROUP_SIZE=32"],
+        ['{"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}'],
+        ['{"KV_CACHE_PRECISION": "f16"}', "NUM_STREAMS=1"],
+    ],
+)
+def test_openvino_settings(tiny_llama_ov, settings):
+    options = [word for setting in settings for word in ("--ov-config", setting)]
+    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "4", "--stats", *options)
+    assert ended.code == 0, ended.err
+    shown = ended.err.decode()
+    for key in ("NUM_STREAMS 1", "KV_CACHE_PRECISION" if "KV_CACHE" in str(settings) else "PERFORMANCE_HINT LATENCY"):
+        assert key in shown
+
+
+def test_a_compile_cache_of_ones_own(tiny_llama_ov, tmp_path):
+    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "4", "--ov-config", f"CACHE_DIR={tmp_path}")
+    assert (ended.code, ended.err) == (0, b"")
+    assert [*tmp_path.glob("*.blob")]
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        ([r"\n"], "one"),
+        (["two"], "one\n"),
+        (["nowhere", r"wo\nth"], "one\nt"),
+        (["one"], ""),
+        ([r"\\n"], "one\ntwo\nthree"),
+    ],
+)
+def test_stop(plain_model, stops, expected):
+    options = [word for stop in stops for word in ("--stop", stop)]
+    ended = run_hfpipe("run", plain_model, "-b", "echo", "-t", "raw", *options, input="one\ntwo\nthree")
+    assert (ended.code, ended.out.decode()) == (0, expected + "\n")
