@@ -133,11 +133,11 @@ RevisionOpt = Annotated[
 ]
 TrustOpt = Annotated[
     bool,
-    _option("--trust-remote-code", help="Run Python code that comes with the model.", panel=_LOADING, is_flag=True),
+    _option("--trust-remote-code", help="Run Python code that comes with the model.", panel=_LOADING),
 ]
 PickleOpt = Annotated[
     bool,
-    _option("--allow-pickle", help="Load pickled weights, which can run code.", panel=_LOADING, is_flag=True),
+    _option("--allow-pickle", help="Load pickled weights, which can run code.", panel=_LOADING),
 ]
 ExactOpt = Annotated[
     bool,
@@ -145,7 +145,6 @@ ExactOpt = Annotated[
         "--exact",
         help="Compute in float32, so that an answer depends on its prompt and options alone.",
         panel=_LOADING,
-        is_flag=True,
     ),
 ]
 
@@ -202,20 +201,14 @@ SystemOpt = Annotated[
     _option("--system", "-s", help="The system message of a chat template.", panel=_GENERATION, metavar="TEXT"),
 ]
 
-VerboseOpt = Annotated[
-    bool, _option("--verbose", help="Let the libraries speak on stderr.", panel=_OUTPUT, is_flag=True)
-]
-QuietOpt = Annotated[bool, _option("--quiet", "-q", help="Nothing on stderr but errors.", panel=_OUTPUT, is_flag=True)]
+VerboseOpt = Annotated[bool, _option("--verbose", help="Let the libraries speak on stderr.", panel=_OUTPUT)]
+QuietOpt = Annotated[bool, _option("--quiet", "-q", help="Nothing on stderr but errors.", panel=_OUTPUT)]
 
 
-JsonOpt = Annotated[bool, _option("--json", help="One JSON object instead of text.", panel=_OUTPUT, is_flag=True)]
-NoStreamOpt = Annotated[
-    bool, _option("--no-stream", help="Write the answer once it is complete.", panel=_OUTPUT, is_flag=True)
-]
-StatsOpt = Annotated[bool, _option("--stats", help="Times and counts, on stderr.", panel=_OUTPUT, is_flag=True)]
-ShowPromptOpt = Annotated[
-    bool, _option("--show-prompt", help="What the model gets, on stderr.", panel=_OUTPUT, is_flag=True)
-]
+JsonOpt = Annotated[bool, _option("--json", help="One JSON object instead of text.", panel=_OUTPUT)]
+NoStreamOpt = Annotated[bool, _option("--no-stream", help="Write the answer once it is complete.", panel=_OUTPUT)]
+StatsOpt = Annotated[bool, _option("--stats", help="Times and counts, on stderr.", panel=_OUTPUT)]
+ShowPromptOpt = Annotated[bool, _option("--show-prompt", help="What the model gets, on stderr.", panel=_OUTPUT)]
 
 
 def load_options(given: Mapping[str, Any], *, batch_size: int | None) -> LoadOptions:

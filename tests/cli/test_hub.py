@@ -1,0 +1,67 @@
+"""`hfpipe run gpt2 "What is EEG?"` as it is written, from a Hub on this machine."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests import tiny
+from tests.cli.shell import run_hfpipe
+from tests.fake_models import write_model
+from tests.hub import LoopbackHub
+
+
+@pytest.fixture
+def hub(tiny_gpt2, tmp_path):
+    """gpt2, and a sharded org/name that only the echo backend can run; private, gated and missing ones."""
+    sharded = write_model(tmp_path / "sharded", shards=2, vocab_size=tiny.VOCABULARY)
+    tiny.save_tokenizer(sharded, eos_token=tiny.SPECIAL_TOKENS[0])
+    repos = {"gpt2": tiny_gpt2, "org/name": sharded}
+    refuse = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound"), "org/broken": (500, "Oops")}
+    with LoopbackHub(repos, refuse) as served:
+        env = {"HF_ENDPOINT": served.url, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "hf")}
+        yield SimpleNamespace(served=served, env=env)
+
+
+def test_a_hub_model_runs_as_written_and_then_offline(hub):
+    ended = run_hfpipe("run", "gpt2", "What is EEG?", "-n", "8", env=hub.env)
+    assert (ended.code, ended.err) == (0, b"")
+    assert len(ended.out) > 1
+    offline = run_hfpipe("run", "gpt2", "hi", "-b", "echo", "-t", "raw", env={**hub.env, "HF_HUB_OFFLINE": "1"})
+    assert (offline.code, offline.out, offline.err) == (0, b"hi\n", b"")
+
+
+def test_a_sharded_model_comes_with_a_bar_on_a_terminal(hub):
+    args = ("run", "org/name", "hi", "-b", "echo", "-t", "raw")
+    ended = run_hfpipe(*args, env=hub.env, tty="stderr")
+    assert (ended.code, ended.out) == (0, b"hi\n")
+    assert b"Downloading org/name" in ended.err
+    assert ended.err.endswith(b"\x1b[2K")
+    assert len([name for name in hub.served.paths("GET") if name.endswith(".safetensors")]) == 2
+    again = run_hfpipe(*args, env=hub.env)
+    assert (again.out, again.err) == (b"hi\n", b"")
+    assert len([name for name in hub.served.paths("GET") if name.endswith(".safetensors")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["org/gated"], "org/gated is gated", "Accept them at"),
+        (["org/private"], "The Hub shows no org/private to you", "Log in with `hf auth login`"),
+        (["org/missing"], "The Hub has no model org/missing.", "Check the name."),
+        (["org/broken"], "The Hub failed with status 500 for org/broken.", "Try again later."),
+        (["gpt2", "--revision", "v9"], "gpt2 has no revision 'v9'.", "/gpt2/branches"),
+    ],
+)
+def test_refusals(hub, args, error, hint):
+    ended = run_hfpipe("run", *args, "hi", "-b", "echo", env=hub.env)
+    assert (ended.code, ended.out) == (1, b"")
+    assert error in ended.error
+    assert hint in ended.hint
+
+
+def test_nobody_there(hub):
+    env = {**hub.env, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    ended = run_hfpipe("run", "gpt2", "hi", env=env)
+    assert ended.code == 1
+    assert ended.error == "http://127.0.0.1:9 cannot be reached, and gpt2 is not in the cache."
+    assert "Check the network" in ended.hint
