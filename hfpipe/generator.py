@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -50,23 +49,24 @@ class Generator:
         self.source = source
         self.why = why
         self.load_s = load_s
+        config = source.config
+        self._ends = end_token_ids(source.generation_config, config, config.get("text_config") or {})
 
     def stream(self, requests: Iterable[TextRequest]) -> Iterator[TextEvent]:
         """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
 
         Each request ends in one event with a finish_reason. One that fails does so in an event with its error.
         """
-        answers: dict[str, _Answer] = {}
-        failed: deque[TextEvent] = deque()
-        for event in self.backend.stream(self._admit(requests, answers, failed)):
-            yield from _drained(failed)
+        answers: dict[str, _Answer | _Refused] = {}
+        for event in self.backend.stream(self._admit(requests, answers)):
             answer = answers[event.request_id]
-            yield from answer.take(event)
+            text = answer.take(event)
             if event.finish_reason is not None:
                 del answers[event.request_id]
             elif answer.finished:
                 self.backend.cancel(event.request_id)
-        yield from _drained(failed)
+            if text is not None:
+                yield text
 
     def generate(self, requests: Iterable[TextRequest]) -> Iterator[Completion]:
         """Answer `requests`, each as a whole, in the order in which they end."""
@@ -87,7 +87,7 @@ class Generator:
             request_id,
             token_ids,
             min(resolve_max_tokens(options, preferred), self._room(len(token_ids))),
-            end_token_ids(preferred, self.source.config) | self._special_stops(options.stop),
+            self._ends | self._special_stops(options.stop),
             resolve_sampling(options, preferred),
         )
 
@@ -102,18 +102,18 @@ class Generator:
     ) -> None:
         self.close()
 
-    def _admit(
-        self, requests: Iterable[TextRequest], answers: dict[str, _Answer], failed: deque[TextEvent]
-    ) -> Iterator[TokenRequest]:
+    def _admit(self, requests: Iterable[TextRequest], answers: dict[str, _Answer | _Refused]) -> Iterator[TokenRequest]:
+        """What the backend is given. In place of a bad prompt an empty one, which it refuses at once."""
         for request in requests:
             start = time.perf_counter()
             number = str(next(_numbers))
             try:
                 tokens = self.prepare(request, number)
             except HFPipeError as error:
-                failed.append(TextEvent(request.id, finish_reason="error", error=error))
-                continue
-            answers[number] = _Answer(request, tokens, self.tokenizer, start)
+                tokens = TokenRequest(number, (), 1)
+                answers[number] = _Refused(request.id, error)
+            else:
+                answers[number] = _Answer(request, tokens, self.tokenizer, start)
             yield tokens
 
     def _room(self, prompt_tokens: int) -> int:
@@ -146,24 +146,20 @@ class _Answer:
         self._generated = 0
         self._start = self._first = self._last = start
 
-    def take(self, event: TokenEvent) -> Iterator[TextEvent]:
+    def take(self, event: TokenEvent) -> TextEvent | None:
         """The text that `event` makes final. After a stop string there is none, whatever the backend still sends."""
         if self.finished:
-            return
+            return None
         if event.error is not None:
             self.finished = True
-            yield TextEvent(self._id, finish_reason="error", error=event.error)
-            return
+            return TextEvent(self._id, finish_reason="error", error=event.error)
         self._count(event)
         text, stopped = self._scanner.feed(self._text(event))
         if stopped:
-            self.finished = True
-            yield self._end(text, "stop")
-        elif event.finish_reason is not None:
-            self.finished = True
-            yield self._end(text + self._scanner.flush(), event.finish_reason)
-        elif text:
-            yield TextEvent(self._id, text)
+            return self._end(text, "stop")
+        if event.finish_reason is not None:
+            return self._end(text + self._scanner.flush(), event.finish_reason)
+        return TextEvent(self._id, text) if text else None
 
     def _count(self, event: TokenEvent) -> None:
         if not event.token_ids:
@@ -179,14 +175,22 @@ class _Answer:
         return text if event.finish_reason is None else text + self._decoder.flush()
 
     def _end(self, text: str, reason: FinishReason) -> TextEvent:
+        self.finished = True
         usage = Usage(len(self._request.token_ids), self._generated)
         timing = Timing(self._start, self._first, self._last)
         return TextEvent(self._id, text, reason, usage, timing)
 
 
-def _drained(events: deque[TextEvent]) -> Iterator[TextEvent]:
-    while events:
-        yield events.popleft()
+class _Refused:
+    """A request that never reaches the engine."""
+
+    finished = True
+
+    def __init__(self, request_id: str, error: HFPipeError) -> None:
+        self._event = TextEvent(request_id, finish_reason="error", error=error)
+
+    def take(self, event: TokenEvent) -> TextEvent:
+        return self._event
 
 
 def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Generator:

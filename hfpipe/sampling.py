@@ -59,14 +59,16 @@ def resolve_sampling(options: GenerationOptions, preferred: Mapping[str, Any]) -
     """How tokens are drawn. Without a temperature, a model that does not ask for sampling is greedy, unless the user
     gave an option that only means something when sampling. A sampling run without a seed gets a random one."""
     temperature = _temperature(options, preferred)
-    seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(31) if temperature else 0
+    penalty = float(setting("repetition_penalty", options, preferred).value)
+    if temperature == 0:
+        return Sampling(repetition_penalty=penalty)
     return Sampling(
         temperature=temperature,
         top_p=float(setting("top_p", options, preferred).value),
         top_k=int(setting("top_k", options, preferred).value),
         min_p=float(setting("min_p", options, preferred).value),
-        repetition_penalty=float(setting("repetition_penalty", options, preferred).value),
-        seed=seed,
+        repetition_penalty=penalty,
+        seed=random.SystemRandom().getrandbits(31) if options.seed is None else options.seed,
     )
 
 
@@ -76,7 +78,8 @@ def _temperature(options: GenerationOptions, preferred: Mapping[str, Any]) -> fl
     wants_sampling = any(value is not None for value in (options.top_p, options.top_k, options.min_p))
     if not (preferred.get("do_sample") or wants_sampling):
         return 0.0
-    return float(preferred.get("temperature") or 1.0)
+    preference = preferred.get("temperature")
+    return 1.0 if preference is None else float(preference)
 
 
 def not_applied(preferred: Mapping[str, Any]) -> list[str]:

@@ -103,14 +103,18 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         _require("max_tokens", self.max_tokens, "at least 1", lambda n: n >= 1)
-        _require("temperature", self.temperature, "at least 0", lambda t: 0 <= t < float("inf"))
-        _require("top_p", self.top_p, "above 0 and at most 1", lambda p: 0 < p <= 1)
-        _require("top_k", self.top_k, "at least 0 (0 is off)", lambda k: k >= 0)
-        _require("min_p", self.min_p, "at least 0 and below 1", lambda p: 0 <= p < 1)
-        _require("repetition_penalty", self.repetition_penalty, "above 0", lambda p: 0 < p < float("inf"))
-        _require("seed", self.seed, "from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63)
+        _require_sampling(self)
         if "" in self.stop:
             raise UsageError("A stop string cannot be empty.")
+
+
+def _require_sampling(options: GenerationOptions | Sampling) -> None:
+    _require("temperature", options.temperature, "at least 0", lambda t: 0 <= t < float("inf"))
+    _require("top_p", options.top_p, "above 0 and at most 1", lambda p: 0 < p <= 1)
+    _require("top_k", options.top_k, "at least 0 (0 is off)", lambda k: k >= 0)
+    _require("min_p", options.min_p, "at least 0 and below 1", lambda p: 0 <= p < 1)
+    _require("repetition_penalty", options.repetition_penalty, "above 0", lambda p: 0 < p < float("inf"))
+    _require("seed", options.seed, "from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63)
 
 
 def _require(name: str, value: Any, meaning: str, holds: Any) -> None:
@@ -132,6 +136,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_sampling(self)
 
 
 @dataclass(frozen=True, slots=True)

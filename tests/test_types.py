@@ -1,0 +1,101 @@
+"""Values are checked where they are made."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfpipe.errors import UsageError
+from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Sampling, Timing, TokenRequest, Usage
+
+SAMPLING = [
+    ("temperature", [0, 0.5, 2], [-0.1, float("inf"), float("nan")]),
+    ("top_p", [0.1, 1], [0, -1, 1.1, float("nan")]),
+    ("top_k", [0, 1, 1000], [-1]),
+    ("min_p", [0, 0.99], [-0.1, 1]),
+    ("repetition_penalty", [0.5, 1, 2], [0, -1, float("inf"), float("nan")]),
+    ("seed", [0, 2**63 - 1], [-1, 2**63]),
+]
+
+
+@pytest.mark.parametrize("kind", [GenerationOptions, Sampling])
+@pytest.mark.parametrize(("name", "good", "bad"), SAMPLING, ids=[name for name, _, _ in SAMPLING])
+def test_numbers_of_sampling(kind, name, good, bad):
+    for value in good:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in bad:
+        with pytest.raises(UsageError, match=f"^{name} must be .*, not {value}"):
+            kind(**{name: value})
+
+
+def test_every_number_of_sampling_is_checked():
+    assert {field.name for field in fields(Sampling)} == {name for name, _, _ in SAMPLING}
+    assert {field.name for field in fields(GenerationOptions)} == {*(n for n, _, _ in SAMPLING), "max_tokens", "stop"}
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_max_tokens(tokens):
+    with pytest.raises(UsageError, match=f"max_tokens must be at least 1, not {tokens}"):
+        GenerationOptions(max_tokens=tokens)
+
+
+def test_a_stop_string_is_not_empty():
+    with pytest.raises(UsageError, match="stop string cannot be empty"):
+        GenerationOptions(stop=("a", ""))
+
+
+def test_what_is_not_given_is_none():
+    assert {getattr(GenerationOptions(), field.name) for field in fields(GenerationOptions)} == {None, ()}
+
+
+def test_a_device_and_a_device_map():
+    with pytest.raises(UsageError, match="--device and --device-map exclude each other") as raised:
+        LoadOptions(device="0", device_map="auto")
+    assert raised.value.exit_code == 2
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_size(size):
+    with pytest.raises(UsageError, match=f"batch_size must be at least 1, not {size}"):
+        LoadOptions(batch_size=size)
+
+
+@pytest.mark.parametrize("value", [LoadOptions(), GenerationOptions(), Usage(1, 2), TokenRequest("a", (1,), 1)])
+def test_values_are_frozen(value):
+    name = fields(value)[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, name, None)
+
+
+def test_an_encoder_decoder_says_so(tmp_path):
+    def source(**config: object) -> ModelSource:
+        return ModelSource("a", tmp_path, "transformers", config, {}, None)
+
+    assert source(is_encoder_decoder=True).is_encoder_decoder
+    assert not source().is_encoder_decoder
+
+
+# Usage and timing
+
+moments = st.tuples(*[st.floats(0, 1e6)] * 3).map(sorted)
+
+
+@given(moments, st.integers(1, 10_000), st.integers(0, 10_000))
+def test_rates(moments, prompt, completion):
+    timing, usage = Timing(*moments), Usage(prompt, completion)
+    assert usage.total_tokens == prompt + completion
+    assert timing.ttft_s == moments[1] - moments[0] >= 0
+    prefill, decode = timing.prefill_tps(usage), timing.decode_tps(usage)
+    assert (prefill is None) == (timing.ttft_s == 0)
+    assert (decode is None) == (completion < 2 or moments[1] == moments[2])
+    assert prefill is None or prefill > 0
+    assert decode is None or decode > 0
+
+
+def test_the_first_token_does_not_count_for_decoding():
+    timing = Timing(10.0, 10.5, 12.5)
+    assert timing.ttft_s == 0.5
+    assert timing.prefill_tps(Usage(100, 21)) == 200
+    assert timing.decode_tps(Usage(100, 21)) == 10
