@@ -7,15 +7,17 @@ print(llm.invoke("What is EEG?"))
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from hfpipe.errors import HFPipeError
 
 if TYPE_CHECKING:
     from hfpipe.langchain import HFPipe
+    from hfpipe.langchain.chat import ChatHFPipe
 
 __version__ = "0.1.0"
-__all__ = ["HFPipe", "HFPipeError", "load"]
+__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "load", "load_chat"]
 
 
 def load(model: str, **options: Any) -> HFPipe:
@@ -30,9 +32,17 @@ def load(model: str, **options: Any) -> HFPipe:
     return HFPipe.load(model, **options)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "HFPipe":
-        from hfpipe.langchain import HFPipe
+def load_chat(model: str, **options: Any) -> ChatHFPipe:
+    """Load a model that has a chat template as a LangChain chat model. Arguments and errors are those of `load`."""
+    from hfpipe.langchain.chat import ChatHFPipe
 
-        return HFPipe
+    return ChatHFPipe.load(model, **options)
+
+
+_LATE = {"HFPipe": "hfpipe.langchain", "ChatHFPipe": "hfpipe.langchain.chat"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
     raise AttributeError(f"module 'hfpipe' has no attribute {name!r}")

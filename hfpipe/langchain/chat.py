@@ -1,0 +1,213 @@
+"""ChatHFPipe: a local model as a LangChain chat model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun
+from langchain_core.language_models.base import LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from typing_extensions import override
+
+from hfpipe.errors import TemplateError, UsageError
+from hfpipe.langchain.options import OverGenerator, generation_info
+from hfpipe.text.chat import ChatTemplate
+from hfpipe.types import Completion, TextEvent, TextRequest
+
+_ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+
+
+class ChatHFPipe(OverGenerator, BaseChatModel):
+    """A local model with a chat template as a LangChain chat model: `ChatHFPipe.load("smollm2")`.
+
+    Messages in a row from the same role are joined, since many templates insist on turns. Text alone is understood.
+    """
+
+    @override
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """All in one batch of the engine, where the default would be a thread for each."""
+        if not inputs:
+            return []
+        conversations = [self._convert_input(one).to_messages() for one in inputs]
+        configs = get_config_list(config, len(inputs))
+        runs = [self._started(*one, kwargs) for one in zip(conversations, configs, strict=True)]
+        stop = kwargs.pop("stop", None)
+        answers: list[Any] = [None] * len(inputs)
+        requests = self._requests(conversations, stop, kwargs, answers)
+        for completion in self.generator.generate(requests):
+            answers[int(completion.id)] = completion.error or _chat_generation(completion, self.model)
+        for run, answer in zip(runs, answers, strict=True):
+            _ended(run, answer)
+        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        if failed and not return_exceptions:
+            raise failed
+        messages: list[Any] = [one.message if isinstance(one, ChatGeneration) else one for one in answers]
+        return messages
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        (completion,) = self.generator.generate([self._request("0", messages, stop, kwargs)])
+        if completion.error:
+            raise completion.error
+        return ChatResult(generations=[_chat_generation(completion, self.model)])
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        for event in self.generator.stream([self._request("0", messages, stop, kwargs)]):
+            if event.error:
+                raise event.error
+            chunk = ChatGenerationChunk(message=_chunk(event, self.model))
+            if run_manager:
+                run_manager.on_llm_new_token(event.text, chunk=chunk)
+            yield chunk
+
+    def _requests(
+        self,
+        conversations: Sequence[list[BaseMessage]],
+        stop: Sequence[str] | None,
+        overrides: dict[str, Any],
+        answers: list[Any],
+    ) -> Iterator[TextRequest]:
+        """Conversations that the template refuses are answered with its error."""
+        for i, messages in enumerate(conversations):
+            try:
+                request = self._request(str(i), messages, stop, overrides)
+            except (TemplateError, UsageError) as error:  # noqa: PERF203 (one fails, the others go on)
+                answers[i] = error
+            else:
+                yield request
+
+    def _request(
+        self, request_id: str, messages: Sequence[BaseMessage], stop: Sequence[str] | None, overrides: dict[str, Any]
+    ) -> TextRequest:
+        tokenizer = self.generator.tokenizer
+        if tokenizer.chat_template is None:
+            raise TemplateError(f"{self.model} has no chat template.", hint="hfpipe.load gives it as a plain LLM.")
+        chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, self.model)
+        return self._text_request(request_id, chat.render(turns(messages)), stop, overrides, special=False)
+
+    def _started(
+        self, messages: list[BaseMessage], config: RunnableConfig, options: dict[str, Any]
+    ) -> CallbackManagerForLLMRun:
+        manager = CallbackManager.configure(
+            config.get("callbacks"),
+            self.callbacks,
+            self.verbose,
+            config.get("tags"),
+            self.tags,
+            config.get("metadata"),
+            self.metadata,
+        )
+        (run,) = manager.on_chat_model_start(
+            self._serialized,
+            [messages],
+            invocation_params={**self._identifying_params, **options},
+            options=options,
+            name=config.get("run_name"),
+        )
+        return run
+
+    @property
+    def _llm_type(self) -> str:
+        return "hfpipe-chat"
+
+
+def turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+    """Messages as a chat template takes them, those of a role in a row joined by a blank line. Raises UsageError for
+    what is not text, and for roles such as tool."""
+    said = [(_role(message), _text(message)) for message in messages]
+    return [
+        {"role": role, "content": "\n\n".join(text for _, text in group)}
+        for role, group in groupby(said, key=lambda one: one[0])
+    ]
+
+
+def _role(message: BaseMessage) -> str:
+    if message.type not in _ROLES:
+        raise UsageError(f"Messages of type {message.type} are not supported; system, human and ai are.")
+    return _ROLES[message.type]
+
+
+def _text(message: BaseMessage) -> str:
+    blocks = message.content if isinstance(message.content, list) else [message.content]
+    for block in blocks:
+        if isinstance(block, dict) and block.get("type") != "text":
+            raise UsageError(f"Content of type {block.get('type')} is not supported; text is.")
+    return "".join(block if isinstance(block, str) else block["text"] for block in blocks)
+
+
+def _chat_generation(completion: Completion, model: str) -> ChatGeneration:
+    message = AIMessage(
+        completion.text, usage_metadata=_usage(completion), response_metadata=_metadata(completion, model)
+    )
+    return ChatGeneration(message=message)
+
+
+def _chunk(event: TextEvent, model: str) -> AIMessageChunk:
+    if event.finish_reason is None:
+        return AIMessageChunk(content=event.text)
+    return AIMessageChunk(
+        content=event.text,
+        usage_metadata=_usage(event),
+        response_metadata=_metadata(event, model),
+        chunk_position="last",
+    )
+
+
+def _usage(answer: Completion | TextEvent) -> UsageMetadata | None:
+    if answer.usage is None:
+        return None
+    return UsageMetadata(
+        input_tokens=answer.usage.prompt_tokens,
+        output_tokens=answer.usage.completion_tokens,
+        total_tokens=answer.usage.total_tokens,
+    )
+
+
+def _metadata(answer: Completion | TextEvent, model: str) -> dict[str, Any]:
+    return {"model_name": model, **generation_info(answer)}
+
+
+def _ended(run: CallbackManagerForLLMRun, answer: ChatGeneration | Exception) -> None:
+    if isinstance(answer, Exception):
+        run.on_llm_error(answer)
+    else:
+        run.on_llm_end(LLMResult(generations=[[answer]]))

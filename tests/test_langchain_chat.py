@@ -1,0 +1,134 @@
+"""ChatHFPipe as LangChain uses it, and LangChain's own suite for chat models."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests.chat_models import ChatModelTests
+
+import hfpipe
+from hfpipe.errors import TemplateError, UsageError
+from hfpipe.langchain.chat import ChatHFPipe, turns
+
+
+@pytest.fixture
+def echo(tiny_llama: Path) -> ChatHFPipe:
+    return hfpipe.load_chat(str(tiny_llama), backend="echo")
+
+
+def test_messages_of_a_role_in_a_row_are_joined() -> None:
+    messages = [SystemMessage("a"), SystemMessage("b"), HumanMessage("c"), AIMessage("d"), HumanMessage("e")]
+    assert turns(messages) == [
+        {"role": "system", "content": "a\n\nb"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+        {"role": "user", "content": "e"},
+    ]
+    assert turns([HumanMessage([{"type": "text", "text": "x"}, "y"])]) == [{"role": "user", "content": "xy"}]
+
+
+def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(UsageError, match="image_url"):
+        turns([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
+    with pytest.raises(UsageError, match="tool"):
+        turns([ToolMessage("1", tool_call_id="a")])
+
+
+def test_invoke_stream_and_batch_agree(echo: ChatHFPipe) -> None:
+    alone = echo.invoke("one two")
+    streamed = None
+    for chunk in echo.stream("one two"):
+        streamed = chunk if streamed is None else streamed + chunk
+    batched = echo.batch(["one two", "three"])
+    assert alone.content == streamed.content == batched[0].content
+    assert "one two" in alone.content
+    assert "three" in batched[1].content
+    assert alone.usage_metadata == streamed.usage_metadata == batched[0].usage_metadata
+    for answer in (alone, streamed, batched[0]):
+        assert answer.response_metadata["model_name"] == echo.model
+        assert answer.response_metadata["finish_reason"] == "stop"
+        assert set(answer.response_metadata["timing"]) == {"start", "first_token", "end"}
+    assert asyncio.run(echo.abatch(["one two", "three"]))[1].content == batched[1].content
+
+
+def test_a_prompt_of_messages_in_a_chain(echo: ChatHFPipe) -> None:
+    chain = ChatPromptTemplate([("human", "{question}")]) | echo.bind(stop=["two"])
+    answer = chain.invoke({"question": "one two three"}).content
+    assert answer.endswith("one ")
+
+
+class Watcher(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.started, self.ended, self.failed = 0, 0, 0
+
+    def on_chat_model_start(self, serialized, messages, **kwargs):
+        self.started += len(messages)
+
+    def on_llm_end(self, response, **kwargs):
+        self.ended += 1
+
+    def on_llm_error(self, error, **kwargs):
+        self.failed += 1
+
+
+def test_a_batch_is_one_stream_of_the_engine_and_failures_stay_apart(echo: ChatHFPipe, monkeypatch) -> None:
+    streams = []
+    stream = echo.generator.backend.stream
+    monkeypatch.setattr(echo.generator.backend, "stream", lambda requests: streams.append(1) or stream(requests))
+    watcher = Watcher()
+    inputs = ["a", [ToolMessage("1", tool_call_id="a")], "c"]
+    answers = echo.batch(inputs, {"callbacks": [watcher]}, return_exceptions=True)
+    assert len(streams) == 1
+    assert isinstance(answers[1], UsageError)
+    assert [type(answers[0]), type(answers[2])] == [AIMessage, AIMessage]
+    assert (watcher.started, watcher.ended, watcher.failed) == (3, 2, 1)
+    with pytest.raises(UsageError, match="tool"):
+        echo.batch(inputs)
+    assert echo.batch([]) == []
+
+
+def test_without_a_chat_template_there_is_no_chat(tiny_gpt2: Path) -> None:
+    with pytest.raises(TemplateError, match="no chat template"):
+        hfpipe.load_chat(str(tiny_gpt2), backend="echo").invoke("a")
+
+
+class TestStandard(ChatModelTests):
+    """LangChain's standard suite, on a tiny model on OpenVINO: all of it but tools, structured output and pictures."""
+
+    loaded: ChatHFPipe
+
+    @property
+    def chat_model_class(self) -> type[ChatHFPipe]:
+        return ChatHFPipe
+
+    @property
+    def chat_model_params(self) -> dict:
+        return {"model": self.loaded.model, "generator": self.loaded.generator}
+
+    @property
+    def standard_chat_model_params(self) -> dict:
+        return {"temperature": 0, "max_tokens": 30, "stop": []}
+
+    test_invoke = ChatModelIntegrationTests.test_invoke
+    test_ainvoke = ChatModelIntegrationTests.test_ainvoke
+    test_stream = ChatModelIntegrationTests.test_stream
+    test_astream = ChatModelIntegrationTests.test_astream
+    test_stream_events = ChatModelIntegrationTests.test_stream_events_v3
+    test_astream_events = ChatModelIntegrationTests.test_astream_events_v3
+    test_batch = ChatModelIntegrationTests.test_batch
+    test_abatch = ChatModelIntegrationTests.test_abatch
+    test_conversation = ChatModelIntegrationTests.test_conversation
+    test_double_messages_conversation = ChatModelIntegrationTests.test_double_messages_conversation
+    test_usage_metadata = ChatModelIntegrationTests.test_usage_metadata
+    test_usage_metadata_streaming = ChatModelIntegrationTests.test_usage_metadata_streaming
+    test_stop_sequence = ChatModelIntegrationTests.test_stop_sequence
+    test_message_with_name = ChatModelIntegrationTests.test_message_with_name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _load_once(tiny_llama_ov: Path) -> None:
+    TestStandard.loaded = hfpipe.load_chat(str(tiny_llama_ov))
