@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ from hfpipe.cli import output
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
 
+# In the environment where a shell asks for completions, by the name that Typer gives it.
+COMPLETE = "_HFPIPE_COMPLETE"
 # By this way, since a later Typer carries a Click of its own.
 _Misuse: Any = typer.BadParameter.__base__
 
@@ -64,6 +67,9 @@ def hfpipe_(
 
 def invoke() -> int:
     """Run the command that the process was started with. Raises HFPipeError; gives the exit code."""
+    if os.environ.get(COMPLETE):
+        # Typer would have Rich break the descriptions into lines, each of which is an answer to fish.
+        sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         return app(standalone_mode=False, prog_name="hfpipe") or 0
     except _Misuse as error:

@@ -1,0 +1,1 @@
+complete --command hfpipe --no-files --arguments "(env _HFPIPE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) hfpipe)" --condition "env _HFPIPE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) hfpipe"

@@ -1,0 +1,99 @@
+"""Completions: the stored scripts are those of today, and the real shells complete with them."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from hfpipe.cli import completions
+from tests.cli.shell import run_hfpipe
+
+FOLDER = Path(__file__).parent.parent / "completions"
+STARTS = {
+    "bash": (["--norc", "--noprofile", "-i"], "source completions/hfpipe.bash"),
+    # As a user has it: found in $fpath, and read at the first TAB.
+    "zsh": (["-f", "-i"], "fpath=($PWD/completions $fpath); autoload -U compinit; compinit -u -D"),
+    "fish": (["--no-config", "-i"], "source completions/hfpipe.fish"),
+}
+
+
+@pytest.mark.parametrize(("shell", "name"), completions.FILES.items())
+def test_the_stored_scripts_are_fresh(shell, name):
+    text = (FOLDER / name).read_text()
+    assert text == completions.script(shell), "python -m hfpipe.cli.completions completions/"
+    assert "/" not in re.sub(r"[#]!.*", "", text).replace("/dev/null", "")
+
+
+def test_zsh_finds_it_by_its_first_line():
+    assert (FOLDER / "_hfpipe").read_text().startswith("#compdef hfpipe\n")
+
+
+def test_the_command_that_writes_them(tmp_path):
+    run_hfpipe(tmp_path / "new", command=[sys.executable, "-m", "hfpipe.cli.completions"])
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {
+        name: (FOLDER / name).read_text() for name in completions.FILES.values()
+    }
+
+
+@pytest.fixture(params=STARTS)
+def completed(request, tmp_path):
+    """A function: what a line has become after TAB, in an interactive shell."""
+    if not shutil.which(request.param):
+        pytest.skip(f"there is no {request.param} on this machine")
+    arguments, setup = STARTS[request.param]
+    shell = pexpect.spawn(
+        request.param,
+        arguments,
+        env=shell_environment(tmp_path),
+        cwd=str(FOLDER.parent),
+        dimensions=(50, 200),
+        timeout=30,
+        encoding="utf-8",
+    )
+    shell.send(f"{setup}\rprintf '%s|' READY\r")
+    shell.expect(r"READY\|")
+
+    def press_tab(line: str) -> str:
+        # Then, at the beginning of the line, what prints its words.
+        shell.send(f"{line}\t\x01printf '%s|' WORDS \r")
+        shell.expect(r"WORDS\|([^\r\n\x1b]*)\|")
+        return " ".join(shell.match[1].split("|"))
+
+    yield press_tab
+    shell.close(force=True)
+
+
+def shell_environment(home):
+    """Where `hfpipe` is the one of this Python; a cache with one model stands for the user's."""
+    (home / "hf" / "hub" / "models--openai-community--gpt2").mkdir(parents=True)
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm",
+        "INPUTRC": "/dev/null",
+    }
+
+
+def test_a_real_shell(completed):
+    assert completed("hfpipe ru") == "hfpipe run"
+    assert completed("hfpipe run smo") == "hfpipe run smollm2"
+    assert completed("hfpipe run opena") == "hfpipe run openai-community/gpt2"
+    assert completed("hfpipe run smollm2 --back") == "hfpipe run smollm2 --backend"
+    assert completed("hfpipe run smollm2 -b openv") == "hfpipe run smollm2 -b openvino"
+    assert completed("hfpipe run smollm2 --template ch") == "hfpipe run smollm2 --template chat"
+    # Where hfpipe knows nothing, files are offered.
+    assert completed("hfpipe run pyproj") == "hfpipe run pyproject.toml"
+
+
+def test_descriptions_are_one_line_each():
+    env = {"_HFPIPE_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    ended = run_hfpipe(env={**env, "_TYPER_COMPLETE_ARGS": "hfpipe run x --"})
+    lines = ended.out.decode().splitlines()
+    assert len(lines) > 30
+    assert all(re.match(r"--[a-z-]+\t\S", line) for line in lines)
