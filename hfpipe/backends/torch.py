@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from typing_extensions import Self
 
 from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
-from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, load_model
+from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, input_device, load_model
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
@@ -46,6 +46,7 @@ class TorchBackend(Backend):
         return cls(model, batch_size=options.batch_size, exact=options.exact)
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
+        device = input_device(self._open_model())
         waiting = iter(requests)
         while True:
             rows: list[_Row] = []
@@ -53,7 +54,7 @@ class TorchBackend(Backend):
                 if refused := refusal(request, self._vocabulary):
                     yield refused
                 else:
-                    rows.append(_Row(request, self._device()))
+                    rows.append(_Row(request, device))
             if not rows:
                 return
             self._active |= {row.request.id: row for row in rows}
@@ -70,11 +71,10 @@ class TorchBackend(Backend):
     def close(self) -> None:
         self.model = None
 
-    def _device(self) -> torch.device:
+    def _open_model(self) -> Any:
         if self.model is None:
             raise closed(self.name)
-        device: torch.device = self.model.device
-        return device
+        return self.model
 
     def _batch(self, rows: list[_Row]) -> Iterator[TokenEvent]:
         """Where several rows fail together, each goes on alone from where it was: the one to blame fails by itself."""
@@ -95,8 +95,8 @@ class TorchBackend(Backend):
 
     def _decode(self, rows: list[_Row]) -> Iterator[TokenEvent]:
         """Prefill, then a token for every row a step. Rows that are done leave the cache."""
-        ids, mask = self._left_padded([row.token_ids for row in rows])
-        cache = DynamicCache(config=self.model.config)
+        ids, mask = _left_padded([row.token_ids for row in rows], input_device(self._open_model()))
+        cache = DynamicCache(config=self._open_model().config)
         while True:
             logits = self._forward(ids, mask, cache)
             self.steps += len(rows)
@@ -114,13 +114,6 @@ class TorchBackend(Backend):
             ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=mask.device)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
 
-    def _left_padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids and mask, int64 [batch, time]. The padding is masked out, so that any id will do for it."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        return ids, mask
-
     @torch.inference_mode()
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """float [batch, vocabulary]: the logits of the token after the last of `ids`."""
@@ -129,8 +122,16 @@ class TorchBackend(Backend):
             arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if self._takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
-        logits: torch.Tensor = self.model(**arguments, use_cache=True, return_dict=True).logits
+        logits: torch.Tensor = self._open_model()(**arguments, use_cache=True, return_dict=True).logits
         return logits[:, -1].float()
+
+
+def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask, int64 [batch, time]. The padding is masked out, so that any id will do for it."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
 
 
 class _Row:

@@ -49,6 +49,8 @@ def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) ->
         _check_weights(source, loading["missing_keys"])
         if device is not None and "device_map" not in arguments:
             model = model.to(device)
+    if model.device.type == "meta" and not getattr(model, "hf_device_map", None):
+        raise BackendError("The device map leaves no weights in memory.", hint="Give it a place other than the disk.")
     return model.eval()
 
 
@@ -72,6 +74,15 @@ def device_name(model: Any) -> str:
     """Where the model stands, for --stats: one device, or the places Accelerate chose."""
     placed = getattr(model, "hf_device_map", None) or {}
     return ", ".join(sorted({str(place) for place in placed.values()})) or str(model.device)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where prompts go. A model calls its place `meta` where Accelerate keeps its first weights elsewhere."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    places = [place for place in getattr(model, "hf_device_map", {}).values() if place != "disk"]
+    return torch.device(places[0]) if places else torch.device("cpu")
 
 
 def forward_parameters(model: Any) -> Mapping[str, Any]:

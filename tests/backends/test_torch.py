@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hfpipe import backends, sources
-from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.base import as_backend_error, closed
 from hfpipe.backends.torch import TorchBackend
 from hfpipe.backends.torch_loading import parse_device
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -238,6 +238,16 @@ def test_the_request_to_blame_fails_by_itself(monkeypatch, qwen2, error):
     assert found == {name: whole[name] for name in "012"}
 
 
+def test_closing_under_an_open_stream(qwen2):
+    """What is not answered fails, in one line each."""
+    backend = TorchBackend(qwen2, batch_size=2)
+    stream = backend.stream(REQUESTS)
+    first = next(stream)
+    backend.close()
+    ends = {event.request_id: event for event in (first, *stream) if event.finish_reason is not None}
+    assert {name: str(event.error) for name, event in ends.items()} == dict.fromkeys("0123", str(closed("torch")))
+
+
 def test_tokens_before_a_failure_are_given(monkeypatch, qwen2):
     backend = failing(monkeypatch, qwen2, lambda ids, mask: mask.shape[1] > 10, RuntimeError("bad"))
     events = list(backend.stream([REQUESTS[0]]))
@@ -409,6 +419,20 @@ def test_accelerate_places_the_model(tiny_llama, options):
     backend = load(tiny_llama, **options)
     assert backend.info.device == "cpu"
     assert answers(backend, REQUESTS) == answers(load(tiny_llama), REQUESTS)
+
+
+@pytest.mark.parametrize("first", ["cpu", "disk"])
+def test_weights_on_disk(tiny_llama, tmp_path, first):
+    rest = {"model.layers": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places = {"device_map": {"model.embed_tokens": first, **rest}, "offload_folder": str(tmp_path)}
+    backend = load(tiny_llama, model_kwargs=places)
+    assert backend.info.device == "cpu, disk"
+    assert answers(backend, REQUESTS) == answers(load(tiny_llama), REQUESTS)
+
+
+def test_all_weights_on_disk(tiny_llama, tmp_path):
+    with pytest.raises(BackendError, match="no weights in memory"):
+        load(tiny_llama, model_kwargs={"device_map": {"": "disk"}, "offload_folder": str(tmp_path)})
 
 
 def test_a_device_map_that_is_none(tiny_llama):
