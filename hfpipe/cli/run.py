@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hfpipe.cli import options as o
+from hfpipe.cli.lean import start_lean
 from hfpipe.cli.output import Answer, Talk, table, tell
 from hfpipe.cli.quiet import silence
 from hfpipe.cli.stats import as_rows, report
@@ -135,6 +136,8 @@ def _utf8(data: bytes, what: str) -> str:
 
 
 def _open(model: str, loading: LoadOptions, talk: Talk) -> Generator:
+    if not loading.trust_remote_code:
+        start_lean()
     from hfpipe.generator import open_generator
 
     return open_generator(model, loading, talk)
