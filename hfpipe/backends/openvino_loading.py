@@ -132,7 +132,12 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
 
     def export(folder: Path) -> None:
         reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")
-        arguments = {"source": str(source.folder.absolute()), "folder": str(folder), "dtype": dtype}
+        arguments = {
+            "reference": source.reference,
+            "source": str(source.folder.absolute()),
+            "folder": str(folder),
+            "dtype": dtype,
+        }
         run_child(
             "hfpipe.conversion.openvino",
             arguments | {"trust_remote_code": options.trust_remote_code},

@@ -16,7 +16,8 @@ from hfpipe.types import Reporter
 def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     """Export `arguments["source"]` into the empty folder `arguments["folder"]` with weights of `arguments["dtype"]`.
 
-    The tokenizer is read from tokenizer.json, so that none is converted.
+    `arguments["reference"]` is what the user calls the model. The tokenizer is read from tokenizer.json, so that
+    none is converted.
     """
     source, folder = Path(arguments["source"]), Path(arguments["folder"])
     try:
@@ -32,7 +33,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
                 convert_tokenizer=False,
             )
     except (ValueError, KeyError, NotImplementedError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(" Please ")[0]
         raise UnsupportedModel(
-            f"optimum-intel cannot export {source.name} for OpenVINO: {first_line}", hint="--backend torch runs it."
+            f"optimum-intel cannot export {arguments['reference']} for OpenVINO: {reason}",
+            hint="--backend torch may run it.",
         ) from error

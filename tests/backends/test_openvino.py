@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hfpipe import backends, sources
 from hfpipe.backends import openvino as engine
 from hfpipe.backends import openvino_loading as loading
 from hfpipe.backends.base import Backend
-from hfpipe.errors import BackendError, ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.errors import BackendError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
 
@@ -421,9 +422,10 @@ def test_an_architecture_that_is_not_exported(cache, tmp_path):
     )
     tiny.save_model(tmp_path / "gemma", config)
     tiny.save_tokenizer(tmp_path / "gemma", eos_token="<|im_end|>")
-    with pytest.raises((UnsupportedModel, ConversionError), match="gemma") as raised:
-        load(tmp_path / "gemma", 1)
-    assert isinstance(raised.value, HFPipeError)
+    source = replace(sources.resolve(str(tmp_path / "gemma")), reference="google/a-gemma")
+    with pytest.raises(UnsupportedModel, match="cannot export google/a-gemma for OpenVINO: ") as raised:
+        backends.load("openvino", source, LoadOptions(batch_size=1))
+    assert raised.value.hint == "--backend torch may run it."
     assert not list((cache / "openvino").glob("[!.]*"))
 
 
