@@ -54,14 +54,14 @@ def completed(request, tmp_path):
         timeout=30,
         encoding="utf-8",
     )
-    shell.send(f"{setup}\rprintf '%s|' READY\r")
-    shell.expect(r"READY\|")
+    shell.send(f"{setup}\recho R'EA'DY\r")
+    shell.expect("READY\r?\n")
 
     def press_tab(line: str) -> str:
-        # Then, at the beginning of the line, what prints its words.
-        shell.send(f"{line}\t\x01printf '%s|' WORDS \r")
-        shell.expect(r"WORDS\|([^\r\n\x1b]*)\|")
-        return " ".join(shell.match[1].split("|"))
+        # Then, at the beginning of the line, what prints it; only the output has WORDS without quotes.
+        shell.send(f"{line}\t\x01echo W'O'RDS \r")
+        shell.expect(r"WORDS ([^\r\n]*)\r?\n")
+        return shell.match[1].strip()
 
     yield press_tab
     shell.close(force=True)

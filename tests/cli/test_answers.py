@@ -52,8 +52,8 @@ def test_a_sampled_answer_twice(request, engine):
 
 
 def test_another_seed_is_another_answer(tiny_llama_ov):
-    answers = {run_hfpipe("run", tiny_llama_ov, "hi", "--temp", "1.5", "--seed", seed).out for seed in "123"}
-    assert len(answers) > 1
+    answers = {run_hfpipe("run", tiny_llama_ov, "hi", "--temp", "1.5", "--seed", seed).out for seed in "12"}
+    assert len(answers) == 2
 
 
 def test_both_engines_say_the_same(tiny_gpt2, tiny_gpt2_ov):
@@ -64,10 +64,9 @@ def test_both_engines_say_the_same(tiny_gpt2, tiny_gpt2_ov):
     assert len(torch.out) > 20
 
 
-def test_stats_are_on_stderr(tiny_llama_ov):
-    plain = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8")
-    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8", "--stats")
-    assert ended.out == plain.out
+def test_what_else_may_be_said_is_not_part_of_the_answer(tiny_llama_ov):
+    args = ("run", tiny_llama_ov, "hi", "-n", "8")
+    ended = run_hfpipe(*args, "--stats")
     rows = dict(line.split("  ", 1) for line in ended.err.decode().splitlines())
     assert [*rows] == [
         "backend",
@@ -81,21 +80,16 @@ def test_stats_are_on_stderr(tiny_llama_ov):
     ]
     assert "the folder holds an OpenVINO model" in rows["backend"]
     assert "8 tokens" in rows["completion"]
-
-
-def test_verbose_lets_the_libraries_speak(tiny_llama_ov):
-    ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8", "--verbose", env={"OPENVINO_LOG_LEVEL": "3"})
-    assert ended.code == 0
-    # What they write to stdout is not part of the answer.
-    assert ended.out == run_hfpipe("run", tiny_llama_ov, "hi", "-n", "8").out
+    # OpenVINO writes its log to stdout.
+    verbose = run_hfpipe(*args, "--verbose", env={"OPENVINO_LOG_LEVEL": "3"})
+    assert verbose.out == ended.out == run_hfpipe(*args).out
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ["PERFORMANCE_HINT=LATENCY", "NUM_STREAMS=1", "KV_CACHE_PRECISION=u8", "DYNAMIC_QUANTIZATION_GROUP_SIZE=32"],
-        ['{"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}'],
-        ['{"KV_CACHE_PRECISION": "f16"}', "NUM_STREAMS=1"],
+        ['{"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": "f16"}', '{"NUM_STREAMS": 1}'],
     ],
 )
 def test_openvino_settings(tiny_llama_ov, settings):
@@ -103,7 +97,7 @@ def test_openvino_settings(tiny_llama_ov, settings):
     ended = run_hfpipe("run", tiny_llama_ov, "hi", "-n", "4", "--stats", *options)
     assert ended.code == 0, ended.err
     shown = ended.err.decode()
-    for key in ("NUM_STREAMS 1", "KV_CACHE_PRECISION" if "KV_CACHE" in str(settings) else "PERFORMANCE_HINT LATENCY"):
+    for key in ("NUM_STREAMS 1", "PERFORMANCE_HINT LATENCY", "KV_CACHE_PRECISION "):
         assert key in shown
 
 
