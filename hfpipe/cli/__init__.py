@@ -31,6 +31,9 @@ def _interrupted(*_: object) -> NoReturn:
     # Half of a write to stderr may be under way.
     with suppress(Exception):
         sys.modules["hfpipe.cli.output"].clear()
+    with suppress(OSError):
+        # The next prompt of the shell is not to follow ^C or half an answer.
+        os.write(2, b"\n" if os.isatty(2) else b"")
     os._exit(130)
 
 

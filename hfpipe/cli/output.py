@@ -29,14 +29,24 @@ class Answer:
     """stdout, for model text: as it is into a pipe or file; on a terminal control characters are shown, not obeyed.
 
     It takes the file descriptor for itself and leaves stderr in its place: what a library prints to stdout cannot get
-    into an answer.
+    into an answer. As a context manager it ends, on a terminal, the line of an answer that an error broke off.
     """
 
     def __init__(self) -> None:
         sys.stdout.flush()
         self._file = os.dup(1)
         self._terminal = os.isatty(self._file)
+        self._last = "\n"
         os.dup2(2, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal and self._last != "\n":
+            self.write("\n")
 
     def write(self, text: str) -> None:
         """All of `text`, at once. Raises OutputClosed where nobody reads it any more."""
@@ -50,6 +60,7 @@ class Answer:
             raise OutputClosed from error
         except OSError as error:
             raise HFPipeError(f"Cannot write the answer: {error.strerror}.") from error
+        self._last = text[-1:] or self._last
 
     def write_json(self, value: Mapping[str, Any]) -> None:
         """One line, valid JSON on a terminal too: JSON leaves some control characters as they are."""

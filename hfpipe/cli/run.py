@@ -76,7 +76,8 @@ def run(
     llm = HFPipe(model=model, generator=generator, **asdict(generation))
     recorder = Recorder(on_prompt=tell if show_prompt else None)
     parts = chain(llm, asked.template, system).stream(asked.variables(generator), {"callbacks": [recorder]})
-    text = _write(parts, answer, stream=not (json or no_stream))
+    with answer:
+        text = _write(parts, answer, stream=not (json or no_stream))
     measured = report(generator, recorder.info)
     if json:
         answer.write_json({"text": text, **measured})

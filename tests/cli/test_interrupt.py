@@ -97,7 +97,7 @@ def test_while_a_download_stalls(tiny_gpt2, tmp_path):
         stalled.set()
         shown = terminals.shown()["stderr"]
     assert b"\x1b[?25l" not in shown
-    assert shown.endswith(b"\x1b[2K")
+    assert shown.endswith(b"\x1b[2K\n")
 
 
 def hold_back_weights(hub):

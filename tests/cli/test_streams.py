@@ -169,6 +169,21 @@ def test_a_dumb_terminal_gets_no_escape_codes():
     assert b"\x1b" not in talk(tty="stderr", env={"TERM": "dumb"}).err
 
 
+BROKEN_OFF = """
+from hfpipe.cli.output import Answer
+answer = Answer()
+with answer:
+    answer.write("half an ")
+    answer.write("")
+    raise ValueError
+"""
+
+
+@pytest.mark.parametrize(("tty", "expected"), [("stdout", b"half an \n"), ("", b"half an ")])
+def test_what_follows_half_an_answer_begins_a_line(tty, expected):
+    assert run_hfpipe(command=[sys.executable, "-c", BROKEN_OFF], tty=tty).out == expected
+
+
 def test_quiet_on_a_terminal(plain_model):
     ended = echo(plain_model, "hi", "-q", tty="stdout stderr")
     assert (ended.code, ended.out, ended.err) == (0, b"hi\n", b"")
