@@ -72,7 +72,7 @@ class Display:
         wanted = not self._closed and bool(self._tasks or self._spinner)
         if wanted and self._live is None:
             self._live = Live(console=self._console, get_renderable=self._picture, transient=True)
-            self._live.start()
+            self._live.start(refresh=True)
         elif not wanted and self._live is not None:
             self._live.stop()
             self._live = None
