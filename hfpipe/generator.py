@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -193,19 +194,40 @@ class _Refused:
         return self._event
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model that is here, with the backend that will run it; `start` is when the search began (perf_counter)."""
+
+    source: ModelSource
+    choice: backends.Choice
+    start: float
+
+
 def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
     """Find the model, choose the backend, load it and the tokenizer. Raises an HFPipeError that says what failed."""
-    reporter = reporter or Silent()
+    return load_generator(find_model(reference, options, reporter), options, reporter)
+
+
+def find_model(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Found:
+    """Everything before the weights: resolve the reference, choose the backend and import its engine."""
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)
     source = sources.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
     choice = backends.choose(options.backend, source.format)
+    backends.check_options(choice.name, options)
+    backends.engine(choice.name)
+    return Found(source, choice, start)
+
+
+def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
+    """Load the tokenizer and the weights."""
+    reporter, source = reporter or Silent(), found.source
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
     for ignored in not_applied(source.generation_config):
-        reporter.note(f"generation_config.json of {reference} asks for {ignored}, which hfpipe does not apply.")
-    backend = backends.load(choice.name, source, options, reporter)
-    return Generator(backend, tokenizer, source, why=choice.why, load_s=time.perf_counter() - start)
+        reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
+    backend = backends.load(found.choice.name, source, options, reporter)
+    return Generator(backend, tokenizer, source, why=found.choice.why, load_s=time.perf_counter() - found.start)
 
 
 def wrap_pipeline(pipeline: Any) -> Generator:

@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass, fields
 
 from hfpipe.backends.base import Backend
+from hfpipe.conversion.child import silence_openvino_telemetry
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
 from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
@@ -81,10 +82,10 @@ def check_name(requested: str) -> None:
         raise UsageError(f"Unknown backend {requested!r}; known are {known}.", hint=nearest(requested, BACKENDS))
 
 
-def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:
-    """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped."""
-    check_options(name, options)
-    _check_kind(source)
+def engine(name: str) -> type[Backend]:
+    """The class of the backend `name`. The engine itself is imported here, which takes the time that it takes."""
+    if name == "openvino":
+        silence_openvino_telemetry()
     module, _, attribute = BACKENDS[name].target.partition(":")
     try:
         backend: type[Backend] = getattr(importlib.import_module(module), attribute)
@@ -92,7 +93,14 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
         raise BackendError(
             f"The {name} backend needs the package {error.name}.", hint=f"pip install {error.name}"
         ) from error
-    return backend.load(source, options, reporter or Silent())
+    return backend
+
+
+def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:
+    """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped."""
+    check_options(name, options)
+    _check_kind(source)
+    return engine(name).load(source, options, reporter or Silent())
 
 
 def _check_kind(source: ModelSource) -> None:

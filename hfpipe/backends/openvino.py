@@ -77,6 +77,7 @@ class SingleBackend(OpenVINOBackend):
         self._describe(folder, device, options)
         # The process would abort if it ended while the engine works.
         weakref.finalize(self, _end_work, self._streamers, self._busy)
+        self._warm_up()
 
     def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
         for request in requests:
@@ -92,6 +93,11 @@ class SingleBackend(OpenVINOBackend):
     def close(self) -> None:
         _end_work(self._streamers, self._busy)
         self._pipeline = None
+
+    def _warm_up(self) -> None:
+        """Prepare kernels and memory with a token that nobody sees, so that the first answer does not wait for it."""
+        warm_up = TokenRequest("warm-up", (0,) * 16, max_tokens=1)
+        self._pipeline.generate(_tensor(warm_up), _generation_config(warm_up))
 
     def _generate(self, request: TokenRequest) -> Iterator[TokenEvent]:
         thread = self._enter()
