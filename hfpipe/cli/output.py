@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -18,6 +19,7 @@ from hfpipe.errors import HFPipeError
 if TYPE_CHECKING:
     from hfpipe.cli.display import Display
 
+_SPINNER_AFTER_S = 0.4
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -109,14 +111,18 @@ class Talk:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A spinner while something slow goes on."""
+        """A spinner while something goes on that turns out to be slow."""
         if not self._moves:
             yield
             return
-        self._display.spin(shown(text))
+        timer = threading.Timer(_SPINNER_AFTER_S, lambda: self._display.spin(shown(text)))
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
+            timer.cancel()
+            timer.join()
             self._display.spin(None)
 
     @property

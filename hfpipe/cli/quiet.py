@@ -1,12 +1,10 @@
-"""Keeping the libraries silent, and their telemetry off."""
+"""How hfpipe's own process is set up for the libraries it runs: silent, and telling nobody."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-
-from hfpipe.conversion.child import silence_openvino_telemetry
 
 _NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 _NO_NOISE = {
@@ -21,7 +19,6 @@ _NO_NOISE = {
 
 def silence(*, verbose: bool) -> None:
     """Call it before a library is imported: most read their environment then. What the user has set stays."""
-    silence_openvino_telemetry()
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     if verbose:

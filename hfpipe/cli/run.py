@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hfpipe.cli import options as o
-from hfpipe.cli.lean import start_lean
+from hfpipe.cli.loading import load_pipe
 from hfpipe.cli.output import Answer, Talk, table, tell
 from hfpipe.cli.quiet import silence
 from hfpipe.cli.stats import as_rows, report
@@ -21,10 +18,6 @@ from hfpipe.text.templates import Template, parse_template
 
 if TYPE_CHECKING:
     from hfpipe.generator import Generator
-    from hfpipe.types import LoadOptions
-
-_T = TypeVar("_T")
-_SPINNER_AFTER_S = 0.4
 
 
 def run(
@@ -68,17 +61,14 @@ def run(
     silence(verbose=verbose)
     answer = Answer()
     with Talk(quiet=quiet, verbose=verbose) as talk:
-        opened = _in_background(lambda: _open(model, loading, talk))
-        # Imported while the model loads: half a second that costs nothing.
-        from hfpipe.langchain import HFPipe, Recorder, chain
+        llm = load_pipe(model, loading, generation, talk)
+    from hfpipe.langchain import Recorder, chain
 
-        generator = _result(opened, talk, f"Loading {model}")
-    llm = HFPipe(model=model, generator=generator, **asdict(generation))
     recorder = Recorder(on_prompt=tell if show_prompt else None)
-    parts = chain(llm, asked.template, system).stream(asked.variables(generator), {"callbacks": [recorder]})
+    parts = chain(llm, asked.template, system).stream(asked.variables(llm.generator), {"callbacks": [recorder]})
     with answer:
         text = _write(parts, answer, stream=not (json or no_stream))
-    measured = report(generator, recorder.info)
+    measured = report(llm.generator, recorder.info)
     if json:
         answer.write_json({"text": text, **measured})
     elif no_stream:
@@ -134,35 +124,6 @@ def _utf8(data: bytes, what: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} is not UTF-8 text: byte {data[error.start]:#x} at {error.start:,}.") from error
-
-
-def _open(model: str, loading: LoadOptions, talk: Talk) -> Generator:
-    if not loading.trust_remote_code:
-        start_lean()
-    from hfpipe.generator import open_generator
-
-    return open_generator(model, loading, talk)
-
-
-def _in_background(work: Callable[[], _T]) -> Future[_T]:
-    """A daemon thread: Ctrl-C must not wait for it."""
-    future: Future[_T] = Future()
-
-    def run_it() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run_it, daemon=True).start()
-    return future
-
-
-def _result(future: Future[_T], talk: Talk, doing: str) -> _T:
-    """What the future holds, with a spinner where it takes its time."""
-    wait([future], timeout=_SPINNER_AFTER_S)
-    with nullcontext() if future.done() else talk.waiting(doing):
-        return future.result()
 
 
 def _write(parts: Iterator[str], answer: Answer, *, stream: bool) -> str:

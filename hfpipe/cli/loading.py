@@ -1,0 +1,49 @@
+"""How a command loads its model: in the order that puts the first token soonest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
+
+from hfpipe.cli.lean import leave_out_unused, without_garbage_collection
+
+if TYPE_CHECKING:
+    from hfpipe.cli.output import Talk
+    from hfpipe.langchain import HFPipe
+    from hfpipe.types import GenerationOptions, LoadOptions
+
+_T = TypeVar("_T")
+
+
+def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, talk: Talk) -> HFPipe:
+    """Import the engine; then, while a thread has it read the weights, LangChain, which takes as long.
+
+    All at once would be slower: Python imports in one thread at a time.
+    """
+    if not loading.trust_remote_code:
+        leave_out_unused()
+    with talk.waiting(f"Loading {model}"), without_garbage_collection():
+        from hfpipe.generator import find_model, load_generator
+
+        found = find_model(model, loading, talk)
+        generator = _in_background(lambda: load_generator(found, loading, talk))
+        from hfpipe.langchain import HFPipe
+
+        return HFPipe(model=model, generator=generator.result(), **asdict(generation))
+
+
+def _in_background(work: Callable[[], _T]) -> Future[_T]:
+    """A daemon thread: Ctrl-C must not wait for it."""
+    future: Future[_T] = Future()
+
+    def run_it() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run_it, daemon=True).start()
+    return future
