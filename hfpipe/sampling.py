@@ -28,6 +28,10 @@ _NOT_APPLIED = {
 }
 
 
+# Some models ask for 1e-6, and mean 0: divided by it, logits overflow.
+_GREEDY_BELOW = 1e-3
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A value and where it comes from: "option", "generation_config.json" or "default"."""
@@ -60,7 +64,7 @@ def resolve_sampling(options: GenerationOptions, preferred: Mapping[str, Any]) -
     gave an option that only means something when sampling. A sampling run without a seed gets a random one."""
     temperature = _temperature(options, preferred)
     penalty = float(setting("repetition_penalty", options, preferred).value)
-    if temperature == 0:
+    if temperature < _GREEDY_BELOW:
         return Sampling(repetition_penalty=penalty)
     return Sampling(
         temperature=temperature,

@@ -102,18 +102,18 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require("max_tokens", self.max_tokens, "at least 1", lambda n: n >= 1)
+        _require("max_tokens", self.max_tokens, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)
         _require_sampling(self)
         if "" in self.stop:
             raise UsageError("A stop string cannot be empty.")
 
 
 def _require_sampling(options: GenerationOptions | Sampling) -> None:
-    _require("temperature", options.temperature, "at least 0", lambda t: 0 <= t < float("inf"))
+    _require("temperature", options.temperature, "from 0 (greedy) to 1000", lambda t: 0 <= t <= 1000)
     _require("top_p", options.top_p, "above 0 and at most 1", lambda p: 0 < p <= 1)
-    _require("top_k", options.top_k, "at least 0 (0 is off)", lambda k: k >= 0)
+    _require("top_k", options.top_k, "from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31)
     _require("min_p", options.min_p, "at least 0 and below 1", lambda p: 0 <= p < 1)
-    _require("repetition_penalty", options.repetition_penalty, "above 0", lambda p: 0 < p < float("inf"))
+    _require("repetition_penalty", options.repetition_penalty, "from 0.01 to 100", lambda p: 0.01 <= p <= 100)
     _require("seed", options.seed, "from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63)
 
 

@@ -150,3 +150,9 @@ def test_what_transformers_writes_for_a_new_model_is_all_applied():
 )
 def test_end_tokens(configs, ids):
     assert end_token_ids(*configs) == ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-300])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature: float) -> None:
+    assert resolve_sampling(GenerationOptions(temperature=temperature), {}).temperature == 0
+    assert resolve_sampling(GenerationOptions(), {"do_sample": True, "temperature": temperature}).temperature == 0

@@ -36,7 +36,7 @@ def test_every_number_of_sampling_is_checked():
 
 @pytest.mark.parametrize("tokens", [0, -1])
 def test_max_tokens(tokens):
-    with pytest.raises(UsageError, match=f"max_tokens must be at least 1, not {tokens}"):
+    with pytest.raises(UsageError, match="max_tokens must be from 1 to"):
         GenerationOptions(max_tokens=tokens)
 
 

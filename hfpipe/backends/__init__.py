@@ -121,7 +121,7 @@ def check_options(name: str, options: LoadOptions) -> None:
     check_name(name)
     if options.task not in (None, "text-generation"):
         raise UnsupportedOption(
-            f"The {name} backend cannot do --task {options.task}.", hint="The one task is text-generation."
+            f"The {name} backend cannot do --task {options.task!r}.", hint="The one task is text-generation."
         )
     default = LoadOptions()
     for field in fields(LoadOptions):

@@ -36,6 +36,8 @@ from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenE
 
 DEFAULT_WINDOW = 64
 
+_NO_TOKEN = 2**31 - 1
+
 # What the engine raises, through its binding.
 _FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
 
@@ -318,9 +320,9 @@ def _generation_config(request: TokenRequest) -> genai.GenerationConfig:
     config.apply_chat_template = False
     config.max_new_tokens = request.max_tokens
     config.ignore_eos = not request.eos_token_ids
-    if request.eos_token_ids:
-        config.eos_token_id = min(request.eos_token_ids)
-        config.stop_token_ids = set(request.eos_token_ids)
+    # Where there is none, an id that no model has: an unset one would be taken from the folder.
+    config.eos_token_id = min(request.eos_token_ids, default=_NO_TOKEN)
+    config.stop_token_ids = {config.eos_token_id, *request.eos_token_ids}
     config.repetition_penalty = sampling.repetition_penalty
     if sampling.temperature > 0:
         config.do_sample = True

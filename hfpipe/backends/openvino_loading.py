@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 _KEPT_COMPILE_CACHES = 8
+_KEPT_BLOBS = 4
 
 
 def properties(options: LoadOptions) -> dict[str, Any]:
@@ -62,9 +63,15 @@ def check_device(device: str | None, reporter: Reporter) -> str:
     if not here and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
         raise BackendError(
             f"OpenVINO finds no device {device!r} on this machine; here are: {', '.join(available)}.",
-            hint="A CUDA device needs --backend torch." if device.startswith("cuda") else None,
+            hint=_device_hint(device),
         )
     return name
+
+
+def _device_hint(device: str) -> str:
+    if device.lower().startswith(("cuda", "mps", "xpu")):
+        return "That is a device of --backend torch."
+    return "Leave --device out to run on the CPU. GPU and NPU need their drivers."
 
 
 @contextmanager
@@ -103,23 +110,28 @@ def _hint(kind: type[Exception], device: str) -> str | None:
 
 
 def compile_cache(folder: str) -> Path:
-    """The folder of the compiled blobs of one model file. A changed model gets another; the least used are removed."""
+    """The folder of the compiled blobs of one model file, a blob for each set of properties. A changed model gets
+    another folder. Of folders the least used are removed, of blobs the oldest: each is as large as its model."""
     weights = (Path(folder) / "openvino_model.bin").stat()
     identity = json.dumps([os.path.realpath(folder), weights.st_size, weights.st_mtime_ns, ov.__version__])
     caches = cache_root() / "openvino-compiled"
     mine = caches / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    fresh = not mine.exists()
     mine.mkdir(parents=True, exist_ok=True)
+    _prune(mine, _KEPT_BLOBS)
     os.utime(mine)
-    if fresh:
-        _prune(caches)
+    _prune(caches, _KEPT_COMPILE_CACHES)
     return mine
 
 
-def _prune(caches: Path) -> None:
-    by_age = sorted(caches.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in by_age[_KEPT_COMPILE_CACHES:]:
-        shutil.rmtree(old, ignore_errors=True)
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` of what stands in a folder. Another process may be doing the same."""
+    with suppress(FileNotFoundError):
+        by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_age[keep:]:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
 
 
 def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:

@@ -66,7 +66,10 @@ def parse_device(device: str | None) -> torch.device:
         ) from error
     if parsed.type not in _available() or (parsed.index or 0) >= _available()[parsed.type]:
         here = ", ".join(f"{kind} ({count})" for kind, count in _available().items() if count)
-        raise BackendError(f"There is no device {device!r} on this machine; here are: {here}.")
+        raise BackendError(
+            f"There is no device {device!r} on this machine; here are: {here}.",
+            hint="Leave --device out to run on the CPU.",
+        )
     return parsed
 
 

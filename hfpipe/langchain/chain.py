@@ -44,7 +44,10 @@ def chain(llm: HFPipe, template: Template | None, system: str | None) -> Runnabl
     template = template or parse_template("chat" if tokenizer.chat_template else "qa")
     if template.kind != "chat":
         if system is not None:
-            raise UsageError(f"A system message needs the chat template, and this run uses {template.name}.")
+            raise UsageError(
+                f"A system message needs a chat template, and this run uses {template.name}.",
+                hint="Leave --system out, or put it into a template of your own.",
+            )
         return PromptTemplate(template=template.text, input_variables=list(template.variables)) | llm
     if tokenizer.chat_template is None:
         raise TemplateError(f"{llm.model} has no chat template.", hint="Use --template qa, raw, or a text of your own.")

@@ -88,7 +88,10 @@ def _refuse_other_kinds(folder: Path) -> None:
         raise UnsupportedModel(f"{folder} is a diffusers pipeline, not a language model.")
     if ggufs := sorted(folder.glob("*.gguf")):
         raise ModelError(f"{folder} has no config.json.", hint=f"Name the file: {ggufs[0]}")
-    raise ModelError(f"{folder} is not a model: it has no config.json.")
+    raise ModelError(
+        f"{folder} is not a model: it has no config.json.",
+        hint="Name the folder that from_pretrained or an export would take.",
+    )
 
 
 def _adapter(folder: Path) -> tuple[str]:

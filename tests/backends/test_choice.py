@@ -83,7 +83,7 @@ def test_loading_refuses_before_it_loads():
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_the_one_task(name):
     backends.check_options(name, LoadOptions(task="text-generation"))
-    with pytest.raises(UnsupportedOption, match=f"{name} backend cannot do --task summarization"):
+    with pytest.raises(UnsupportedOption, match=f"{name} backend cannot do --task 'summarization'"):
         backends.check_options(name, LoadOptions(task="summarization"))
 
 
