@@ -67,8 +67,7 @@ def _inspect(path: str, reference: str, allow_pickle: bool) -> ModelSource:
     try:
         return inspect_folder(Path(path).absolute(), reference, allow_pickle=allow_pickle)
     except ModelError as error:
-        if error.hint is None:
-            error.hint = _taken_by_folder(reference, path)
+        error.hint = _taken_by_folder(reference, path) or error.hint
         raise
 
 

@@ -25,10 +25,10 @@ def failure(code, *args, **settings):
         (["--temperature", "hot"], "'hot' is not a valid float", "hfpipe run --help shows"),
         (["--seed"], "Option '--seed' requires an argument.", "--help shows"),
         (["another"], "unexpected extra argument", "hfpipe run --help shows"),
-        (["--temperature", "-1"], "temperature must be at least 0, not -1.0.", ""),
-        (["--temperature", "nan"], "temperature must be at least 0, not nan.", ""),
+        (["--temperature", "-1"], "temperature must be from 0 (greedy) to 1000, not -1.0.", ""),
+        (["--temperature", "nan"], "temperature must be from 0 (greedy) to 1000, not nan.", ""),
         (["--top-p", "0"], "top_p must be above 0 and at most 1, not 0.0.", ""),
-        (["--max-tokens", "0"], "max_tokens must be at least 1, not 0.", ""),
+        (["--max-tokens", "0"], "max_tokens must be from 1 to 2**31 - 1, not 0.", ""),
         (["--seed", "-1"], "seed must be from 0", ""),
         (["--stop", ""], "A stop string cannot be empty.", ""),
         (["-d", "0", "--device-map", "auto"], "--device and --device-map exclude each other.", DEVICE_MAP),
@@ -43,7 +43,7 @@ def failure(code, *args, **settings):
         (["-b", "openvino", "--device-map", "auto"], "cannot honour --device-map.", "--backend torch"),
         (["-b", "torch", "--ov-config", "A=1"], "torch backend cannot honour --ov-config.", "--backend openvino"),
         (["-b", "echo", "--model-kwarg", "a=1"], "echo backend cannot honour --model-kwarg.", "--backend torch"),
-        (["-b", "torch", "--task", "summarization"], "cannot do --task summarization.", "text-generation"),
+        (["-b", "torch", "--task", "summarization"], "cannot do --task 'summarization'.", "text-generation"),
     ],
 )
 def test_wrong_usage(plain_model, args, error, hint):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -59,7 +60,7 @@ def test_empty_variables_are_as_good_as_none(plain_model):
 
 def test_version():
     assert run_hfpipe("--version").out.decode() == f"{hfpipe.__version__}\n"
-    script = subprocess.run([sys.executable.replace("python3", "hfpipe"), "--version"], capture_output=True)
+    script = subprocess.run([Path(sys.executable).with_name("hfpipe"), "--version"], capture_output=True)
     assert script.stdout.decode() == f"{hfpipe.__version__}\n"
 
 

@@ -59,7 +59,7 @@ def test_a_template_in_a_file(plain_model, tmp_path):
         (["-t", "{a}", "--var", "a=1", "hi"], "There is no place for the prompt", ""),
         (["-t", "{a}", "--var", "a", "hi"], "--var takes KEY=VALUE, not 'a'.", "--var language=French"),
         (["-t", "chat", "hi"], "has no chat template.", "Use --template qa, raw"),
-        (["-s", "Be brief.", "hi"], "A system message needs the chat template", ""),
+        (["-s", "Be brief.", "hi"], "A system message needs a chat template", ""),
     ],
 )
 def test_errors(plain_model, args, error, hint):
