@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,18 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMI
 
 _KEPT_COMPILE_CACHES = 8
 _KEPT_BLOBS = 4
+
+# A constant in the model's xml, as OpenVINO writes it.
+_CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
+_PRECISIONS = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "u8": "int8",
+    "i8": "int8",
+    "u4": "int4",
+    "i4": "int4",
+}
 
 
 def properties(options: LoadOptions) -> dict[str, Any]:
@@ -169,8 +182,9 @@ def _fingerprint(folder: Path) -> str:
 
 
 def weight_format(folder: str) -> str:
-    """What the weights are stored as: the exporter notes "int8_asym" and its like at the end of the model's xml."""
-    with (Path(folder) / "openvino_model.xml").open("rb") as xml:
-        xml.seek(-min(xml.seek(0, os.SEEK_END), 16384), os.SEEK_END)
-        noted = re.search(rb'<weight_compression>.*?<mode value="(\w+)"', xml.read(), re.DOTALL)
-    return noted[1].decode() if noted else "float"
+    """What most bytes of the weights are stored as: float32, float16, bfloat16, int8, int4."""
+    sizes: Counter[str] = Counter()
+    for kind, size in _CONSTANT.findall((Path(folder) / "openvino_model.xml").read_bytes()):
+        sizes[kind.decode()] += int(size)
+    most = sizes.most_common(1)[0][0] if sizes else "unknown"
+    return _PRECISIONS.get(most, most)

@@ -440,11 +440,25 @@ def test_a_damaged_model(cache, tiny_llama_ov, tmp_path, mode, spoil):
     assert "\n" not in raised.value.message
 
 
-@pytest.mark.parametrize(("noted", "shown"), [("int8_asym", "int8_asym"), (None, "float")])
-def test_the_weight_format_is_read_from_the_xml(tmp_path, noted, shown):
-    runtime = f'<weight_compression><mode value="{noted}" /></weight_compression>' if noted else ""
-    (tmp_path / "openvino_model.xml").write_text("<net>" + "<layer/>" * 5000 + f"<rt_info>{runtime}</rt_info></net>")
+@pytest.mark.parametrize(
+    ("constants", "shown"),
+    [
+        ([("f32", 400), ("i64", 8)], "float32"),
+        ([("f16", 900), ("f32", 4)], "float16"),
+        ([("u8", 900), ("f16", 80), ("u8", 80)], "int8"),
+        ([("i4", 450), ("u8", 300), ("f16", 80)], "int4"),
+        ([("f8e4m3", 450)], "f8e4m3"),
+        ([], "unknown"),
+    ],
+)
+def test_the_weight_format_is_what_most_bytes_are(tmp_path, constants, shown):
+    lines = [f'<data element_type="{kind}" shape="1" offset="0" size="{size}" />' for kind, size in constants]
+    (tmp_path / "openvino_model.xml").write_text("<net>\n" + "\n".join(lines) + "\n</net>")
     assert loading.weight_format(str(tmp_path)) == shown
+
+
+def test_the_weight_format_of_an_export(tiny_gpt2_ov):
+    assert loading.weight_format(str(tiny_gpt2_ov)) == "float32"
 
 
 def test_of_the_blobs_of_a_model_the_newest_are_kept(tiny_gpt2_ov: Path) -> None:
