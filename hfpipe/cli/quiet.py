@@ -6,7 +6,8 @@ import logging
 import os
 import warnings
 
-_NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+from hfpipe.conversion.child import telemetry_off_environment
+
 _NO_NOISE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
@@ -19,8 +20,7 @@ _NO_NOISE = {
 
 def silence(*, verbose: bool) -> None:
     """Call it before a library is imported: most read their environment then. What the user has set stays."""
-    for name, value in _NO_TELEMETRY.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(telemetry_off_environment())
     if verbose:
         return
     for name, value in _NO_NOISE.items():

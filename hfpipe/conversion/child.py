@@ -26,7 +26,7 @@ from hfpipe.types import Reporter, Silent
 
 _KEPT_LINES = 60
 _MEMORY_HINT = "Close other programs, or use a smaller model."
-_TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+_TELEMETRY_OFF = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
