@@ -38,7 +38,7 @@ def cache_root() -> Path:
 def cached(kind: str, key: str) -> Path | None:
     """The finished folder of `key`, or None where it has not been built."""
     place = _place(kind, key)
-    return place if place.is_dir() else None
+    return place if os.path.isdir(place) else None
 
 
 def build_once(kind: str, key: str, make: Callable[[Path], None], *, reporter: Reporter | None = None) -> Path:
@@ -48,12 +48,12 @@ def build_once(kind: str, key: str, make: Callable[[Path], None], *, reporter: R
     Raises HFPipeError where the cache cannot be written, and whatever `make` raises.
     """
     place = _place(kind, key)
-    if place.is_dir():
+    if os.path.isdir(place):
         return place
     with writing(cache_root()):
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place, reporter or Silent()):
-            if not place.is_dir():
+            if not os.path.isdir(place):
                 _remove_leftovers(place)
                 _build(place, make)
     return place

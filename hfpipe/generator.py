@@ -76,7 +76,7 @@ class Generator:
             texts.setdefault(event.request_id, []).append(event.text)
             if event.finish_reason is not None:
                 text = "".join(texts.pop(event.request_id))
-                yield Completion(event.request_id, text, event.finish_reason, event.usage, event.timing, event.error)
+                yield _completion(event, text)
 
     def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
@@ -135,6 +135,11 @@ class Generator:
         return frozenset(token_id for token_id in ids if token_id is not None)
 
 
+def _completion(last: TextEvent, text: str) -> Completion:
+    assert last.finish_reason is not None
+    return Completion(last.request_id, text, last.finish_reason, last.usage, last.timing, last.error, last.seed)
+
+
 class _Answer:
     """What is known of one answer while it is generated."""
 
@@ -179,7 +184,8 @@ class _Answer:
         self.finished = True
         usage = Usage(len(self._request.token_ids), self._generated)
         timing = Timing(self._start, self._first, self._last)
-        return TextEvent(self._id, text, reason, usage, timing)
+        sampling = self._request.sampling
+        return TextEvent(self._id, text, reason, usage, timing, seed=sampling.seed if sampling.temperature else None)
 
 
 class _Refused:

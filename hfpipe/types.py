@@ -216,7 +216,8 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True)
 class TextEvent:
-    """New text of one request. Its last event has a finish_reason, and usage and timing unless it failed early."""
+    """New text of one request. Its last event has a finish_reason, and usage and timing unless it failed early; `seed`
+    is what a sampled answer was drawn with, None for a greedy one."""
 
     request_id: str
     text: str = ""
@@ -224,6 +225,7 @@ class TextEvent:
     usage: Usage | None = None
     timing: Timing | None = None
     error: HFPipeError | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ class Completion:
     usage: Usage | None = None
     timing: Timing | None = None
     error: HFPipeError | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

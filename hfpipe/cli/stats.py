@@ -28,6 +28,7 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "finish_reason": info["finish_reason"],
         "usage": info["usage"],
+        "seed": info.get("seed"),
         "model": generator.source.reference,
         "backend": backend.name,
         "why": generator.why,
@@ -54,6 +55,7 @@ def as_rows(measured: Mapping[str, Any]) -> dict[str, str]:
         "prompt": f"{usage['prompt_tokens']} tokens" + _rate(measured["prefill_tps"]),
         "completion": f"{usage['completion_tokens']} tokens" + _rate(measured["decode_tps"]),
         "finish reason": measured["finish_reason"],
+        "seed": "none, greedy" if measured["seed"] is None else str(measured["seed"]),
         "peak memory": f"{measured['peak_rss_mb']:.0f} MB",
     }
 

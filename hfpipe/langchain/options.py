@@ -79,8 +79,11 @@ def overridden(options: GenerationOptions, overrides: Mapping[str, Any]) -> Gene
 
 
 def generation_info(answer: Completion | TextEvent) -> dict[str, Any]:
-    """What LangChain carries beside a text: finish_reason, usage, and timing in seconds of time.perf_counter."""
+    """What LangChain carries beside a text: finish_reason, the seed if it was sampled, usage, and timing in seconds
+    of time.perf_counter."""
     info: dict[str, Any] = {"finish_reason": answer.finish_reason}
+    if answer.seed is not None:
+        info["seed"] = answer.seed
     if answer.error is not None:
         info["error"] = answer.error
     if answer.usage is not None and answer.timing is not None:

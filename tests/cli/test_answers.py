@@ -10,6 +10,7 @@ SAMPLED = ("--seed", "7", "--temp", "1.5", "--max-new-tokens", "12")
 COUNTS_AND_TIMES = {
     "finish_reason": str,
     "usage": dict,
+    "seed": int,
     "model": str,
     "backend": str,
     "why": str,
@@ -47,8 +48,15 @@ def test_a_sampled_answer_twice(request, engine):
     account = json.loads(ended.out)
     assert ended.out.count(b"\n") == 1
     assert account["backend"] == engine
+    assert account["seed"] == 7
     assert account["usage"]["completion_tokens"] <= 12
     check_account(account, text.removesuffix("\n"))
+
+
+def test_a_seed_that_was_drawn_is_told_and_gives_the_same_answer(tiny_llama_ov):
+    drawn = json.loads(run_hfpipe("run", tiny_llama_ov, "hi", "--temp", "1.5", "--json").out)
+    again = run_hfpipe("run", tiny_llama_ov, "hi", "--temp", "1.5", "--seed", drawn["seed"])
+    assert again.out.decode() == drawn["text"] + "\n"
 
 
 def test_another_seed_is_another_answer(tiny_llama_ov):
