@@ -84,6 +84,7 @@ def test_what_else_may_be_said_is_not_part_of_the_answer(tiny_llama_ov):
         "prompt",
         "completion",
         "finish reason",
+        "seed",
         "peak memory",
     ]
     assert "the folder holds an OpenVINO model" in rows["backend"]
