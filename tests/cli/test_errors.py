@@ -1,4 +1,4 @@
-"""What goes wrong is one line, and the next step a second; the exit code is DESIGN.md's."""
+"""What goes wrong is one line, and the next step a second; the exit code is the README's."""
 
 import json
 
