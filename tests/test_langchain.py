@@ -254,5 +254,10 @@ def test_chain_refuses_what_has_no_place(echo: HFPipe) -> None:
         chain(echo, parse_template("chat"), None)
 
 
+def test_a_missing_variable_is_named(echo: HFPipe) -> None:
+    with pytest.raises(TemplateError, match=r"No value for \{tone\}"):
+        chain(echo, parse_template("{tone}: {prompt}"), None).invoke({"prompt": "Why?"})
+
+
 def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
     assert chain(echo, parse_template("raw"), None).invoke({"prompt": "a {b} {{c}} {"}) == "a {b} {{c}} {"

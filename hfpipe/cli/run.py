@@ -105,6 +105,9 @@ def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> A
     text = read_prompt(prompt)
     if not text.strip():
         raise UsageError("The prompt is empty.")
+    if parsed is not None:
+        # Now, not once the model is loaded: a variable may be missing.
+        parsed.fill({**given, parsed.prompt_variable(given) or "": text})
     return Asked(text, parsed, given)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import StringPromptValue
-from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from typing_extensions import override
 
@@ -48,7 +48,7 @@ def chain(llm: HFPipe, template: Template | None, system: str | None) -> Runnabl
                 f"A system message needs a chat template, and this run uses {template.name}.",
                 hint="Leave --system out, or put it into a template of your own.",
             )
-        return PromptTemplate(template=template.text, input_variables=list(template.variables)) | llm
+        return RunnableLambda(partial(_filled, template)) | llm
     if tokenizer.chat_template is None:
         raise TemplateError(f"{llm.model} has no chat template.", hint="Use --template qa, raw, or a text of your own.")
     chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, llm.model)
@@ -58,3 +58,7 @@ def chain(llm: HFPipe, template: Template | None, system: str | None) -> Runnabl
         return StringPromptValue(text=chat.render([*messages, {"role": "user", "content": variables["prompt"]}]))
 
     return RunnableLambda(render) | llm.bind(add_special_tokens=False)
+
+
+def _filled(template: Template, variables: dict[str, Any]) -> StringPromptValue:
+    return StringPromptValue(text=template.fill(variables))

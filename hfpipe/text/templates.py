@@ -41,7 +41,9 @@ class Template:
         for needed in self.variables:
             if needed not in variables:
                 given = ", ".join(variables) or "nothing"
-                raise TemplateError(f"No value for {{{needed}}} in {self.name}; given: {given}.")
+                raise TemplateError(
+                    f"No value for {{{needed}}} in {self.name}; given: {given}.", hint=f"Give it as --var {needed}=..."
+                )
         return "".join(
             literal + ("" if variable is None else variables[variable]) for literal, variable in _pieces(self.text)
         )

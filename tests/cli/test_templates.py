@@ -51,6 +51,7 @@ def test_a_template_in_a_file(plain_model, tmp_path):
     ("args", "error", "hint"),
     [
         (["-t", "{a} {b}", "hi"], "The prompt could be any of {a}, {b}", "--var a=..."),
+        (["-t", "{a} {prompt}", "hi"], "No value for {a} in the template", "--var a=..."),
         (["-t", "no variable", "hi"], "There is no {variable} in", "A template is qa, chat, raw"),
         (["-t", "chta", "hi"], "There is no {variable} in", "Did you mean 'chat'?"),
         (["-t", "{a.__class__}", "hi"], "is not a plain variable", "Fields are plain"),
