@@ -18,18 +18,19 @@ HFPipeError              exit 1
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class HFPipeError(Exception):
-    """What went wrong in one line, and in `hint` what to do about it."""
+    """What went wrong in one line, in `hint` what to do about it, and in `details` lines that help to find out more."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = tuple(details)
 
 
 class UsageError(HFPipeError):

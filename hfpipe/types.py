@@ -11,6 +11,7 @@ from hfpipe.errors import HFPipeError, UsageError
 
 FinishReason = Literal["stop", "length", "error"]
 ModelFormat = Literal["transformers", "openvino"]
+Unit = Literal["bytes", "steps"]
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -21,8 +22,11 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
 
-    def progress(self, task: str, done: int, total: int | None) -> None:
-        """`done` of `total` bytes of `task`; a total of None is not known, done == total ends it."""
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
+        """`done` of `total` of `task`; a total of None is not known, done == total ends it."""
+
+    def stage(self, text: str | None) -> None:
+        """Name the work that begins now, and end the work named before; None only ends it."""
 
 
 class Silent:
@@ -31,7 +35,10 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
-    def progress(self, task: str, done: int, total: int | None) -> None:
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
+        pass
+
+    def stage(self, text: str | None) -> None:
         pass
 
 

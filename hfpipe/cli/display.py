@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.spinner import Spinner
 from rich.text import Text
+
+from hfpipe.types import Unit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +30,16 @@ class _Console(Console):
     def show_cursor(self, show: bool = True) -> bool:
         """The cursor is never hidden: a process that is killed could not show it again."""
         return False
+
+
+class _Amount(DownloadColumn):
+    """How much of a task is done: bytes of bytes, or a share."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["unit"] == "bytes" else _SHARE.render(task)
+
+
+_SHARE = TaskProgressColumn()
 
 
 class Display:
@@ -34,7 +55,7 @@ class Display:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            DownloadColumn(),
+            _Amount(),
             TimeRemainingColumn(),
             console=self._console,
         )
@@ -52,11 +73,11 @@ class Display:
             self._spinner = None if text is None else Spinner("line", Text(text))
             self._redraw()
 
-    def progress(self, task: str, done: int, total: int | None) -> None:
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
         """One bar a task; done == total ends it."""
         with self._lock:
             if task not in self._tasks:
-                self._tasks[task] = self._bars.add_task(task, total=total)
+                self._tasks[task] = self._bars.add_task(task, total=total, unit=unit)
             self._bars.update(self._tasks[task], completed=done, total=total)
             if done == total:
                 self._bars.remove_task(self._tasks.pop(task))

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from hfpipe.errors import HFPipeError
+from hfpipe.types import Unit
 
 if TYPE_CHECKING:
     from hfpipe.cli.display import Display
@@ -76,17 +78,19 @@ def shown(text: str) -> str:
 
 
 class Talk:
-    """stderr: notes and progress, on a terminal alone, or with `verbose` anywhere; errors always.
+    """stderr: notes, stages and progress, on a terminal alone, or with `verbose` anywhere; errors always.
 
-    As a context manager it ends with nothing that moves. Threads may share it.
+    `plain`: notes and stages as lines where stderr is no terminal too. As a context manager it ends with nothing that
+    moves. Threads may share it.
     """
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, plain: bool = False) -> None:
         terminal = sys.stderr.isatty()
-        self._speaks = verbose and not quiet and not terminal
+        self._speaks = (verbose or plain) and not quiet and not terminal
         self._draws = terminal and not quiet
         # What the libraries write would run into a spinner.
         self._moves = self._draws and not verbose
+        self._stage: tuple[str, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,10 +108,19 @@ class Talk:
         elif self._speaks:
             tell(shown(text))
 
-    def progress(self, task: str, done: int, total: int | None) -> None:
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
         """A Reporter's progress, as one bar a task."""
         if self._moves:
-            self._display.progress(shown(task), done, total)
+            self._display.progress(shown(task), done, total, unit)
+
+    def stage(self, text: str | None) -> None:
+        """A Reporter's stage: a spinner while it lasts, a line with its time once it has ended."""
+        if self._stage:
+            name, begun = self._stage
+            self.note(f"{time.perf_counter() - begun:7.1f} s  {name}")
+        self._stage = (text, time.perf_counter()) if text else None
+        if self._moves:
+            self._display.spin(shown(text) if text else None)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -158,6 +171,6 @@ def table(rows: Mapping[str, str]) -> None:
 
 
 def error(problem: HFPipeError) -> None:
-    """One line that says what is wrong, one that says what to do."""
-    lines = [f"Error: {problem.message}", problem.hint]
+    """One line that says what is wrong, lines of details where there are any, one that says what to do."""
+    lines = [f"Error: {problem.message}", *(f"  {line}" for line in problem.details), problem.hint]
     tell("\n".join(shown(line.replace("\n", " ")) for line in lines if line))

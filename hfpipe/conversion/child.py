@@ -2,7 +2,7 @@
 
 `run_child` is the parent's side; `serve`, the child's, calls `main(arguments, reporter)` of a module. The arguments go
 in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone. Out of stdout come
-lines of JSON: progress, notes, and a known error.
+lines of JSON: stages, progress, notes, and last what `main` returned or a known error.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from hfpipe import errors
 from hfpipe.errors import ConversionError, HFPipeError
-from hfpipe.types import Reporter, Silent
+from hfpipe.types import Reporter, Silent, Unit
 
 _KEPT_LINES = 60
+_SHOWN_LINES = 3
+# What a traceback consists of, but for the error at its end.
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\s+|During handling of|The above exception")
 _MEMORY_HINT = "Close other programs, or use a smaller model."
 _TELEMETRY_OFF = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+_ALWAYS = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"}
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",
-    "TOKENIZERS_PARALLELISM": "true",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -60,16 +63,23 @@ def silence_openvino_telemetry() -> None:
 
 
 def run_child(
-    module: str, arguments: Mapping[str, Any], *, what: str, reporter: Reporter | None = None, verbose: bool = False
-) -> None:
-    """Call `main(arguments, reporter)` of `module` in a child process, and wait for it.
+    module: str,
+    arguments: Mapping[str, Any],
+    *,
+    what: str,
+    reporter: Reporter | None = None,
+    verbose: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
+    """Call `main(arguments, reporter)` of `module` in a child process, and give what it returns.
 
-    The arguments are values of JSON, paths in them absolute. `what` begins the messages: "The conversion of x.gguf".
-    With `verbose` each line that the child writes is a note. Raises the HFPipeError that `main` raised; ConversionError
-    for any other failure.
+    The arguments are values of JSON, paths in them absolute; so is the result. `what` begins the messages: "The
+    conversion of x.gguf". With `verbose` each line that the child writes is a note. Raises the HFPipeError that `main`
+    raised; ConversionError for any other failure.
     """
     reporter = reporter or Silent()
-    environment = {**os.environ, **telemetry_off_environment(), **_QUIET}
+    quiet = {} if verbose else _QUIET
+    environment = {**os.environ, **_ALWAYS, **telemetry_off_environment(), **quiet, **(environment or {})}
     # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
     start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.conversion.child import serve; serve({module!r})"
     process = subprocess.Popen(
@@ -81,16 +91,18 @@ def run_child(
         start_new_session=True,
     )
     try:
-        error, lines = _converse(process, arguments, reporter, verbose)
+        end, lines = _converse(process, arguments, reporter, verbose)
     finally:
         _end(process)
-    if error or process.returncode:
-        raise error or _death(process.returncode, what, lines) from ChildOutput("\n".join(lines))
+    if process.returncode or "result" not in end:
+        raise _known_error(end) or _death(process.returncode, what, lines) from ChildOutput("\n".join(lines))
+    return end["result"]
 
 
 def _converse(
     process: subprocess.Popen[bytes], arguments: Mapping[str, Any], reporter: Reporter, verbose: bool
-) -> tuple[HFPipeError | None, deque[str]]:
+) -> tuple[Mapping[str, Any], deque[str]]:
+    """The child's last message, and the last lines that it wrote."""
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -100,12 +112,13 @@ def _converse(
     with suppress(BrokenPipeError):
         process.stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
         process.stdin.flush()
-    error = None
+    message: Mapping[str, Any] = {}
     for line in process.stdout:
-        error = _obey(json.loads(line), reporter) or error
+        message = json.loads(line)
+        _pass_on(message, reporter)
     process.wait()
     listener.join(timeout=1)
-    return error, lines
+    return message, lines
 
 
 def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: bool) -> None:
@@ -117,16 +130,20 @@ def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: b
                 reporter.note(line)
 
 
-def _obey(message: Mapping[str, Any], reporter: Reporter) -> HFPipeError | None:
+def _pass_on(message: Mapping[str, Any], reporter: Reporter) -> None:
     if "progress" in message:
         reporter.progress(*message["progress"])
+    elif "stage" in message:
+        reporter.stage(message["stage"])
     elif "note" in message:
         reporter.note(message["note"])
-    elif "error" in message:
-        kind = getattr(errors, message["error"])
-        error: HFPipeError = kind(message["message"], hint=message["hint"])
-        return error
-    return None
+
+
+def _known_error(message: Mapping[str, Any]) -> HFPipeError | None:
+    if "error" not in message:
+        return None
+    error: HFPipeError = getattr(errors, message["error"])(message["message"], hint=message["hint"])
+    return error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -143,13 +160,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-def _death(code: int, what: str, lines: deque[str]) -> ConversionError:
+def _death(code: int, what: str, lines: Sequence[str]) -> ConversionError:
     if code == -signal.SIGKILL:
         return ConversionError(f"{what} was killed, probably for lack of memory.", hint=_MEMORY_HINT)
+    said = [line for line in lines if not _TRACEBACK.match(line)]
+    if any("std::bad_alloc" in line or "allocate memory" in line for line in said):
+        return ConversionError(f"{what} ran out of memory.", hint=_MEMORY_HINT)
     if code < 0:
-        return ConversionError(f"{what} crashed with {signal.Signals(-code).name}.", hint="HFPIPE_DEBUG=1 shows more.")
-    reason = lines[-1] if lines else f"exit status {code}"
-    return ConversionError(f"{what} failed: {reason}", hint="HFPIPE_DEBUG=1 shows what it wrote.")
+        reason = f"it crashed with {signal.Signals(-code).name}"
+    else:
+        reason = said.pop() if said else f"exit status {code}"
+    return ConversionError(
+        f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint="--verbose, or HFPIPE_DEBUG=1, shows more."
+    )
 
 
 class _Messages:
@@ -161,8 +184,11 @@ class _Messages:
     def note(self, text: str) -> None:
         self.send(note=text)
 
-    def progress(self, task: str, done: int, total: int | None) -> None:
-        self.send(progress=[task, done, total])
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
+        self.send(progress=[task, done, total, unit])
+
+    def stage(self, text: str | None) -> None:
+        self.send(stage=text)
 
     def send(self, **message: Any) -> None:
         self._stream.write(json.dumps(message) + "\n")
@@ -178,10 +204,11 @@ def serve(module: str) -> NoReturn:
     # What libraries print would break the lines of JSON.
     os.dup2(2, 1)
     silence_openvino_telemetry()
+    _be_killed_first()
     arguments = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        importlib.import_module(module).main(arguments, messages)
+        messages.send(result=importlib.import_module(module).main(arguments, messages))
     except HFPipeError as error:
         messages.send(error=type(error).__name__, message=error.message, hint=error.hint)
         _leave(1)
@@ -189,6 +216,12 @@ def serve(module: str) -> NoReturn:
         messages.send(error="ConversionError", message="This machine has too little memory.", hint=_MEMORY_HINT)
         _leave(1)
     _leave(0)
+
+
+def _be_killed_first() -> None:
+    """When memory ends, have the kernel take this process and leave the parent, which says so."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _leave(code: int) -> NoReturn:

@@ -167,18 +167,34 @@ def _require_whole(path: Path) -> None:
     """Compare the file's size with the end of the last tensor that its header announces."""
     _refuse_pointer(path)
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if length > _MAX_HEADER:
-                raise ValueError("the header is too long")
-            header = json.loads(file.read(length)) if length <= size else {}
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        header, start = read_header(path)
+        size = path.stat().st_size
+        end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} is not a safetensors file.", hint=_AGAIN) from error
     if size < end:
         raise ModelError(f"{path} is cut off: {size:,} of {end:,} bytes are there.", hint=_AGAIN)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a checked transformers folder by its name, empty where its weights are pickles."""
+    if (folder / SAFETENSORS_INDEX).is_file() and not (folder / SAFETENSORS).is_file():
+        files = _shards(folder / SAFETENSORS_INDEX)
+    else:
+        files = [path for path in [folder / SAFETENSORS] if path.is_file()]
+    return {name: tuple(tensor["shape"]) for path in files for name, tensor in read_header(path)[0].items()}
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The tensors that a safetensors file announces, each with `dtype`, `shape` and `data_offsets`, and where its data
+    begins. Raises ValueError where it is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError("the header is too long")
+        header = json.loads(file.read(length)) if length <= path.stat().st_size else {}
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _refuse_pointer(path: Path) -> None:

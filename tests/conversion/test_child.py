@@ -15,13 +15,16 @@ from hfpipe.errors import ConversionError, UnsupportedModel
 
 class Recorder:
     def __init__(self):
-        self.notes, self.steps = [], []
+        self.notes, self.steps, self.stages = [], [], []
 
     def note(self, text):
         self.notes.append(text)
 
-    def progress(self, task, done, total):
-        self.steps.append((task, done, total))
+    def progress(self, task, done, total, unit):
+        self.steps.append((task, done, total, unit))
+
+    def stage(self, text):
+        self.stages.append(text)
 
 
 @pytest.fixture
@@ -32,17 +35,25 @@ def child(tmp_path, monkeypatch):
     def run(body, arguments=None, **options):
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         (tmp_path / "work.py").write_text(f"import os, sys, signal, time\ndef main(arguments, reporter):\n{lines}\n")
-        run_child("work", arguments or {}, what="The work", **options)
+        return run_child("work", arguments or {}, what="The work", **options)
 
     return run
 
 
 def test_arguments_and_reports(child, tmp_path):
     recorder = Recorder()
-    body = "reporter.note(arguments['text'])\nreporter.progress('task', 1, None)\nopen(arguments['path'], 'w').close()"
-    child(body, {"text": "two\nlines ü", "path": str(tmp_path / "made")}, reporter=recorder)
+    body = """reporter.stage('first')
+reporter.note(arguments['text'])
+reporter.progress('task', 1, None)
+reporter.progress('share', 1, 2, 'steps')
+reporter.stage(None)
+open(arguments['path'], 'w').close()
+return {'answer': [1, 'ü']}"""
+    result = child(body, {"text": "two\nlines ü", "path": str(tmp_path / "made")}, reporter=recorder)
+    assert result == {"answer": [1, "ü"]}
     assert recorder.notes == ["two\nlines ü"]
-    assert recorder.steps == [("task", 1, None)]
+    assert recorder.stages == ["first", None]
+    assert recorder.steps == [("task", 1, None, "bytes"), ("share", 1, 2, "steps")]
     assert (tmp_path / "made").exists()
 
 
@@ -66,6 +77,29 @@ def test_an_unknown_error_shows_its_last_line_and_keeps_the_rest(child):
     assert isinstance(caught.value.__cause__, ChildOutput)
     assert "printed" in str(caught.value.__cause__)
     assert "Traceback" in str(caught.value.__cause__)
+
+
+def test_the_lines_before_an_error_are_its_details(child):
+    with pytest.raises(ConversionError) as caught:
+        child("print('\\n'.join('one two three four'.split()), file=sys.stderr)\nraise ValueError('shape 3')")
+    assert caught.value.details == ("two", "three", "four")
+    assert "--verbose" in caught.value.hint
+
+
+def test_a_child_that_ends_early_has_failed(child):
+    with pytest.raises(ConversionError, match="exit status 0"):
+        child("sys.exit(0)")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is set in /proc")
+def test_it_is_killed_before_its_parent(child):
+    assert child("return open('/proc/self/oom_score_adj').read().strip()") == "1000"
+
+
+@pytest.mark.parametrize("line", ["terminate called: std::bad_alloc", "[Errno 12] Cannot allocate memory"])
+def test_memory_that_a_library_could_not_have(child, line):
+    with pytest.raises(ConversionError, match="ran out of memory"):
+        child(f"print({line!r})\nos.abort()")
 
 
 def test_what_it_prints_stays_away_from_the_messages(child, capfd):
