@@ -1,0 +1,21 @@
+"""The texts that come with hfpipe: some to calibrate a quantization on, others to measure a model on."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def calibration() -> dict[str, str]:
+    """What a quantization may look at, by kind (prose, code, ...)."""
+    return _texts("calibration")
+
+
+def held_out() -> dict[str, str]:
+    """What a model is measured on, by kind; none of it is calibrated on."""
+    return _texts("held_out")
+
+
+def _texts(name: str) -> dict[str, str]:
+    folder = files("hfpipe.quality") / "texts" / name
+    found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".txt"))
+    return {file_name.removesuffix(".txt"): file.read_text(encoding="utf-8") for file_name, file in found}
