@@ -1,0 +1,207 @@
+"""The comparison of two models, against plain computations in float64."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfpipe.errors import BackendError, UnsupportedModel
+from hfpipe.quality import compare
+from hfpipe.quality.compare import Comparison, log_softmax, row_chunks
+from hfpipe.quality.windows import Window
+
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=30, deadline=None)
+
+
+def window(targets, kind="prose"):
+    return Window(kind, (0, *map(int, targets)), 1)
+
+
+def quality(reference, logits, targets):
+    comparison = Comparison()
+    comparison.add(window(targets), reference, logits)
+    return comparison.quality()
+
+
+def exact(logits):
+    """Log-probabilities in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+@given(seeds, st.integers(1, 40), st.integers(2, 300), st.floats(0, 20))
+@few
+def test_equal_models_differ_in_nothing(seed, rows, width, scale):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, scale, (rows, width)).astype(np.float32)
+    found = quality(logits, logits, rng.integers(0, width, rows))
+    assert found.tokens == rows
+    assert found.vocabulary == width
+    assert found.mean_kl == 0
+    assert found.same_top == 1
+    assert found.perplexity_change == 0
+    assert found.perplexity == found.reference_perplexity
+    assert found.perplexity_change_error == (0 if rows > 1 else None)
+
+
+@given(seeds, st.integers(2, 40), st.integers(2, 300), st.floats(0.1, 8), st.floats(0, 3))
+@few
+def test_equals_a_plain_computation(seed, rows, width, scale, noise):
+    rng = np.random.default_rng(seed)
+    theirs = rng.normal(0, scale, (rows, width)).astype(np.float32)
+    ours = (theirs + rng.normal(0, noise, theirs.shape)).astype(np.float32)
+    targets = rng.integers(0, width, rows)
+    found = quality(log_softmax(theirs), ours, targets)
+    p, q = exact(theirs), exact(ours)
+    kl = (np.exp(p) * (p - q)).sum(axis=1).mean()
+    gain = (p - q)[np.arange(rows), targets]
+    ratio = math.exp(gain.mean())
+    assert found.mean_kl == pytest.approx(kl, rel=1e-3, abs=2e-6)
+    # A near tie may fall the other way in float32.
+    assert found.same_top == pytest.approx((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean(), abs=1.01 / rows)
+    assert found.perplexity == pytest.approx(math.exp(-q[np.arange(rows), targets].mean()), rel=1e-5)
+    assert found.reference_perplexity == pytest.approx(math.exp(-p[np.arange(rows), targets].mean()), rel=1e-5)
+    assert found.perplexity_change == pytest.approx(ratio - 1, rel=1e-4, abs=1e-5)
+    assert found.perplexity_change_error == pytest.approx(
+        ratio * gain.std(ddof=1) / math.sqrt(rows), rel=1e-4, abs=1e-5
+    )
+
+
+def test_by_hand():
+    """Two tokens of a vocabulary of two: 1/2 and 1/4 become 1/4 and 1/4."""
+    reference = np.log(np.array([[0.5, 0.5], [0.25, 0.75]]))
+    candidate = np.log(np.array([[0.25, 0.75], [0.25, 0.75]])) + 3
+    found = quality(reference, candidate, [0, 0])
+    assert found.reference_perplexity == pytest.approx(8**0.5)
+    assert found.perplexity == pytest.approx(4)
+    assert found.perplexity_change == pytest.approx(2**0.5 - 1)
+    # d is log 2 and 0: std log 2 / sqrt 2, of two tokens.
+    assert found.perplexity_change_error == pytest.approx(2**0.5 * math.log(2) / 2)
+    # The reference of the first holds both for the most likely.
+    assert found.same_top == 1
+    assert found.mean_kl == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2, rel=1e-5)
+
+
+def test_equal_tops_are_counted():
+    reference, candidate = np.eye(4), np.eye(4)[[0, 1, 2, 0]]
+    assert quality(reference, candidate, [0, 0, 0, 0]).same_top == 0.75
+
+
+def test_the_standard_error_is_the_spread_over_texts():
+    rng = np.random.default_rng(1)
+    changes, errors = [], []
+    for _ in range(400):
+        theirs = rng.normal(0, 2, (100, 8))
+        ours = theirs + rng.normal(0, 0.5, theirs.shape)
+        found = quality(theirs, ours, rng.integers(0, 8, 100))
+        changes.append(found.perplexity_change)
+        errors.append(found.perplexity_change_error)
+    assert np.std(changes) == pytest.approx(np.mean(errors), rel=0.15)
+
+
+def test_kinds_are_told_apart_and_add_up():
+    rng = np.random.default_rng(2)
+    together, apart = Comparison(), {"code": Comparison(), "prose": Comparison()}
+    for kind, noise in [("prose", 0.1), ("code", 1.0), ("prose", 0.1)]:
+        theirs = rng.normal(0, 2, (20, 50))
+        arguments = window(rng.integers(0, 50, 20), kind), theirs, theirs + rng.normal(0, noise, theirs.shape)
+        together.add(*arguments)
+        apart[kind].add(*arguments)
+    whole = together.quality()
+    assert list(whole.kinds) == ["prose", "code"]
+    for kind, change in whole.kinds.items():
+        alone = apart[kind].quality().as_dict()
+        assert {name: alone[name] for name in vars_of(change)} == vars_of(change)
+    assert whole.kinds["prose"].mean_kl < whole.mean_kl < whole.kinds["code"].mean_kl
+    assert whole.tokens == 60
+    assert whole.mean_kl == pytest.approx((whole.kinds["prose"].mean_kl * 2 + whole.kinds["code"].mean_kl) / 3)
+
+
+def vars_of(change):
+    return {name: getattr(change, name) for name in change.__slots__}
+
+
+def test_the_result_is_json():
+    found = quality(np.zeros((1, 4)), np.ones((1, 4)), [2])
+    text = json.dumps(found.as_dict(), allow_nan=False)
+    assert json.loads(text)["kinds"]["prose"]["perplexity"] == pytest.approx(4)
+    assert json.loads(text)["perplexity_change_error"] is None
+
+
+def test_a_ruined_model_is_still_json():
+    theirs, ours = np.zeros((3, 4)), np.array([[3e38, 0, -3e38, -np.inf]] * 3)
+    found = quality(theirs, ours, [3, 3, 2])
+    assert json.dumps(found.as_dict(), allow_nan=False)
+    assert found.mean_kl > 1000
+    assert found.perplexity > 1e300
+
+
+# Vocabularies
+
+
+def test_padding_of_the_vocabulary_does_not_count():
+    rng = np.random.default_rng(3)
+    theirs, targets = rng.normal(0, 2, (10, 20)), rng.integers(0, 20, 10)
+    ours = theirs + rng.normal(0, 0.1, theirs.shape)
+    padding = rng.normal(0, 2, (10, 4))
+    plain = quality(log_softmax(theirs), ours, targets)
+    assert plain.vocabulary == 20
+    assert quality(log_softmax(theirs), np.hstack([ours, padding]), targets) == plain
+    padded = quality(log_softmax(np.hstack([theirs, padding])), ours, targets)
+    assert padded.vocabulary == 20
+    assert padded.mean_kl == pytest.approx(plain.mean_kl, rel=1e-3)
+    assert padded.reference_perplexity == pytest.approx(plain.reference_perplexity)
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 9), (9, 1, 1)])
+def test_a_token_that_one_model_lacks(ids):
+    """Scored or not: beyond its vocabulary a model reads anything."""
+    with pytest.raises(UnsupportedModel, match="has the token 9, and one of them has 9 tokens"):
+        Comparison().add(Window("prose", ids, 1), np.zeros((2, 9)), np.zeros((2, 12)))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 64])
+def test_however_many_rows_are_worked_on_at_once(monkeypatch, rows_at_once):
+    rng = np.random.default_rng(4)
+    theirs, targets = rng.normal(0, 2, (10, 20)), rng.integers(0, 20, 10)
+    ours = theirs + rng.normal(0, 0.1, theirs.shape)
+    expected = quality(theirs, ours, targets)
+    monkeypatch.setattr(compare, "_CHUNK", 20 * rows_at_once)
+    assert quality(theirs, ours, targets) == expected
+
+
+@given(st.integers(0, 2000), st.integers(1, 2**20))
+def test_chunks_are_small_and_cover_all_rows(rows, width):
+    chunks = list(row_chunks(rows, width))
+    assert [row for chunk in chunks for row in range(rows)[chunk]] == list(range(rows))
+    assert all((chunk.stop - chunk.start) * width <= max(compare._CHUNK, width) for chunk in chunks)
+
+
+# Log-probabilities
+
+
+@given(seeds, st.sampled_from([np.float16, np.float32, np.float64]), st.floats(0, 100))
+@few
+def test_log_softmax(seed, dtype, scale):
+    logits = np.random.default_rng(seed).normal(0, scale, (5, 40)).astype(dtype)
+    before = logits.copy()
+    found = log_softmax(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact(logits), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_a_token_that_is_ruled_out_keeps_a_finite_logarithm():
+    found = log_softmax(np.array([[0.0, -np.inf, -1e30]]))
+    assert found[0, 0] == 0
+    assert np.isfinite(found.astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("row", [[0, np.nan], [np.nan, np.nan], [np.inf, 0], [-np.inf, -np.inf]])
+def test_logits_that_are_no_numbers(row):
+    with pytest.raises(BackendError, match="NaN or infinity"):
+        log_softmax(np.array([[0, 0], row], dtype=np.float32))
