@@ -1,0 +1,73 @@
+"""An OpenVINO folder against a reference: what its export, or its quantization, has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from hfpipe.backends.openvino_loading import readable
+from hfpipe.errors import UnsupportedModel
+from hfpipe.quality.compare import Comparison, Quality
+from hfpipe.quality.reference import Reference
+from hfpipe.quality.windows import Window
+from hfpipe.types import Reporter, Silent
+
+
+def score(
+    folder: Path,
+    properties: Mapping[str, Any],
+    reference: Reference,
+    *,
+    device: str = "CPU",
+    reporter: Reporter | None = None,
+) -> Quality:
+    """Compare the model in `folder`, compiled for an OpenVINO device with these properties, with the reference.
+
+    openvino sends telemetry as it is imported, unless silence_openvino_telemetry() was called before.
+    """
+    reporter = reporter or Silent()
+    comparison, task = Comparison(), f"Scoring {folder.name}"
+    with readable(device):
+        model = _Model(folder, properties, device)
+        done = 0
+        for window, log_probabilities in reference.scored():
+            reporter.progress(task, done, reference.tokens, "steps")
+            comparison.add(window, log_probabilities, model.logits(window))
+            done += len(window.targets)
+        reporter.progress(task, done, reference.tokens, "steps")
+    return comparison.quality()
+
+
+class _Model:
+    """A compiled model that reads one window at a time, and remembers none."""
+
+    def __init__(self, folder: Path, properties: Mapping[str, Any], device: str) -> None:
+        compiled = ov.Core().compile_model(folder / "openvino_model.xml", device, dict(properties))
+        self._names = [port.any_name for port in compiled.inputs]
+        self._request = compiled.create_infer_request()
+
+    def logits(self, window: Window) -> NDArray[Any]:
+        """Floats [scored tokens, vocabulary]: the logits of the window's targets, until the next window."""
+        known = _inputs(window)
+        if strange := set(self._names) - set(known):
+            raise UnsupportedModel(f"This OpenVINO model takes {', '.join(sorted(strange))}, and cannot be measured.")
+        self._request.reset_state()
+        self._request.infer({name: known[name] for name in self._names})
+        logits: NDArray[Any] = self._request.get_tensor("logits").data[0]
+        return logits[-len(window.targets) :]
+
+
+def _inputs(window: Window) -> dict[str, NDArray[Any]]:
+    """All that a language model of optimum's may take, of which it has some."""
+    ids = np.array([window.inputs], dtype=np.int64)
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+        "beam_idx": np.zeros(1, dtype=np.int32),
+    }

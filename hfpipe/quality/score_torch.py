@@ -1,0 +1,65 @@
+"""A transformers folder -> the reference that others are measured against. Runs in a child process (see child.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.torch_loading import forward_parameters, load_model
+from hfpipe.quality.reference import scored_tokens, write_reference
+from hfpipe.quality.texts import held_out
+from hfpipe.quality.windows import Window, model_windows
+from hfpipe.sources.folder import inspect_folder
+from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import LoadOptions, ModelSource, Reporter
+
+
+def main(arguments: dict[str, Any], reporter: Reporter) -> None:
+    """Score the model in `arguments["source"]`, and write the reference into the folder `arguments["folder"]`.
+
+    `reference` is what the user calls the model; `dtype` what it runs in on the CPU, float32 or bfloat16; `texts` are
+    those to score by kind, null for the held-out ones. `trust_remote_code` and `allow_pickle` are as in LoadOptions.
+    """
+    trust, pickles = arguments["trust_remote_code"], arguments["allow_pickle"]
+    source = inspect_folder(Path(arguments["source"]), arguments["reference"], allow_pickle=pickles)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust)
+    texts = held_out() if arguments["texts"] is None else arguments["texts"]
+    windows = model_windows(tokenizer, texts, source.context_length)
+    options = LoadOptions(device="cpu", dtype=arguments["dtype"], trust_remote_code=trust, allow_pickle=pickles)
+    model = load_model(source, options, reporter)
+    logits = _logits_of_all(model, source, windows, reporter)
+    write_reference(Path(arguments["folder"]), windows, logits, dtype=str(model.dtype).removeprefix("torch."))
+
+
+def _logits_of_all(
+    model: Any, source: ModelSource, windows: Sequence[Window], reporter: Reporter
+) -> Iterator[NDArray[np.float32]]:
+    done, total = 0, scored_tokens(windows)
+    for window in windows:
+        reporter.progress(f"Scoring {source.reference}", done, total, "steps")
+        yield window_logits(model, window)
+        done += len(window.targets)
+    reporter.progress(f"Scoring {source.reference}", done, total, "steps")
+
+
+@torch.inference_mode()
+def window_logits(model: Any, window: Window) -> NDArray[np.float32]:
+    """float32 [scored tokens, vocabulary]: the logits of the window's targets."""
+    wanted = len(window.targets)
+    ids = torch.tensor([window.inputs])
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
+    if "logits_to_keep" in forward_parameters(model):
+        arguments["logits_to_keep"] = wanted
+    try:
+        logits: torch.Tensor = model(**arguments).logits
+    except (RuntimeError, IndexError) as error:
+        raise as_backend_error(error) from error
+    # All positions, where the model has no logits_to_keep.
+    kept: NDArray[np.float32] = logits[0, -wanted:].float().numpy()
+    return kept

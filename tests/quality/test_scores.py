@@ -1,0 +1,188 @@
+"""Real models: torch as the reference, OpenVINO against it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from openvino import opset13 as ops
+from safetensors.torch import load_file, save_file
+
+from hfpipe import quality, sources
+from hfpipe.backends.openvino_loading import EXACT
+from hfpipe.errors import BackendError, UnsupportedModel, UsageError
+from hfpipe.quality import score_openvino, score_torch
+from hfpipe.quality.reference import read_reference
+from hfpipe.quality.windows import Window
+from hfpipe.types import Silent
+from tests import tiny
+
+TEXTS = {"prose": " ".join(tiny.SENTENCES * 4), "code": "print('x')\n" * 60}
+
+
+class Progress(Silent):
+    def __init__(self):
+        self.steps = []
+
+    def progress(self, task, done, total, unit="bytes"):
+        self.steps.append((task, done, total, unit))
+
+
+def reference_of(model: Path, folder: Path, **more):
+    arguments = {
+        "reference": "tiny",
+        "source": str(model),
+        "folder": str(folder),
+        "dtype": "float32",
+        "texts": TEXTS,
+        "trust_remote_code": False,
+        "allow_pickle": False,
+    }
+    score_torch.main(arguments | more, more.pop("reporter", Silent()))
+    return read_reference(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama, tmp_path_factory):
+    return reference_of(tiny_llama, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.mark.parametrize("model", ["tiny_gpt2", "tiny_llama"])
+def test_an_exact_export_has_changed_nothing(request, tmp_path, model):
+    """In float32 throughout: whatever differs is rounding."""
+    source, export = request.getfixturevalue(model), request.getfixturevalue(model + "_ov")
+    reference = reference_of(source, tmp_path)
+    assert reference.dtype == "float32"
+    assert reference.vocabulary == tiny.VOCABULARY
+    found = quality.score(export, EXACT, reference)
+    assert found.tokens == reference.tokens > 500
+    assert found.mean_kl < 1e-6
+    assert found.same_top == 1
+    assert abs(found.perplexity_change) < 1e-4
+    assert set(found.kinds) == set(TEXTS)
+
+
+def test_windows_keep_within_the_context(tiny_gpt2, tmp_path):
+    windows = reference_of(tiny_gpt2, tmp_path).windows
+    assert max(len(window.token_ids) for window in windows) == 128
+    assert {window.scored_from for window in windows} == {1, 32}
+
+
+def test_the_reference_is_what_transformers_says_of_whole_windows(tiny_llama, reference):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    for window, rows in reference.scored():
+        with torch.inference_mode():
+            logits = model(torch.tensor([window.token_ids])).logits[0, window.scored_from - 1 : -1]
+        expected = logits.log_softmax(dim=-1).numpy()
+        np.testing.assert_allclose(rows.astype(np.float32), expected, rtol=1e-3, atol=1e-3)
+
+
+def perturbed(source: Path, folder: Path, noise: float) -> Path:
+    """The model with that much noise in its weights, relative to them."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for file in source.iterdir():
+        if file.name != "model.safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    for name, weight in weights.items():
+        weights[name] = weight * (1 + noise * torch.randn(weight.shape, generator=generator))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, tmp_path):
+    found = []
+    for noise in (0.001, 0.01, 0.1):
+        model = perturbed(tiny_llama, tmp_path / f"model-{noise}", noise)
+        (tmp_path / f"{noise}").mkdir()
+        found.append(quality.score(tiny_llama_ov, EXACT, reference_of(model, tmp_path / f"{noise}")))
+    assert 1e-6 < found[0].mean_kl < found[1].mean_kl / 10 < found[2].mean_kl / 100
+    assert 1 > found[1].same_top > found[2].same_top
+
+
+def test_the_reference_runs_in_the_dtype_that_is_asked_for(tiny_llama, tiny_llama_ov, tmp_path):
+    reference = reference_of(tiny_llama, tmp_path, dtype="bfloat16")
+    assert reference.dtype == "bfloat16"
+    assert quality.score(tiny_llama_ov, EXACT, reference).mean_kl > 1e-6
+
+
+def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
+    progress = Progress()
+    reference = reference_of(tiny_llama, tmp_path, reporter=progress)
+    quality.score(tiny_llama_ov, {}, reference, reporter=progress)
+    ours = [step for step in progress.steps if step[0] != "Scoring tiny"]
+    theirs = [step for step in progress.steps if step[0] == "Scoring tiny"]
+    assert {step[0] for step in ours} == {f"Scoring {tiny_llama_ov.name}"}
+    for steps in (ours, theirs):
+        assert steps[0][1:] == (0, reference.tokens, "steps")
+        assert steps[-1][1:] == (reference.tokens, reference.tokens, "steps")
+        assert [step[1] for step in steps] == sorted({step[1] for step in steps})
+
+
+def test_the_reference_is_made_in_a_child_process(tiny_llama, tiny_llama_ov, tmp_path, reference):
+    source = sources.resolve(str(tiny_llama))
+    made = quality.make_reference(source, tmp_path, texts=TEXTS)
+    assert (tmp_path / "log_probabilities.f16").stat().st_size == quality.reference_size(source, texts=TEXTS)
+    assert (made.windows, made.vocabulary, made.dtype) == (reference.windows, reference.vocabulary, reference.dtype)
+    assert quality.score(tiny_llama_ov, EXACT, made).mean_kl < 1e-6
+
+
+def test_the_held_out_texts_are_those_measured_on(tiny_llama, tmp_path):
+    reference = reference_of(tiny_llama, tmp_path, texts=None)
+    assert {window.kind for window in reference.windows} == set(quality.held_out())
+
+
+# What models may lack
+
+
+def test_a_model_that_gives_all_logits():
+    """No logits_to_keep: those of the targets are the last."""
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, use_cache, return_dict):
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids, 9).bfloat16())
+
+    logits = score_torch.window_logits(Model(), Window("x", (1, 2, 3, 4), 2))
+    assert logits.dtype == np.float32
+    assert logits.argmax(axis=1).tolist() == [2, 3]
+
+
+def test_an_error_of_torch_is_one_line():
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, **_):
+            return torch.nn.Embedding(2, 2)(input_ids)
+
+    with pytest.raises(BackendError, match="IndexError"):
+        score_torch.window_logits(Model(), Window("x", (1, 2, 3, 4), 2))
+
+
+def stateless(folder: Path, *names: str) -> Path:
+    """A model whose next token is most likely the last one."""
+    inputs = [ops.parameter([-1, -1], np.int64, name=name) for name in names]
+    for port in inputs:
+        port.output(0).get_tensor().set_names({port.get_friendly_name()})
+    logits = ops.one_hot(inputs[0], np.int64(tiny.VOCABULARY), np.float32(9), np.float32(0), axis=-1)
+    logits.output(0).get_tensor().set_names({"logits"})
+    ov.save_model(ov.Model([logits], inputs, "m"), folder / "openvino_model.xml", compress_to_fp16=False)
+    return folder
+
+
+def test_a_model_without_positions_or_state(tmp_path, reference):
+    found = quality.score(stateless(tmp_path, "input_ids"), {}, reference)
+    assert found.tokens == reference.tokens
+    assert found.mean_kl > 0.1
+
+
+def test_a_model_with_other_inputs(tmp_path, reference):
+    with pytest.raises(UnsupportedModel, match="takes pixel_values, and cannot"):
+        score_openvino.score(stateless(tmp_path, "input_ids", "pixel_values"), {}, reference)
+
+
+def test_a_property_that_does_not_exist(tiny_llama_ov, reference):
+    with pytest.raises(UsageError, match="OpenVINO on CPU"):
+        quality.score(tiny_llama_ov, {"NO_SUCH": "1"}, reference)
