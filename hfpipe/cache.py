@@ -117,14 +117,14 @@ def _build(place: Path, make: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir()
         make(temporary)
-        _settle(temporary)
+        settle(temporary)
         temporary.rename(place)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Have the disk hold every byte before the rename does: after a power cut, a folder that stands is whole."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):

@@ -10,7 +10,7 @@ TEXT = readme.README.read_text()
 
 
 def test_help_blocks_are_what_the_commands_print() -> None:
-    assert readme.commands(TEXT) == ["run"]
+    assert readme.commands(TEXT) == ["run", "export"]
     assert readme.generated(TEXT) == TEXT
 
 

@@ -54,8 +54,10 @@ class OpenVINOBackend(Backend):
         device = check_device(options.device, reporter)
         folder = model_folder(source, options, reporter)
         mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
+        # It was measured on a CPU.
+        runtime = source.runtime if device == "CPU" else {}
         with readable(device):
-            backend: Self = mode(str(folder), device, properties(options), options.batch_size)
+            backend: Self = mode(str(folder), device, properties(options, runtime), options.batch_size)
         backend._vocabulary = vocabulary_size(source.config)
         return backend
 
@@ -70,7 +72,7 @@ class SingleBackend(OpenVINOBackend):
     mode = "SDPA"
 
     def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
-        cached = {"CACHE_DIR": str(compile_cache(folder))} | options
+        cached = options if "CACHE_DIR" in options else {"CACHE_DIR": str(compile_cache(folder))} | options
         self._pipeline: Any = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **cached)
         self._busy = threading.Lock()
         self._open_in: list[int] = []

@@ -17,7 +17,7 @@ import openvino as ov
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.cache import build_once, cache_root
-from hfpipe.conversion.child import run_child
+from hfpipe.conversion.optimum_cli import export_command, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -29,7 +29,7 @@ _KEPT_BLOBS = 4
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
-_PRECISIONS = {
+PRECISIONS = {
     "f32": "float32",
     "f16": "float16",
     "bf16": "bfloat16",
@@ -40,11 +40,11 @@ _PRECISIONS = {
 }
 
 
-def properties(options: LoadOptions) -> dict[str, Any]:
-    """The user's ov_config, and the exact settings where they are asked for."""
+def properties(options: LoadOptions, runtime: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The user's ov_config over the export's own `runtime`; the exact settings where they are asked for."""
     _check_keys(options.ov_config)
     if not options.exact:
-        return dict(options.ov_config)
+        return {**(runtime or {}), **options.ov_config}
     for key, value in EXACT.items():
         if str(options.ov_config.get(key, value)) != value:
             raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={options.ov_config[key]} contradicts it.")
@@ -157,18 +157,15 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
 
     def export(folder: Path) -> None:
         reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")
-        arguments = {
-            "reference": source.reference,
-            "source": str(source.folder.absolute()),
-            "folder": str(folder),
-            "dtype": dtype,
-        }
-        run_child(
-            "hfpipe.conversion.openvino",
-            arguments | {"trust_remote_code": options.trust_remote_code},
-            what=f"The export of {source.reference}",
-            reporter=reporter,
+        # Text goes in as token ids, which tokenizer.json gives.
+        command = export_command(
+            source,
+            folder,
+            dtype,
+            trust_remote_code=options.trust_remote_code,
+            more=["--disable-convert-tokenizer"],
         )
+        run_export(source, command, reporter=reporter)
 
     return build_once("openvino", f"{_fingerprint(source.folder)}-{dtype}", export, reporter=reporter)
 
@@ -187,4 +184,4 @@ def weight_format(folder: str) -> str:
     for kind, size in _CONSTANT.findall((Path(folder) / "openvino_model.xml").read_bytes()):
         sizes[kind.decode()] += int(size)
     most = sizes.most_common(1)[0][0] if sizes else "unknown"
-    return _PRECISIONS.get(most, most)
+    return PRECISIONS.get(most, most)

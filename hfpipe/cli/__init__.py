@@ -19,6 +19,9 @@ def main() -> NoReturn:
     try:
         _open_standard_streams()
         code = _run()
+    except KeyboardInterrupt:
+        # Of a command that had something to clean up.
+        _interrupted()
     except Exception:
         _print_traceback()
     _leave(code)

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 import hfpipe
 from hfpipe.cli import output
+from hfpipe.cli.export import export
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
 
@@ -34,6 +35,17 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
+class CommandWithMore(Command):
+    """A command that hands on what follows `--`, as `context.obj`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            here = args.index("--")
+            ctx.obj, args = args[here + 1 :], args[:here]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
 app = typer.Typer(
     name="hfpipe",
     rich_markup_mode=None,
@@ -44,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command(cls=Command)(run)
+app.command(cls=CommandWithMore)(export)
 
 
 def _print_version(wanted: bool) -> None:

@@ -73,6 +73,14 @@ class Display:
             self._spinner = None if text is None else Spinner("line", Text(text))
             self._redraw()
 
+    def stage(self, text: str | None) -> None:
+        """A spinner with `text`, in place of the bars that an earlier stage may have left unfinished."""
+        with self._lock:
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks.clear()
+            self.spin(text)
+
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
         """One bar a task; done == total ends it."""
         with self._lock:

@@ -8,18 +8,22 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hfpipe.backends import BACKENDS
 from hfpipe.errors import UsageError
+from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
 from hfpipe.text.templates import BUILT_IN
 from hfpipe.types import GenerationOptions, LoadOptions
 
 _LOADING = "Loading"
 _GENERATION = "Generation"
 _OUTPUT = "Output"
+_QUANTIZATION = "Quantization"
+_EXPORT = "Export"
 _AS_IN = {
     "--ov-config": """As in --ov-config PERFORMANCE_HINT=LATENCY, or --ov-config '{"PERFORMANCE_HINT": "LATENCY"}'.""",
     "--model-kwarg": "As in --model-kwarg low_cpu_mem_usage=true.",
@@ -35,6 +39,10 @@ def _complete_model(incomplete: str) -> list[str]:
 
 def _complete_backend(incomplete: str) -> list[str]:
     return [name for name in ("auto", *BACKENDS) if name.startswith(incomplete)]
+
+
+def _complete_weight_format(incomplete: str) -> list[str]:
+    return [name for name in WEIGHT_FORMATS if name.startswith(incomplete)]
 
 
 def _complete_template(incomplete: str) -> list[str]:
@@ -201,6 +209,73 @@ SystemOpt = Annotated[
     _option("--system", "-s", help="The system message of a chat template.", panel=_GENERATION, metavar="TEXT"),
 ]
 
+OutputFolderArg = Annotated[
+    Path | None,
+    typer.Argument(metavar="[OUTPUT]", help="The folder to make. Default: NAME-ov-FORMAT.", show_default=False),
+]
+WeightFormatOpt = Annotated[
+    str | None,
+    _option(
+        "--weight-format",
+        help=f"{', '.join(WEIGHT_FORMATS)}. Default: the model's own precision.",
+        panel=_QUANTIZATION,
+        metavar="FORMAT",
+        autocompletion=_complete_weight_format,
+        show_default=False,
+    ),
+]
+GroupSizeOpt = Annotated[
+    str,
+    _option(
+        "--group-size",
+        help="Weights that share a scale (int4); auto: the largest of 128, 64, 32 that divides every layer; "
+        "-1: a whole channel.",
+        panel=_QUANTIZATION,
+        metavar="N|auto",
+    ),
+]
+SymOpt = Annotated[bool, _option("--sym", help="Symmetric, without zero points.", panel=_QUANTIZATION)]
+RatioOpt = Annotated[
+    float | None,
+    _option(
+        "--ratio",
+        help="The share of the layers' weights in 4 bits; the rest is in 8.",
+        panel=_QUANTIZATION,
+        metavar="R",
+        show_default=False,
+    ),
+]
+AwqOpt = Annotated[bool, _option("--awq", help="Activation-aware scaling (int4).", panel=_QUANTIZATION)]
+ScaleEstimationOpt = Annotated[
+    bool,
+    _option(
+        "--scale-estimation",
+        help="Scales that fit the activations (int4); the default where there is text to calibrate on.",
+        panel=_QUANTIZATION,
+    ),
+]
+GptqOpt = Annotated[bool, _option("--gptq", help="GPTQ (int4), which takes longest.", panel=_QUANTIZATION)]
+CalibrationOpt = Annotated[
+    Path | None,
+    _option(
+        "--calibration",
+        help="Text, or JSONL with text or prompt, like the model's work to be. Default: a text of hfpipe's own.",
+        panel=_QUANTIZATION,
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+DataFreeOpt = Annotated[
+    bool, _option("--data-free", help="Without calibration: quick, and it loses more.", panel=_QUANTIZATION)
+]
+NoVerifyOpt = Annotated[
+    bool, _option("--no-verify", help="Do not run the export, nor compare it with its source.", panel=_EXPORT)
+]
+DryRunOpt = Annotated[bool, _option("--dry-run", help="Print the plan, and export nothing.", panel=_EXPORT)]
+ForceOpt = Annotated[
+    bool, _option("--force", help="Replace an export that stands, and try what is bound to fail.", panel=_EXPORT)
+]
+
 VerboseOpt = Annotated[bool, _option("--verbose", help="Let the libraries speak on stderr.", panel=_OUTPUT)]
 QuietOpt = Annotated[bool, _option("--quiet", "-q", help="Nothing on stderr but errors.", panel=_OUTPUT)]
 
@@ -229,7 +304,22 @@ def generation_options(given: Mapping[str, Any]) -> GenerationOptions:
     return GenerationOptions(stop=tuple(unescaped(text) for text in given["stop"] or ()), **as_they_are)
 
 
-def _names(options: type[LoadOptions | GenerationOptions]) -> set[str]:
+def export_options(given: Mapping[str, Any], extra: Sequence[str]) -> ExportOptions:
+    """ExportOptions from a command's parameters, by name; `extra` is what followed `--`."""
+    as_they_are = {name: given[name] for name in _names(ExportOptions) - {"group_size", "extra"}}
+    return ExportOptions(group_size=_group_size(given["group_size"]), extra=tuple(extra), **as_they_are)
+
+
+def _group_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"--group-size is a number or auto, not {text!r}.") from error
+
+
+def _names(options: type[LoadOptions | GenerationOptions | ExportOptions]) -> set[str]:
     return {field.name for field in fields(options)}
 
 

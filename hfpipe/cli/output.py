@@ -120,7 +120,7 @@ class Talk:
             self.note(f"{time.perf_counter() - begun:7.1f} s  {name}")
         self._stage = (text, time.perf_counter()) if text else None
         if self._moves:
-            self._display.spin(shown(text) if text else None)
+            self._display.stage(shown(text) if text else None)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -166,8 +166,13 @@ def tell(text: str) -> None:
 
 def table(rows: Mapping[str, str]) -> None:
     """Names and values in two columns, on stderr."""
+    tell(columns(rows))
+
+
+def columns(rows: Mapping[str, str]) -> str:
+    """Names and values in two columns."""
     width = max(map(len, rows))
-    tell("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def error(problem: HFPipeError) -> None:

@@ -1,40 +1,121 @@
-"""A transformers folder -> an OpenVINO folder in the same precision. Runs in a child process (see child.py)."""
+"""A transformers folder -> an OpenVINO one, by optimum-cli's own command. Runs in a child process (see child.py)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import argparse
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NoReturn
 
-from optimum.exporters.openvino import main_export
-from optimum.intel.openvino import OVConfig
+import nncf
+import rich.progress
+from optimum.commands.export.openvino import OVExportCommand, parse_args_openvino
+from optimum.exporters.openvino import __main__ as exporter
+from optimum.exporters.tasks import TasksManager
+from transformers import AutoConfig
+from transformers import __version__ as transformers_version
+from transformers.utils.versions import require_version_core
 
 from hfpipe.cache import writing
-from hfpipe.errors import UnsupportedModel
+from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.types import Reporter
+
+_STAGES = {
+    "main_export": "Reading the weights and converting",
+    "maybe_convert_tokenizers": "Converting the tokenizer",
+    "_main_quantize": "Quantizing",
+}
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> None:
-    """Export `arguments["source"]` into the empty folder `arguments["folder"]` with weights of `arguments["dtype"]`.
+    """Run optimum-cli's `export openvino` with `arguments["command"]`, unless `arguments["check_only"]`.
 
-    `arguments["reference"]` is what the user calls the model. The tokenizer is read from tokenizer.json, so that
-    none is converted.
+    `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
+    dataset that optimum-cli would download. Raises UnsupportedModel before a weight is read.
     """
-    source, folder = Path(arguments["source"]), Path(arguments["folder"])
+    options = _parse(arguments["command"])
+    _check_exportable(options, arguments["reference"])
+    if arguments.get("check_only"):
+        return
+    if arguments.get("calibration") and options.dataset is None:
+        options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
+    _report_to(reporter)
+    command = OVExportCommand(None, options, from_defaults_factory=True, parser=argparse.ArgumentParser())
     try:
-        with writing(folder):
-            main_export(
-                str(source),
-                folder,
-                task="text-generation-with-past",
-                ov_config=OVConfig(dtype=arguments["dtype"]),
-                trust_remote_code=arguments["trust_remote_code"],
-                library_name="transformers",
-                local_files_only=True,
-                convert_tokenizer=False,
-            )
+        with writing(options.output.parent):
+            command.run()
+    except nncf.InvalidGroupSizeError as error:
+        raise UsageError(_first_line(error), hint="--group-size auto chooses one that fits.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0].partition(" Please ")[0]
-        raise UnsupportedModel(
-            f"optimum-intel cannot export {arguments['reference']} for OpenVINO: {reason}",
-            hint="--backend torch may run it.",
-        ) from error
+        raise _cannot(arguments["reference"], _first_line(error)) from error
+
+
+def _cannot(reference: str, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"optimum-intel cannot export {reference} for OpenVINO: {reason}", hint="--backend torch may run it."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.args[0] if error.args else error).strip().partition("\n")[0].partition(" Please ")[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help shows what there is.")
+
+
+def _parse(command: Sequence[str]) -> argparse.Namespace:
+    """optimum-cli's own options."""
+    parser = _Parser(prog="optimum-cli export openvino", add_help=False, allow_abbrev=False)
+    parse_args_openvino(parser)
+    return parser.parse_args(command)
+
+
+def _check_exportable(options: argparse.Namespace, reference: str) -> None:
+    """Raise UnsupportedModel where the exporter's own tables do not have the model for the installed versions."""
+    config = AutoConfig.from_pretrained(
+        options.model, trust_remote_code=options.trust_remote_code, local_files_only=True
+    )
+    kind = config.model_type
+    tables = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
+    if "openvino" not in tables.get(kind, {}):
+        raise _cannot(reference, f"the architecture {kind} is not among those that it knows.")
+    tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+    if options.task not in tasks:
+        raise _cannot(reference, f"it does not export {kind} for {options.task} (but for {', '.join(tasks)}).")
+    _check_versions(tasks[options.task](config), kind, reference)
+
+
+def _check_versions(export_config: Any, kind: str, reference: str) -> None:
+    for name, relation in (("MIN_TRANSFORMERS_VERSION", ">="), ("MAX_TRANSFORMERS_VERSION", "<=")):
+        if bound := getattr(export_config, name, None):
+            try:
+                require_version_core(f"transformers{relation}{bound}")
+            except ImportError as error:
+                wanted = f"transformers {relation} {bound}"
+                raise _cannot(reference, f"for {kind} it needs {wanted}; {transformers_version} is here.") from error
+
+
+def _report_to(reporter: Reporter) -> None:
+    """Have the exporter name its stages, and its bars go to the reporter."""
+    for name, text in _STAGES.items():
+        setattr(exporter, name, _staged(getattr(exporter, name), text, reporter))
+
+    def report(bars: rich.progress.Progress) -> str:
+        for task in bars.tasks:
+            if task.total:
+                reporter.progress(task.description, int(100 * task.completed / task.total), 100, "steps")
+        return ""
+
+    # The bars of nncf are Rich's: what is called ten times a second to draw them.
+    rich.progress.Progress.get_renderable = report  # type: ignore[assignment]
+
+
+def _staged(function: Callable[..., Any], text: str, reporter: Reporter) -> Callable[..., Any]:
+    @wraps(function)
+    def staged(*arguments: Any, **keywords: Any) -> Any:
+        reporter.stage(text)
+        return function(*arguments, **keywords)
+
+    return staged

@@ -13,9 +13,13 @@ from hfpipe.types import ModelFormat, ModelSource
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OPENVINO = "openvino_model.xml"
+# What `hfpipe export` writes beside a model.
+REPORT = "hfpipe.json"
 OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 PICKLE_HINT = "A pickle can run code. If you trust its author, pass --allow-pickle."
 OPENVINO_ENCODER, OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
+
+RUNTIME_PROPERTIES = ("DYNAMIC_QUANTIZATION_GROUP_SIZE",)
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -50,6 +54,7 @@ def inspect_folder(
         generation_config=_read_generation_config(folder),
         context_length=context_length(config),
         revision=revision,
+        runtime=_runtime(folder),
     )
 
 
@@ -205,6 +210,16 @@ def _refuse_pointer(path: Path) -> None:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
     if pointer:
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself.", hint="Run: git lfs pull")
+
+
+def _runtime(folder: Path) -> dict[str, str]:
+    """The properties that an export was measured to run best with. A report may come from anywhere: of what it asks for
+    only what concerns arithmetic is taken, and no path or device."""
+    report = _read_json(folder / REPORT) if (folder / REPORT).is_file() else {}
+    runtime = report.get("runtime")
+    if not isinstance(runtime, dict):
+        return {}
+    return {key: value for key, value in runtime.items() if key in RUNTIME_PROPERTIES and isinstance(value, str)}
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:

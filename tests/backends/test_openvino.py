@@ -387,17 +387,17 @@ def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, ow
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "dtype": own}))
     asked = []
-    monkeypatch.setattr(loading, "run_child", lambda module, arguments, **more: asked.append(arguments))
+    monkeypatch.setattr(loading, "run_export", lambda source, command, **more: asked.append(command))
     reporter = Notes()
     folder = loading.model_folder(sources.resolve(str(copy)), LoadOptions(exact=exact), reporter)
-    assert [arguments["dtype"] for arguments in asked] == [dtype]
+    assert [command[command.index("--weight-format") + 1] for command in asked] == [dtype]
     assert folder.name.endswith(dtype)
     assert f"({dtype}), once" in reporter.notes[0]
 
 
 def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_path):
     copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
-    monkeypatch.setattr(loading, "run_child", lambda *arguments, **more: None)
+    monkeypatch.setattr(loading, "run_export", lambda *arguments, **more: None)
 
     def folder() -> Path:
         return loading.model_folder(sources.resolve(str(copy)), LoadOptions(), Silent())

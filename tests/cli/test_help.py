@@ -23,6 +23,8 @@ OPTIONS = [
     if option.param_type_name == "option"
 ]
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
+SAMPLES["path"] = ("a b", Path("a b"))
+WITH_DEFAULTS = {"model", "prompt", "output", "backend", "group_size"}
 
 
 def test_every_command_and_parameter_is_described():
@@ -41,7 +43,7 @@ def test_every_option_has_a_variable(command, option, monkeypatch):
     with command.make_context("hfpipe", ["model", "prompt"]) as context:
         assert context.params[option.name] == value
         others = {name for name, given in context.params.items() if given not in (None, False)}
-    assert others <= {"model", "prompt", "backend", option.name}
+    assert others <= WITH_DEFAULTS | {option.name}
 
 
 def test_what_is_typed_wins_over_the_variable(plain_model):

@@ -1,0 +1,89 @@
+"""`hfpipe export`: a model in, an OpenVINO folder out that is proven to work."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from json import dumps
+from typing import Any, NoReturn
+
+import typer
+
+from hfpipe.cli import options as o
+from hfpipe.cli.output import Talk, columns, data, tell
+from hfpipe.cli.quiet import silence
+
+
+def export(
+    context: typer.Context,
+    model: o.ModelArg,
+    output: o.OutputFolderArg = None,
+    weight_format: o.WeightFormatOpt = None,
+    group_size: o.GroupSizeOpt = "auto",
+    sym: o.SymOpt = False,
+    ratio: o.RatioOpt = None,
+    awq: o.AwqOpt = False,
+    scale_estimation: o.ScaleEstimationOpt = False,
+    gptq: o.GptqOpt = False,
+    calibration: o.CalibrationOpt = None,
+    data_free: o.DataFreeOpt = False,
+    no_verify: o.NoVerifyOpt = False,
+    dry_run: o.DryRunOpt = False,
+    force: o.ForceOpt = False,
+    revision: o.RevisionOpt = None,
+    trust_remote_code: o.TrustOpt = False,
+    allow_pickle: o.PickleOpt = False,
+    json: o.JsonOpt = False,
+    quiet: o.QuietOpt = False,
+    verbose: o.VerboseOpt = False,
+) -> None:
+    """Export a model for OpenVINO, quantize it, and prove that it still works.
+
+    What follows -- goes to optimum-cli as it is.
+    """
+    given = locals()
+    wanted = o.export_options(given, context.obj or ())
+    silence(verbose=verbose)
+    from hfpipe import sources
+    from hfpipe.cli.export_report import planned, result
+    from hfpipe.export import exporter
+    from hfpipe.export.plan import make_plan
+
+    with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
+        source = sources.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
+        plan = make_plan(source, output, wanted, force=force)
+        _warn(plan.warnings)
+        if dry_run:
+            talk.stage("Asking the exporter")
+            exporter.check(plan, reporter=talk)
+            talk.stage(None)
+            _print(planned(plan), json=json)
+            return
+        with _cleaning_up():
+            done = exporter.export(plan, force=force, verify=not no_verify, verbose=verbose, reporter=talk)
+    _warn(done.report.get("warnings", ()))
+    _print({"folder": str(done.folder), "made": done.made, **done.report} if json else result(done), json=json)
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        tell(f"Warning: {line}")
+
+
+def _print(rows: Mapping[str, Any], *, json: bool) -> None:
+    data(dumps(rows, ensure_ascii=False) if json else columns(rows))
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Have Ctrl-C, and SIGTERM, remove what is half-made. Only a child process runs code that could swallow it."""
+
+    def interrupt(*_: object) -> NoReturn:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    yield

@@ -1,0 +1,81 @@
+"""What `hfpipe export` prints: the plan of an export, and what came out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfpipe.cli.output import shown
+from hfpipe.export.exporter import Exported
+from hfpipe.export.plan import Plan, gigabytes
+from hfpipe.machine import available_memory, free_disk
+
+
+def planned(plan: Plan) -> dict[str, str]:
+    """The plan, in names and texts."""
+    rows = {"model": plan.source.reference, "output": str(plan.output), "weights": plan.weight_format}
+    if plan.quantization:
+        rows["weights"] += f": {plan.quantization.describe()}"
+        texts = plan.calibration
+        rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
+    if plan.estimate:
+        rows |= {
+            "size": f"about {gigabytes(plan.estimate.size)}",
+            "disk": f"about {gigabytes(plan.estimate.disk)}; {gigabytes(free_disk(plan.output.parent))} free",
+            "memory": f"about {gigabytes(plan.estimate.memory)}; {gigabytes(available_memory())} free",
+            "time": f"about {_duration(plan.estimate.seconds)}, and the verification",
+        }
+    return rows | {"command": "optimum-cli export openvino " + " ".join(plan.command(plan.output))}
+
+
+def result(done: Exported) -> dict[str, str]:
+    """A finished export, in names and texts."""
+    report = done.report
+    rows = {"export": str(done.folder) if done.made else f"{done.folder}, which stands already: nothing was done"}
+    rows["size"] = gigabytes(report["size"])
+    if "weights" in report:
+        rows["weights"] = ", ".join(f"{share:.1%} {name}" for name, share in report["weights"].items())
+    if quality := report.get("quality"):
+        rows |= _quality(quality)
+    if "answer" in report:
+        rows["answer"] = shown(f"{report['answer']['prompt']}{report['answer']['text']}".replace("\n", " "))
+    if "tokenizer" in report:
+        rows["tokenizer"] = _tokenizer(report["tokenizer"])
+    if runtime := report.get("runtime"):
+        rows["runtime"] = _runtime(runtime, report["runtime_measured"])
+    rows["time"] = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    return rows | {"run it": f'hfpipe run {done.folder.name} "..."'}
+
+
+def _quality(quality: Mapping[str, Any]) -> dict[str, str]:
+    kinds = ", ".join(f"{kind} {change['perplexity_change']:+.1%}" for kind, change in quality["kinds"].items())
+    error = quality["perplexity_change_error"]
+    margin = f" (±{error:.1%})" if error else ""
+    return {
+        "perplexity": f"{quality['perplexity']:.2f}, the source's {quality['reference_perplexity']:.2f}: "
+        f"{quality['perplexity_change']:+.1%}{margin}",
+        "of it": kinds,
+        "next token": f"equal for {quality['same_top']:.1%}; KL divergence {quality['mean_kl']:.4f}",
+    }
+
+
+def _tokenizer(tokenizer: Mapping[str, Any]) -> str:
+    if tokenizer["missing"]:
+        return "OpenVINO's own is missing; hfpipe uses the model's"
+    if tokenizer["differing"]:
+        return f"OpenVINO's own gives other ids ({', '.join(tokenizer['differing'])} text); hfpipe uses the model's"
+    return "OpenVINO's own gives the same ids as the model's"
+
+
+def _runtime(runtime: Mapping[str, str], measured: list[Mapping[str, Any]]) -> str:
+    default = measured[0]
+    chosen = next(one for one in measured if one["properties"] == runtime)
+    options = ", ".join(f"{key}={value}" for key, value in runtime.items())
+    prefill, decode = (chosen[name] / default[name] for name in ("prefill_tps", "decode_tps"))
+    return f"{options}: prompts {prefill:.2f} times as fast, generation {decode:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"

@@ -1,0 +1,132 @@
+"""An export: converted and quantized, verified, reported, and only then given its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfpipe.conversion.child import run_child
+from hfpipe.conversion.optimum_cli import run_export
+from hfpipe.errors import HFPipeError
+from hfpipe.export import report as reports
+from hfpipe.export.place import Workplace, check_replaceable, same_disk_environment, workplace
+from hfpipe.export.plan import Plan
+from hfpipe.quality import make_reference
+from hfpipe.types import Reporter, Silent
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A finished export. `report` is its hfpipe.json; `made` is False where it stood already."""
+
+    folder: Path
+    report: Mapping[str, Any]
+    made: bool = True
+
+
+def export(
+    plan: Plan, *, force: bool = False, verify: bool = True, verbose: bool = False, reporter: Reporter | None = None
+) -> Exported:
+    """Do what `plan` says. Afterwards its output stands whole, or is as it was.
+
+    Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
+    """
+    reporter = reporter or Silent()
+    if plan.output.exists():
+        if (existing := _same(plan)) and not force:
+            return Exported(plan.output, existing, made=False)
+        check_replaceable(plan.output)
+        if not force and any(plan.output.iterdir()):
+            raise HFPipeError(
+                f"{plan.output} exists, made {_difference(plan)}.",
+                hint="Name another OUTPUT, or replace it with --force.",
+            )
+    seconds: dict[str, float] = {}
+    with workplace(plan.output) as work:
+        with _timed(seconds, "export"):
+            _convert(plan, work, verbose, reporter)
+        report = reports.describe(plan, work.model) | {"seconds": seconds}
+        if verify:
+            with _timed(seconds, "verification"):
+                report |= _verify(plan, work, verbose, reporter)
+        reports.write(report, work.model)
+        reporter.stage(None)
+        work.finish()
+    return Exported(plan.output, report)
+
+
+def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
+    """Raise UnsupportedModel where the installed exporter does not know the model, and UsageError for its options."""
+    run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
+
+
+def _same(plan: Plan) -> dict[str, Any] | None:
+    """The report of what stands at the output where it is what the plan would make."""
+    existing = reports.read(plan.output)
+    if existing is None or existing.get("request") != plan.request():
+        return None
+    same_source = existing["source"]["sha256"] == reports.source_digest(plan.source)
+    return existing if same_source else None
+
+
+def _difference(plan: Plan) -> str:
+    existing = reports.read(plan.output)
+    if existing is None:
+        return "by something else"
+    if existing.get("request") != plan.request():
+        return "with other options"
+    return "of another model, or of another state of it"
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - begun, 1)
+
+
+def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> None:
+    reporter.stage("Starting optimum-cli")
+    run_export(
+        plan.source,
+        plan.command(work.model),
+        calibration=plan.calibration.samples if plan.calibration else (),
+        reporter=reporter,
+        verbose=verbose,
+        environment=same_disk_environment(work.temporary),
+    )
+
+
+def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> dict[str, Any]:
+    """What the export is like beside its source. A source that cannot be scored takes that part away, and is said."""
+    reporter.stage("Scoring the source")
+    folder = work.temporary / "reference"
+    folder.mkdir()
+    warnings = []
+    try:
+        make_reference(
+            plan.source,
+            folder,
+            dtype="float32" if plan.source_fits_in_float32() else "bfloat16",
+            trust_remote_code=plan.options.trust_remote_code,
+            allow_pickle=plan.options.allow_pickle,
+            reporter=reporter,
+            verbose=verbose,
+        )
+    except HFPipeError as error:
+        warnings.append(f"Not compared with its source, which could not be scored: {error.message}")
+    reporter.stage("Loading the export")
+    arguments = {
+        "reference": plan.output.name,
+        "folder": str(work.model),
+        "reference_folder": None if warnings else str(folder),
+        "temporary": str(work.temporary),
+        "trust_remote_code": plan.options.trust_remote_code,
+    }
+    what = f"The verification of {plan.output.name}"
+    measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
+    return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}

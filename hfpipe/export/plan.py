@@ -1,0 +1,268 @@
+"""What an export will do, decided and checked before a weight is read: no heavy import, the files' headers alone.
+
+What is certain to fail is refused; an estimate that looks bad is a warning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfpipe.conversion.optimum_cli import export_command
+from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.export import calibration
+from hfpipe.export.calibration import Calibration
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.shapes import Shapes, classify, export_bytes
+from hfpipe.machine import available_memory, free_disk
+from hfpipe.sources.folder import tensor_shapes
+from hfpipe.types import ModelSource
+
+_SMALLEST_GROUP = 32
+_16_BITS = ("float16", "bfloat16")
+
+
+# The share of the layers' weights that goes into 4 bits where there is a text to tell which.
+_RATIO = 0.65
+# Calibration that takes no longer is done without being asked for.
+_UNASKED_S = 600
+
+# Measured on two cores, with models of 0.1 and 1 billion parameters.
+_START_S, _START_BYTES = 12.0, 1_000_000_000
+_CONVERSION_S_PER_WEIGHT = 8e-8
+_QUANTIZATION_S_PER_WEIGHT = 8e-8
+_CALIBRATION_S_PER_WEIGHT = 3e-7
+# Of the estimated size: with less disk than that it cannot end well.
+_CERTAIN = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """int4, decided: see ExportOptions. `adjust` has layers that the group size does not divide take a smaller one."""
+
+    group_size: int
+    ratio: float
+    sym: bool
+    awq: bool
+    scale_estimation: bool
+    gptq: bool
+    calibration: Calibration | None
+    adjust: bool
+
+    def arguments(self) -> list[str]:
+        """As options of optimum-cli."""
+        flags = {"--sym": self.sym, "--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
+        return [
+            "--group-size",
+            str(self.group_size),
+            "--ratio",
+            str(self.ratio),
+            *(["--group-size-fallback", "adjust"] if self.adjust else []),
+            *(flag for flag, is_on in flags.items() if is_on),
+        ]
+
+    def describe(self) -> str:
+        """In one line, for a person."""
+        method = {"AWQ": self.awq, "scale estimation": self.scale_estimation, "GPTQ": self.gptq}
+        words = [f"groups of {self.group_size}" if self.group_size > 0 else "whole channels"]
+        words += ["symmetric"] if self.sym else []
+        words += [f"{self.ratio:.0%} of the layers' weights in 4 bits"] if self.ratio < 1 else []
+        words += [name for name, is_on in method.items() if is_on]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an export will take: bytes of the result, bytes on disk and in memory at most, seconds on two cores."""
+
+    size: int
+    disk: int
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An export, decided. There is no estimate of what has its weights in pickles."""
+
+    source: ModelSource
+    output: Path
+    options: ExportOptions
+    weight_format: str
+    quantization: Quantization | None
+    estimate: Estimate | None
+    warnings: tuple[str, ...] = ()
+
+    def command(self, folder: Path) -> list[str]:
+        """What follows `optimum-cli export openvino`."""
+        # Any option of compression has optimum-cli leave its table of models' own settings alone.
+        ours = ["--group-size", "-1"] if self.weight_format == "int8" else []
+        ours += ["--sym"] if self.weight_format == "int8" and self.options.sym else []
+        ours += self.quantization.arguments() if self.quantization else []
+        return export_command(
+            self.source,
+            folder,
+            self.weight_format,
+            trust_remote_code=self.options.trust_remote_code,
+            more=[*ours, *self.options.extra],
+        )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.quantization.calibration if self.quantization else None
+
+    def source_fits_in_float32(self) -> bool:
+        """Whether the source can be read in 32 bits, to be compared with."""
+        files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
+        parameters = sum(path.stat().st_size for path in files) / (2 if _own_format(self.source) == "fp16" else 4)
+        return 4 * parameters + _START_BYTES < available_memory()
+
+    def request(self) -> dict[str, Any]:
+        """What tells one export of a model from another."""
+        command = self.command(Path("OUTPUT"))
+        return {
+            "options": command[command.index("--weight-format") : -1],
+            "calibration": self.calibration.digest if self.calibration else None,
+        }
+
+
+def default_output(reference: str, weight_format: str) -> Path:
+    """NAME-ov-FORMAT in the working directory."""
+    name = reference.removeprefix("pypi:").partition("==")[0]
+    name = os.path.basename(os.path.abspath(name)).removesuffix(".gguf")
+    return Path(f"{name}-ov-{weight_format}")
+
+
+def make_plan(source: ModelSource, output: Path | None, options: ExportOptions, *, force: bool = False) -> Plan:
+    """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail."""
+    _check_source(source)
+    weight_format = options.weight_format or _own_format(source)
+    tensors = tensor_shapes(source.folder)
+    shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
+    quantization = _quantize(options, shapes, force=force) if weight_format == "int4" else None
+    output = (output or default_output(source.reference, weight_format)).absolute()
+    estimate = _estimate(shapes, weight_format, quantization, _own_format(source)) if shapes else None
+    if estimate:
+        _check_disk(estimate, output, force)
+    warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
+    return Plan(source, output, options, weight_format, quantization, estimate, warnings)
+
+
+def _check_source(source: ModelSource) -> None:
+    if source.format == "openvino":
+        raise UsageError(
+            f"{source.reference} is an OpenVINO model already.", hint="Export the model that it was made of."
+        )
+    if source.is_encoder_decoder:
+        raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
+
+
+def _own_format(source: ModelSource) -> str:
+    """The weight format that keeps the model's own precision."""
+    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+    # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
+    return "fp16" if dtype in _16_BITS else "fp32"
+
+
+def _quantize(options: ExportOptions, shapes: Shapes | None, *, force: bool) -> Quantization:
+    group_size = options.group_size
+    auto = group_size is None
+    if group_size is None:
+        group_size = (shapes and shapes.largest_group_size()) or _SMALLEST_GROUP
+    elif shapes and not force and "--group-size-fallback" not in options.extra:
+        _check_group_size(group_size, shapes)
+    adjust = auto and not (shapes and shapes.divisible(group_size))
+    texts = _texts(options, shapes)
+    named = options.awq or options.scale_estimation or options.gptq
+    ratio = options.ratio if options.ratio is not None else _RATIO if texts else 1.0
+    estimate_scales = options.scale_estimation or (bool(texts) and not named)
+    return Quantization(group_size, ratio, options.sym, options.awq, estimate_scales, options.gptq, texts, adjust)
+
+
+def _check_group_size(group_size: int, shapes: Shapes) -> None:
+    if wrong := shapes.undivided(group_size):
+        fitting = shapes.largest_group_size()
+        raise UsageError(
+            f"Group size {group_size} does not divide {wrong[0].width}, the width of {wrong[0].name} "
+            f"(so it is with {len(wrong)} of {len(shapes.layers)} layers).",
+            hint=f"--group-size auto takes {fitting}."
+            if fitting
+            else "--group-size auto lets each layer have its own.",
+        )
+
+
+def _texts(options: ExportOptions, shapes: Shapes | None) -> Calibration | None:
+    if options.data_free or "--dataset" in options.extra:
+        return None
+    if options.calibration:
+        return calibration.from_file(options.calibration)
+    asked = options.scale_estimation or options.gptq
+    if asked or (shapes and _calibration_seconds(shapes) <= _UNASKED_S):
+        return calibration.built_in()
+    return None
+
+
+def _calibration_seconds(shapes: Shapes) -> float:
+    return sum(layer.parameters for layer in shapes.layers) * _CALIBRATION_S_PER_WEIGHT
+
+
+def _estimate(shapes: Shapes, weight_format: str, quantization: Quantization | None, own_format: str) -> Estimate:
+    """optimum-cli writes the model in its own precision before it quantizes."""
+    own = export_bytes(shapes, own_format, -1, 1.0)
+    seconds = _START_S + shapes.parameters * _CONVERSION_S_PER_WEIGHT
+    if weight_format in ("fp32", "fp16"):
+        size = export_bytes(shapes, weight_format, -1, 1.0)
+        return Estimate(size, size, _START_BYTES + 2 * max(own, size), seconds)
+    group_size, ratio, sym = (
+        (quantization.group_size, quantization.ratio, quantization.sym) if quantization else (-1, 1.0, False)
+    )
+    size = export_bytes(shapes, weight_format, group_size, ratio, sym=sym)
+    seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
+    memory = _START_BYTES + 2 * own + size
+    if quantization and quantization.calibration:
+        # The statistics need the model's answers, in 32 bits.
+        memory += 4 * shapes.parameters
+        seconds += _calibration_seconds(shapes) * (3 if quantization.gptq else 1)
+    return Estimate(size, own + size, memory, seconds)
+
+
+def _check_disk(estimate: Estimate, output: Path, force: bool) -> None:
+    free = free_disk(output.parent)
+    if free < _CERTAIN * estimate.size and not force:
+        raise HFPipeError(
+            f"The export takes about {gigabytes(estimate.size)}, and {output.parent} has {gigabytes(free)} left.",
+            hint="Free some space, name an OUTPUT on another disk, or try it with --force.",
+        )
+
+
+def _warnings(
+    shapes: Shapes | None,
+    quantization: Quantization | None,
+    estimate: Estimate | None,
+    output: Path,
+    options: ExportOptions,
+) -> Iterator[str]:
+    if estimate:
+        free, available = free_disk(output.parent), available_memory()
+        if free < estimate.disk:
+            yield f"It may need {gigabytes(estimate.disk)} of disk; {output.parent} has {gigabytes(free)} left."
+        if available < estimate.memory:
+            yield f"It may need {gigabytes(estimate.memory)} of memory; {gigabytes(available)} is free."
+    if quantization and quantization.adjust:
+        yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
+    if quantization and not quantization.calibration and not options.data_free:
+        minutes = round(_calibration_seconds(shapes) / 60) if shapes else None
+        reason = f"would take about {minutes} minutes" if minutes else "has a cost that cannot be foretold here"
+        yield f"Quantized without calibration text, which {reason}: --scale-estimation asks for it, and loses less."
+
+
+def gigabytes(size: float) -> str:
+    """A size for a person, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,91 @@
+"""hfpipe.json: what an export was made of and how, and what came out of measuring it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hfpipe.export.plan import Plan
+from hfpipe.sources.folder import REPORT
+from hfpipe.types import ModelSource
+
+_FORMAT = 1
+_CHUNK = 1 << 20
+_PACKAGES = ("hfpipe", "optimum-intel", "nncf", "openvino", "openvino-genai", "transformers", "torch")
+_SOURCE_WEIGHTS = ("*.safetensors", "*.bin")
+_LOUD_LOSS = 0.10
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One digest of the files' contents, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def source_digest(source: ModelSource) -> str:
+    """Of the weights that an export is made of."""
+    return sha256_of(path for pattern in _SOURCE_WEIGHTS for path in source.folder.glob(pattern))
+
+
+def describe(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The report of an export in `folder`, but for what is measured."""
+    return {
+        "format": _FORMAT,
+        "source": {
+            "model": plan.source.reference,
+            "revision": plan.source.revision,
+            "sha256": source_digest(plan.source),
+        },
+        "weight_format": plan.weight_format,
+        "request": plan.request(),
+        "calibration": plan.calibration.name if plan.calibration else None,
+        "optimum_cli": plan.command(Path("OUTPUT")),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "sha256": sha256_of(folder.glob("*.bin")),
+        "size": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    }
+
+
+def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """What the user should know before using an export that was measured to be like that."""
+    change = measured.get("quality", {}).get("perplexity_change", 0.0)
+    if change > _LOUD_LOSS:
+        yield f"This export is much worse than its source: {change:+.0%} perplexity. {_remedy(plan)}"
+    tokenizer = measured["tokenizer"]
+    if tokenizer["missing"] and "--disable-convert-tokenizer" not in plan.options.extra:
+        yield (
+            f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing): "
+            "hfpipe needs none, other programs may."
+        )
+
+
+def _remedy(plan: Plan) -> str:
+    quantization = plan.quantization
+    if quantization is None:
+        return "Try --weight-format int8." if plan.weight_format != "int8" else "Try --weight-format fp16."
+    if quantization.calibration is None:
+        return "Try it with --calibration FILE or --scale-estimation, or with --weight-format int8."
+    return f"Try --ratio {quantization.ratio / 2:.2g}, --group-size 32, or --weight-format int8."
+
+
+def write(report: Mapping[str, Any], folder: Path) -> None:
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The report of an export; None where there is none that this hfpipe can read."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("format") == _FORMAT else None

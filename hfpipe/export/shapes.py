@@ -1,0 +1,76 @@
+"""What a quantization does to each weight of a model, foretold from the shapes that its files announce."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hfpipe.export.options import GROUP_SIZES
+
+# nncf leaves the first and the last layer in 8 bits.
+_TABLES = re.compile(r"embed|wte\b|wpe\b|lm_head|shared\.weight|^output\.weight|relative_attention_bias|conv")
+# Layers of the class Conv1D store their weight as [in, out].
+_TRANSPOSED_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+_TRANSPOSED_LAYERS = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A weight that 4-bit quantization takes: `width` is the number of its inputs, along which groups run."""
+
+    name: str
+    width: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """`tables` counts the parameters of embeddings and output layers, `rest` those of norms and biases."""
+
+    layers: tuple[Layer, ...]
+    tables: int
+    rest: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers) + self.tables + self.rest
+
+    def divisible(self, group_size: int) -> bool:
+        return not self.undivided(group_size)
+
+    def undivided(self, group_size: int) -> list[Layer]:
+        """The layers whose width is not a multiple of the group size."""
+        return [layer for layer in self.layers if group_size > 0 and layer.width % group_size]
+
+    def largest_group_size(self) -> int | None:
+        """The largest usual group size that divides the width of every layer; None where none does."""
+        return next((size for size in GROUP_SIZES if self.divisible(size)), None)
+
+
+def classify(tensors: Mapping[str, tuple[int, ...]], model_type: str) -> Shapes:
+    """Sort the tensors of a transformers checkpoint by what int4 makes of them."""
+    layers, tables, rest = [], 0, 0
+    for name, shape in tensors.items():
+        count = math.prod(shape)
+        if len(shape) < 2 or not name.endswith("weight"):
+            rest += count
+        elif _TABLES.search(name):
+            tables += count
+        else:
+            transposed = model_type in _TRANSPOSED_MODELS and _TRANSPOSED_LAYERS.search(name)
+            layers.append(Layer(name, shape[-2] if transposed else shape[-1], count))
+    return Shapes(tuple(layers), tables, rest)
+
+
+def export_bytes(shapes: Shapes, weight_format: str, group_size: int, ratio: float, *, sym: bool = False) -> int:
+    """The size of the exported weights: a scale of 16 bits, and unless `sym` a zero point, for each group."""
+    matrices, floats = sum(layer.parameters for layer in shapes.layers), 2 * shapes.rest
+    if weight_format in ("fp32", "fp16"):
+        return shapes.parameters * (4 if weight_format == "fp32" else 2)
+    if weight_format == "int8":
+        return matrices + shapes.tables + floats
+    group = group_size if group_size > 0 else max((layer.width for layer in shapes.layers), default=1)
+    in_4_bits = 0.5 + (2 if sym else 2.5) / group
+    return round(matrices * (ratio * in_4_bits + (1 - ratio)) + shapes.tables + floats)
