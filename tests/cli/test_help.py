@@ -23,7 +23,7 @@ OPTIONS = [
     if option.param_type_name == "option"
 ]
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
-SAMPLES["path"] = ("a b", Path("a b"))
+SAMPLES["path"] = ("a b", "a b")
 WITH_DEFAULTS = {"model", "prompt", "output", "backend", "group_size"}
 
 
