@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
@@ -56,14 +56,21 @@ class OpenVINOBackend(Backend):
         mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
         # It was measured on a CPU.
         runtime = source.runtime if device == "CPU" else {}
+        used = properties(options, runtime)
         with readable(device):
-            backend: Self = mode(str(folder), device, properties(options, runtime), options.batch_size)
+            backend: Self = mode(str(folder), device, used, options.batch_size)
         backend._vocabulary = vocabulary_size(source.config)
+        brought = {key: f"{value} (from the export)" for key, value in used.items() if _brought(key, options, runtime)}
+        backend.info = replace(backend.info, detail={**backend.info.detail, **brought})
         return backend
 
     def _describe(self, folder: str, device: str, options: dict[str, Any]) -> None:
         detail = {"mode": self.mode} | {key: str(value) for key, value in options.items() if key != "CACHE_DIR"}
         self.info = BackendInfo(self.name, device, weight_format(folder), detail)
+
+
+def _brought(key: str, options: LoadOptions, runtime: Mapping[str, str]) -> bool:
+    return key in runtime and key not in options.ov_config and not options.exact
 
 
 class SingleBackend(OpenVINOBackend):

@@ -184,6 +184,28 @@ def test_a_property_that_contradicts_exact(key):
         loading.properties(LoadOptions(exact=True, ov_config={key: 64}))
 
 
+@pytest.fixture
+def with_runtime(tiny_llama_ov, tmp_path) -> Path:
+    """An export that brings a runtime option with it."""
+    folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "exported"))
+    (folder / "hfpipe.json").write_text('{"runtime": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}}')
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, "64 (from the export)"),
+        ({"ov_config": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}}, "32"),
+        ({"exact": True}, "0"),
+    ],
+)
+def test_options_of_the_export_give_way_to_the_users(with_runtime, cache, mode, options, shown):
+    with load(with_runtime, MODES[mode], **options) as backend:
+        assert backend.info.detail["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == shown
+
+
 # Failing
 
 
