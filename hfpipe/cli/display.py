@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -61,6 +62,8 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._spinner: Spinner | None = None
+        # The name of a stage, and when it began.
+        self._clock: tuple[str, float] | None = None
         self._live: Live | None = None
         self._closed = False
 
@@ -71,15 +74,17 @@ class Display:
         """Show a spinner with `text` from now on, or none."""
         with self._lock:
             self._spinner = None if text is None else Spinner("line", Text(text))
+            self._clock = None
             self._redraw()
 
     def stage(self, text: str | None) -> None:
-        """A spinner with `text`, in place of the bars that an earlier stage may have left unfinished."""
+        """A spinner with `text` and a clock, in place of the bars that an earlier stage may have left unfinished."""
         with self._lock:
             for task in self._tasks.values():
                 self._bars.remove_task(task)
             self._tasks.clear()
             self.spin(text)
+            self._clock = (text, time.monotonic()) if text else None
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
         """One bar a task; done == total ends it."""
@@ -107,6 +112,9 @@ class Display:
             self._live = None
 
     def _picture(self) -> RenderableType:
+        if self._spinner and self._clock:
+            text, begun = self._clock
+            self._spinner.update(text=Text(f"{text} ({time.monotonic() - begun:.0f} s)"))
         return self._bars if self._tasks else self._spinner or ""
 
 

@@ -68,11 +68,9 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> str:
 
 
 def _runtime(runtime: Mapping[str, str], measured: list[Mapping[str, Any]]) -> str:
-    default = measured[0]
     chosen = next(one for one in measured if one["properties"] == runtime)
     options = ", ".join(f"{key}={value}" for key, value in runtime.items())
-    prefill, decode = (chosen[name] / default[name] for name in ("prefill_tps", "decode_tps"))
-    return f"{options}: prompts {prefill:.2f} times as fast, generation {decode:.2f}"
+    return f"{options}: prompts {chosen['prefill_ratio']:.2f} times as fast, generation {chosen['decode_ratio']:.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -36,15 +36,15 @@ def export(
     Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
-    if plan.output.exists():
-        if (existing := _same(plan)) and not force:
+    if plan.output.exists() and not force:
+        difference, existing = _difference(plan, verify)
+        if existing and not difference:
             return Exported(plan.output, existing, made=False)
-        check_replaceable(plan.output)
-        if not force and any(plan.output.iterdir()):
+        if not plan.output.is_dir() or any(plan.output.iterdir()):
             raise HFPipeError(
-                f"{plan.output} exists, made {_difference(plan)}.",
-                hint="Name another OUTPUT, or replace it with --force.",
+                f"{plan.output} exists, {difference}.", hint="Name another OUTPUT, or replace it with --force."
             )
+    check_replaceable(plan.output)
     seconds: dict[str, float] = {}
     with workplace(plan.output) as work:
         with _timed(seconds, "export"):
@@ -64,22 +64,18 @@ def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
     run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
 
 
-def _same(plan: Plan) -> dict[str, Any] | None:
-    """The report of what stands at the output where it is what the plan would make."""
-    existing = reports.read(plan.output)
-    if existing is None or existing.get("request") != plan.request():
-        return None
-    same_source = existing["source"]["sha256"] == reports.source_digest(plan.source)
-    return existing if same_source else None
-
-
-def _difference(plan: Plan) -> str:
+def _difference(plan: Plan, verify: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """What tells the export that stands at the output from the one that is planned, and its report."""
     existing = reports.read(plan.output)
     if existing is None:
-        return "by something else"
-    if existing.get("request") != plan.request():
-        return "with other options"
-    return "of another model, or of another state of it"
+        return "and is no finished export of hfpipe", None
+    if existing["request"] != plan.request():
+        return "made with other options", existing
+    if existing["source"]["sha256"] != reports.source_digest(plan.source):
+        return "made of another model, or of another state of it", existing
+    if verify and "answer" not in existing:
+        return "made without verification", existing
+    return None, existing
 
 
 @contextmanager
@@ -91,13 +87,16 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> None:
     reporter.stage("Starting optimum-cli")
+    # All that it needs is here, but for a dataset or code that the user names.
+    downloads = plan.options.trust_remote_code or "--dataset" in plan.options.extra
+    offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
     run_export(
         plan.source,
         plan.command(work.model),
         calibration=plan.calibration.samples if plan.calibration else (),
         reporter=reporter,
         verbose=verbose,
-        environment=same_disk_environment(work.temporary),
+        environment=same_disk_environment(work.temporary) | offline,
     )
 
 

@@ -102,4 +102,4 @@ def _escaped(name: str) -> str:
 
 def same_disk_environment(folder: Path) -> dict[str, str]:
     """Where libraries are to put temporary files: the system's place may be too small for a model."""
-    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)) | {"HF_HUB_OFFLINE": "1"}
+    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))

@@ -83,9 +83,10 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The report of an export; None where there is none that this hfpipe can read."""
+    """The report of an export; None where there is none that this hfpipe has written."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return report if isinstance(report, dict) and report.get("format") == _FORMAT else None
+    known = isinstance(report, dict) and report.get("format") == _FORMAT and {"source", "request"} <= report.keys()
+    return report if known else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,7 @@ _FASTER, _NOT_SLOWER = 1.05, 0.98
 # How much more of KL divergence than the format has cost, and what rounding alone may do.
 _MORE_KL, _NOISE_KL = 1.05, 5e-4
 
+# Prompt tokens and generated tokens a second.
 Speed = tuple[float, float]
 
 
@@ -35,33 +37,50 @@ def choose_options(
 ) -> dict[str, Any]:
     """`runtime`: the properties to run the export with; `runtime_measured`: prompt and generated tokens a second of
     each that was tried, medians of alternating rounds, and the KL divergence of what was considered."""
-    speeds = _measure(folder, reference.vocabulary, temporary, reporter)
-    measured: list[dict[str, Any]] = [
-        {"properties": properties, "prefill_tps": round(speed[0], 1), "decode_tps": round(speed[1], 1)}
-        for properties, speed in zip(_CANDIDATES, speeds, strict=True)
-    ]
-    measured[0]["mean_kl"] = quality.mean_kl
-    for number in sorted(range(1, len(speeds)), key=lambda one: -_gain(speeds[one], speeds[0])):
-        if not _is_faster(speeds[number], speeds[0]):
-            break
-        properties = _CANDIDATES[number]
-        kl = measured[number]["mean_kl"] = score(folder, properties, reference, reporter=reporter).mean_kl
-        if kl <= quality.mean_kl * _MORE_KL + _NOISE_KL:
-            return {"runtime": properties, "runtime_measured": measured}
-    return {"runtime": {}, "runtime_measured": measured}
+    default, *others = _measure(folder, reference.vocabulary, temporary, reporter)
+    measured = [_summary({}, default, default) | {"mean_kl": quality.mean_kl}]
+    chosen: dict[str, str] = {}
+    for properties, samples in zip(_CANDIDATES[1:], others, strict=True):
+        row = _summary(properties, samples, default)
+        if is_faster(samples, default):
+            kl = row["mean_kl"] = score(folder, properties, reference, reporter=reporter).mean_kl
+            if kl <= quality.mean_kl * _MORE_KL + _NOISE_KL and row["gain"] > _gain_of(chosen, measured):
+                chosen = properties
+        measured.append(row)
+    return {"runtime": chosen, "runtime_measured": measured}
 
 
-def _gain(speed: Speed, default: Speed) -> float:
-    return speed[0] / default[0] * speed[1] / default[1]
+def is_faster(samples: Sequence[Speed], default: Sequence[Speed]) -> bool:
+    """Whether prompts or generation are faster, in every one of the alternating rounds, and neither is slower."""
+    ratios = _ratios(samples, default)
+    medians = [median(one) for one in ratios]
+    return min(medians) >= _NOT_SLOWER and any(min(one) > 1 and median(one) >= _FASTER for one in ratios)
 
 
-def _is_faster(speed: Speed, default: Speed) -> bool:
-    ratios = [one / other for one, other in zip(speed, default, strict=True)]
-    return min(ratios) >= _NOT_SLOWER and max(ratios) >= _FASTER
+def _ratios(samples: Sequence[Speed], default: Sequence[Speed]) -> tuple[list[float], list[float]]:
+    """Of prompts and of generation, round by round."""
+    pairs = list(zip(samples, default, strict=True))
+    return [one[0] / other[0] for one, other in pairs], [one[1] / other[1] for one, other in pairs]
 
 
-def _measure(folder: Path, vocabulary: int, temporary: Path, reporter: Reporter) -> list[Speed]:
-    """The median speeds of each candidate, loaded anew in each round, so that one is in memory at a time."""
+def _summary(properties: dict[str, str], samples: Sequence[Speed], default: Sequence[Speed]) -> dict[str, Any]:
+    prefill, decode = (median(one) for one in _ratios(samples, default))
+    return {
+        "properties": properties,
+        "prefill_tps": round(median(one[0] for one in samples), 1),
+        "decode_tps": round(median(one[1] for one in samples), 1),
+        "prefill_ratio": round(prefill, 3),
+        "decode_ratio": round(decode, 3),
+        "gain": round(prefill * decode, 3),
+    }
+
+
+def _gain_of(properties: Mapping[str, str], measured: Sequence[Mapping[str, Any]]) -> float:
+    return next(float(row["gain"]) for row in measured if row["properties"] == properties)
+
+
+def _measure(folder: Path, vocabulary: int, temporary: Path, reporter: Reporter) -> list[list[Speed]]:
+    """The speeds of each candidate, loaded anew in each round, so that one is in memory at a time."""
     samples: list[list[Speed]] = [[] for _ in _CANDIDATES]
     turns = _ROUNDS * len(_CANDIDATES)
     for turn in range(turns):
@@ -72,7 +91,7 @@ def _measure(folder: Path, vocabulary: int, temporary: Path, reporter: Reporter)
         samples[number].append(_speed(backend, np.random.default_rng(turn).integers(vocabulary, size=_PROMPT_TOKENS)))
         backend.close()
     reporter.progress(_TASK, turns, turns, "steps")
-    return [(median(one[0] for one in sample), median(one[1] for one in sample)) for sample in samples]
+    return samples
 
 
 def _speed(backend: SingleBackend, prompt: NDArray[np.int64]) -> Speed:
