@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hfpipe.errors import UsageError
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 GROUP_SIZES = (128, 64, 32)
 _PER_CHANNEL = -1
+# What optimum-cli is told by hfpipe itself: another word of it would make the plan and the report wrong.
+_OURS = re.compile(r"-m|--(?:model|weight-format)(?![a-z-])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,22 @@ class ExportOptions:
             )
         if self.weight_format != "int4":
             self._refuse("--weight-format int4", self._int4_options())
+        if self.weight_format not in ("int4", "int8"):
+            self._refuse("--weight-format int4 or int8", {"--sym": self.sym})
         if self.data_free:
             self._refuse("calibration text, which --data-free leaves out", self._data_options())
+        for word in self.extra:
+            if named := _OURS.match(word):
+                raise UsageError(f"{named[0]} is hfpipe's own, and does not go after --.")
 
     def _int4_options(self) -> dict[str, bool]:
         return {
             "--group-size": self.group_size is not None,
             "--ratio": self.ratio is not None,
+            "--awq": self.awq,
             "--data-free": self.data_free,
             **self._data_options(),
-        } | {"--sym": self.sym and self.weight_format != "int8"}
+        }
 
     def _data_options(self) -> dict[str, bool]:
         return {
