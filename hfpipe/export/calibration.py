@@ -12,6 +12,7 @@ from hfpipe.errors import UsageError
 from hfpipe.quality import texts
 
 _KEYS = ("text", "prompt")
+_JSON_LINES = (".jsonl", ".ndjson")
 # About 128 tokens, and as many samples as scale estimation looks at.
 _SAMPLE_CHARACTERS = 512
 _MOST_SAMPLES = 128
@@ -42,7 +43,7 @@ def from_file(path: Path) -> Calibration:
         raise UsageError(f"The calibration file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"The calibration file {path} is not UTF-8 text (byte {error.start:,}).") from error
-    records = list(_records(path, content)) if path.suffix in (".jsonl", ".ndjson") else [content]
+    records = list(_records(path, content)) if path.suffix.lower() in _JSON_LINES else [content]
     if not any(record.strip() for record in records):
         raise UsageError(f"The calibration file {path} is empty.", hint="Some 30 kB of text like the model's own work.")
     return Calibration(str(path), _samples(records))
@@ -54,12 +55,15 @@ def _records(path: Path, content: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number}, is not JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            # The error's own words say "line 1".
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise UsageError(f"{path}, line {number}, is not JSON: {reason}.") from error
         texts_in = [record[key] for key in _KEYS if isinstance(record, dict) and isinstance(record.get(key), str)]
         if not texts_in:
             raise UsageError(f'{path}, line {number}, has neither "text" nor "prompt".')
-        yield texts_in[0]
+        # JSON can hold half a character, which a tokenizer does not take.
+        yield next((text for text in texts_in if text.strip()), "").encode(errors="replace").decode()
 
 
 def _samples(documents: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,181 @@
+"""The texts to calibrate on: read from a file as it comes, and cut into samples that lose nothing."""
+
+import json
+import os
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfpipe.errors import UsageError
+from hfpipe.export import calibration
+from hfpipe.export.calibration import from_file
+
+LONGEST, MOST = 512, 128
+PIECES = st.sampled_from(
+    ["a", "word", "longer words", " ", "  ", "\n", "\n\n", "\t", "é", "漢字", "🙂", "x" * 300, " " * 700]
+)
+DOCUMENTS = st.lists(PIECES, max_size=40).map("".join)
+
+
+def samples(tmp_path, content, name="text.txt"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return from_file(path).samples
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["one\ntwo", "\ufeffone\ntwo", "one\r\ntwo\r\n", "\n\n one\ntwo \n\n"],
+    ids=["plain", "BOM", "CRLF", "space"],
+)
+def test_a_text_file(tmp_path, content):
+    assert samples(tmp_path, content) == ("one\ntwo",)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.JSONL"])
+def test_a_file_of_records(tmp_path, name, start, ending):
+    lines = ['{"text": "one", "id": 1}', "", '{"prompt": "two\\nlines"}', '{"prompt": "no", "text": "three é"}']
+    assert samples(tmp_path, start + ending.join(lines), name) == ("one", "two\nlines", "three é")
+
+
+def test_records_without_text_are_left_out(tmp_path):
+    content = '{"text": ""}\n{"prompt": " "}\n{"text": "", "prompt": "one"}\n{"text": null, "prompt": "two"}\n'
+    assert samples(tmp_path, content, "x.jsonl") == ("one", "two")
+
+
+def test_a_line_of_a_text_file_may_look_like_a_record(tmp_path):
+    assert samples(tmp_path, '{"text": "one"}') == ('{"text": "one"}',)
+
+
+def test_half_a_character_is_not_taken_along(tmp_path):
+    """JSON can hold one; a tokenizer would stop at it."""
+    (sample,) = samples(tmp_path, r'{"text": "one \ud83d two"}', "x.jsonl")
+    assert sample.encode()
+    assert sample.startswith("one ")
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+@pytest.mark.parametrize("content", ["", "\ufeff", " \n\t\r\n"], ids=["empty", "BOM", "space"])
+def test_nothing_to_calibrate_on(tmp_path, name, content):
+    with pytest.raises(UsageError, match=f"The calibration file .*{name} is empty") as caught:
+        samples(tmp_path, content, name)
+    assert "30 kB" in caught.value.hint
+
+
+def test_records_that_are_all_empty(tmp_path):
+    with pytest.raises(UsageError, match="is empty"):
+        samples(tmp_path, '{"text": ""}\n{"text": " "}\n', "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": ', "line 3, is not JSON: Expecting value at column 10."),
+        ("one", "line 3, is not JSON: Expecting value at column 1."),
+        ("[" * 100_000, "line 3, is not JSON: "),
+        ('{"question": "one"}', 'line 3, has neither "text" nor "prompt"'),
+        ('{"text": 1}', 'line 3, has neither "text" nor "prompt"'),
+        ('["text"]', 'line 3, has neither "text" nor "prompt"'),
+        ('"text"', 'line 3, has neither "text" nor "prompt"'),
+    ],
+    ids=["cut", "text", "deep", "question", "number", "list", "string"],
+)
+def test_a_wrong_record_is_named_by_its_line(tmp_path, line, said):
+    with pytest.raises(UsageError) as caught:
+        samples(tmp_path, f'{{"text": "one"}}\n\n{line}\n', "x.jsonl")
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_bytes_that_are_not_text(tmp_path):
+    with pytest.raises(UsageError, match=r"is not UTF-8 text \(byte 1,000\)"):
+        samples(tmp_path, b"a" * 1000 + b"\xff")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for path, reason in [(tmp_path / "none", "No such file"), (tmp_path, "Is a directory")]:
+        with pytest.raises(UsageError, match=f"cannot be read: {reason}"):
+            from_file(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("one")
+    path.chmod(0)
+    tmp_path.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UsageError, match="cannot be read"):
+            from_file(path)
+    finally:
+        os.seteuid(user)
+
+
+# Samples
+
+
+def squeezed(text):
+    return "".join(text.split())
+
+
+def spread(documents):
+    return calibration._samples(documents)
+
+
+@given(st.lists(DOCUMENTS | st.text(max_size=1500), max_size=5))
+@settings(deadline=None)
+def test_samples_are_the_text(documents):
+    """In its order, none of it lost, invented or changed, but for white space where it is cut."""
+    found = spread(documents)
+    assert all(sample.strip() and len(sample) <= LONGEST for sample in found)
+    if len(found) < MOST:
+        assert "".join(map(squeezed, found)) == "".join(map(squeezed, documents))
+    rest = "\0".join(documents)
+    for sample in found:
+        before, there, rest = rest.partition(sample)
+        assert there
+        assert not before.replace("\0", " ").strip() or len(found) == MOST
+
+
+@given(st.lists(st.sampled_from(["word", "a", "longer"]), min_size=1, max_size=2000).map(" ".join))
+@settings(max_examples=30, deadline=None)
+def test_words_stay_whole_and_samples_are_of_similar_length(text):
+    found = spread([text])
+    assert " ".join(found).split() == text.split()
+    assert all(len(sample) > LONGEST - 10 for sample in found[:-1])
+
+
+def test_of_many_samples_those_are_taken_that_lie_evenly():
+    found = spread([f"{number:04}" for number in range(1000)])
+    assert len(found) == MOST
+    steps = {int(after) - int(before) for before, after in pairwise(found)}
+    assert found[0] == "0000"
+    assert steps == {7, 8}
+    assert len(spread(["one"] * MOST)) == MOST
+
+
+def test_the_built_in_text_has_several_kinds():
+    found = calibration.built_in()
+    assert found.name == "built-in"
+    assert 20 < len(found.samples) <= MOST
+    assert any("def " in sample for sample in found.samples)
+
+
+def test_the_digest_is_of_the_samples_alone(tmp_path):
+    for name, content in [("a.txt", "one two"), ("b.txt", " one two\n"), ("c.jsonl", json.dumps({"text": "one two"}))]:
+        (tmp_path / name).write_text(content)
+    a, b, c = (from_file(tmp_path / name) for name in ("a.txt", "b.txt", "c.jsonl"))
+    assert a.digest == b.digest == c.digest
+    assert a.name == str(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("one, two")
+    assert from_file(tmp_path / "a.txt").digest != a.digest
+    assert spread(["ab", "c"]) != spread(["a", "bc"])
