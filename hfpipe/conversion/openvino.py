@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import nncf
+import openvino as ov
 import rich.progress
 from optimum.commands.export.openvino import OVExportCommand, parse_args_openvino
 from optimum.exporters.openvino import __main__ as exporter
@@ -20,6 +22,7 @@ from hfpipe.cache import writing
 from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.types import Reporter
 
+OPENVINO = "openvino_model.xml"
 _STAGES = {
     "main_export": "Reading the weights and converting",
     "maybe_convert_tokenizers": "Converting the tokenizer",
@@ -31,7 +34,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     """Run optimum-cli's `export openvino` with `arguments["command"]`, unless `arguments["check_only"]`.
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
-    dataset that optimum-cli would download. Raises UnsupportedModel before a weight is read.
+    dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
+    names in `arguments["in_8_bits"]`. Raises UnsupportedModel before a weight is read.
     """
     options = _parse(arguments["command"])
     _check_exportable(options, arguments["reference"])
@@ -40,6 +44,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     if arguments.get("calibration") and options.dataset is None:
         options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
     _report_to(reporter)
+    if arguments.get("in_8_bits"):
+        _leave_in_8_bits(arguments["in_8_bits"], reporter)
     command = OVExportCommand(None, options, from_defaults_factory=True, parser=argparse.ArgumentParser())
     try:
         with writing(options.output.parent):
@@ -110,6 +116,26 @@ def _report_to(reporter: Reporter) -> None:
 
     # The bars of nncf are Rich's: what is called ten times a second to draw them.
     rich.progress.Progress.get_renderable = report  # type: ignore[assignment]
+
+
+def _leave_in_8_bits(patterns: Sequence[str], reporter: Reporter) -> None:
+    """Have optimum-cli quantize the rest, and then these: it has no option that names layers."""
+    quantize = exporter._main_quantize
+
+    def in_two_steps(*, quantization_config: dict[str, Any], output: Path, **more: Any) -> None:
+        scope = {"patterns": list(patterns), "validate": False}
+        quantize(quantization_config=quantization_config | {"ignored_scope": scope}, output=output, **more)
+        reporter.stage("Quantizing the rest to 8 bits")
+        model = ov.Core().read_model(output / OPENVINO)
+        rest = output / "8-bits"
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        ov.save_model(model, rest / OPENVINO, compress_to_fp16=False)
+        del model
+        for path in rest.iterdir():
+            path.replace(output / path.name)
+        rest.rmdir()
+
+    exporter._main_quantize = in_two_steps
 
 
 def _staged(function: Callable[..., Any], text: str, reporter: Reporter) -> Callable[..., Any]:

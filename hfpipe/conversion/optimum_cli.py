@@ -27,6 +27,7 @@ def run_export(
     *,
     reporter: Reporter,
     calibration: Sequence[str] = (),
+    in_8_bits: Sequence[str] = (),
     check_only: bool = False,
     verbose: bool = False,
     environment: Mapping[str, str] | None = None,
@@ -36,6 +37,7 @@ def run_export(
         "reference": source.reference,
         "command": list(command),
         "calibration": list(calibration),
+        "in_8_bits": list(in_8_bits),
         "check_only": check_only,
     }
     run_child(

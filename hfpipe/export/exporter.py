@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> 
         plan.source,
         plan.command(work.model),
         calibration=plan.calibration.samples if plan.calibration else (),
+        in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
         reporter=reporter,
         verbose=verbose,
         environment=same_disk_environment(work.temporary) | offline,

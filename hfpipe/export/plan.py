@@ -41,10 +41,12 @@ _CERTAIN = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """int4, decided: see ExportOptions. `adjust` has layers that the group size does not divide take a smaller one."""
+    """int4, decided: see ExportOptions. Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with
+    `adjust`, those that the group size does not divide take a smaller one."""
 
     group_size: int
     ratio: float
+    in_8_bits: tuple[str, ...]
     sym: bool
     awq: bool
     scale_estimation: bool
@@ -70,6 +72,7 @@ class Quantization:
         words = [f"groups of {self.group_size}" if self.group_size > 0 else "whole channels"]
         words += ["symmetric"] if self.sym else []
         words += [f"{self.ratio:.0%} of the layers' weights in 4 bits"] if self.ratio < 1 else []
+        words += [f"{', '.join(self.in_8_bits)} in 8 bits"] if self.in_8_bits else []
         words += [name for name, is_on in method.items() if is_on]
         return ", ".join(words)
 
@@ -114,6 +117,10 @@ class Plan:
     def calibration(self) -> Calibration | None:
         return self.quantization.calibration if self.quantization else None
 
+    @property
+    def in_8_bits(self) -> tuple[str, ...]:
+        return self.quantization.in_8_bits if self.quantization else ()
+
     def source_fits_in_float32(self) -> bool:
         """Whether the source can be read in 32 bits, to be compared with."""
         files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
@@ -125,6 +132,7 @@ class Plan:
         command = self.command(Path("OUTPUT"))
         return {
             "options": command[command.index("--weight-format") : -1],
+            "in_8_bits": list(self.in_8_bits),
             "calibration": self.calibration.digest if self.calibration else None,
         }
 
@@ -177,9 +185,13 @@ def _quantize(options: ExportOptions, shapes: Shapes | None, *, force: bool) -> 
     adjust = auto and not (shapes and shapes.divisible(group_size))
     texts = _texts(options, shapes)
     named = options.awq or options.scale_estimation or options.gptq
-    ratio = options.ratio if options.ratio is not None else _RATIO if texts else 1.0
+    in_8_bits = shapes.sensitive() if shapes and texts and options.ratio is None else ()
+    # Where the names of the layers say nothing, nncf finds the sensitive ones by the texts.
+    ratio = options.ratio or (_RATIO if texts and not in_8_bits else 1.0)
     estimate_scales = options.scale_estimation or (bool(texts) and not named)
-    return Quantization(group_size, ratio, options.sym, options.awq, estimate_scales, options.gptq, texts, adjust)
+    return Quantization(
+        group_size, ratio, in_8_bits, options.sym, options.awq, estimate_scales, options.gptq, texts, adjust
+    )
 
 
 def _check_group_size(group_size: int, shapes: Shapes) -> None:
@@ -216,10 +228,10 @@ def _estimate(shapes: Shapes, weight_format: str, quantization: Quantization | N
     if weight_format in ("fp32", "fp16"):
         size = export_bytes(shapes, weight_format, -1, 1.0)
         return Estimate(size, size, _START_BYTES + 2 * max(own, size), seconds)
-    group_size, ratio, sym = (
-        (quantization.group_size, quantization.ratio, quantization.sym) if quantization else (-1, 1.0, False)
-    )
-    size = export_bytes(shapes, weight_format, group_size, ratio, sym=sym)
+    size = export_bytes(shapes, weight_format, -1, 1.0)
+    if quantization:
+        ratio = quantization.ratio - shapes.share_of(quantization.in_8_bits)
+        size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
     seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
     memory = _START_BYTES + 2 * own + size
     if quantization and quantization.calibration:
