@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,12 @@ def available_memory() -> int:
         with suppress(OSError, ValueError):
             available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(available, 0)
+
+
+def peak_memory_of_children() -> int:
+    """The most bytes that one of the ended child processes held at once."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_disk(folder: Path) -> int:

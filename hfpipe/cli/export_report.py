@@ -43,7 +43,8 @@ def result(done: Exported) -> dict[str, str]:
         rows["tokenizer"] = _tokenizer(report["tokenizer"])
     if runtime := report.get("runtime"):
         rows["runtime"] = _runtime(runtime, report["runtime_measured"])
-    rows["time"] = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    rows["time"] = f"{times}; {gigabytes(report['peak_memory'])} of memory for the export"
     return rows | {"run it": f'hfpipe run {done.folder.name} "..."'}
 
 

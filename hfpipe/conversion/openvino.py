@@ -122,9 +122,9 @@ def _leave_in_8_bits(patterns: Sequence[str], reporter: Reporter) -> None:
     """Have optimum-cli quantize the rest, and then these: it has no option that names layers."""
     quantize = exporter._main_quantize
 
-    def in_two_steps(*, quantization_config: dict[str, Any], output: Path, **more: Any) -> None:
-        scope = {"patterns": list(patterns), "validate": False}
-        quantize(quantization_config=quantization_config | {"ignored_scope": scope}, output=output, **more)
+    def in_two_steps(*, quantization_config: Any, output: Path, **more: Any) -> None:
+        quantization_config.ignored_scope = {"patterns": list(patterns)}
+        quantize(quantization_config=quantization_config, output=output, **more)
         reporter.stage("Quantizing the rest to 8 bits")
         model = ov.Core().read_model(output / OPENVINO)
         rest = output / "8-bits"

@@ -16,6 +16,7 @@ from hfpipe.errors import HFPipeError
 from hfpipe.export import report as reports
 from hfpipe.export.place import Workplace, check_replaceable, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
+from hfpipe.machine import peak_memory_of_children
 from hfpipe.quality import make_reference
 from hfpipe.types import Reporter, Silent
 
@@ -50,7 +51,8 @@ def export(
     with workplace(plan.output) as work:
         with _timed(seconds, "export"):
             _convert(plan, work, verbose, reporter)
-        report = reports.describe(plan, work.model) | {"seconds": seconds}
+        measured = {"seconds": seconds, "peak_memory": peak_memory_of_children()}
+        report = reports.describe(plan, work.model) | measured
         if verify:
             with _timed(seconds, "verification"):
                 report |= _verify(plan, work, verbose, reporter)
