@@ -52,7 +52,7 @@ def export(
 
     with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
         source = sources.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
-        plan = make_plan(source, output, wanted, force=force)
+        plan = make_plan(source, output, wanted, force=force, verify=not no_verify)
         _warn(plan.warnings)
         if dry_run:
             talk.stage("Asking the exporter")

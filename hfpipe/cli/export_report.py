@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfpipe.cli.output import shown
+from hfpipe.export.estimate import gigabytes
 from hfpipe.export.exporter import Exported
-from hfpipe.export.plan import Plan, gigabytes
+from hfpipe.export.plan import Plan
 from hfpipe.machine import available_memory, free_disk
 
 

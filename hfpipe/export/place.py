@@ -15,7 +15,7 @@ from hfpipe.cache import settle, writing
 from hfpipe.errors import HFPipeError, UsageError
 
 _SUFFIX = ".hfpipe-export"
-_MODEL, _TEMPORARY, _LOCK, _OLD = "model", "tmp", "lock", "old"
+_MODEL, _TEMPORARY, _LOCK, _OLD, _REPLACED = "model", "tmp", "lock", "old", "replaced"
 # A folder with one of these was made by an exporter.
 _MARKS = ("hfpipe.json", "openvino_model.xml", "openvino_encoder_model.xml")
 
@@ -52,8 +52,10 @@ class Workplace:
         self.temporary.mkdir()
 
     def finish(self) -> None:
-        """Give the model its name. An old export of that name is replaced."""
+        """Give the model its name. An old export of that name is replaced. Raises UsageError for anything else there."""
         settle(self.model)
+        # Something else may have come there while the export was made.
+        check_replaceable(self._output)
         try:
             if self._output.exists():
                 self._output.rename(self._work / _OLD)
@@ -61,6 +63,9 @@ class Workplace:
         except BaseException:
             _restore(self._work, self._output)
             raise
+        if (self._work / _OLD).exists():
+            # While it is being removed it is no export any more, and never comes back.
+            (self._work / _OLD).rename(self._work / _REPLACED)
 
 
 def _restore(work: Path, output: Path) -> None:

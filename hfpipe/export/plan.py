@@ -15,8 +15,10 @@ from hfpipe.conversion.optimum_cli import export_command
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export import calibration
 from hfpipe.export.calibration import Calibration
+from hfpipe.export.estimate import START_BYTES, Estimate, calibration_seconds, foretell_export, gigabytes
 from hfpipe.export.options import ExportOptions
-from hfpipe.export.shapes import Shapes, classify, export_bytes
+from hfpipe.export.quantization import Quantization
+from hfpipe.export.shapes import Shapes, classify
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.sources.folder import tensor_shapes
 from hfpipe.types import ModelSource
@@ -30,61 +32,8 @@ _RATIO = 0.65
 # Calibration that takes no longer is done without being asked for.
 _UNASKED_S = 600
 
-# Measured on two cores, with models of 0.1 and 1 billion parameters.
-_START_S, _START_BYTES = 12.0, 1_000_000_000
-_CONVERSION_S_PER_WEIGHT = 8e-8
-_QUANTIZATION_S_PER_WEIGHT = 8e-8
-_CALIBRATION_S_PER_WEIGHT = 3e-7
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """int4, decided: see ExportOptions. Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with
-    `adjust`, those that the group size does not divide take a smaller one."""
-
-    group_size: int
-    ratio: float
-    in_8_bits: tuple[str, ...]
-    sym: bool
-    awq: bool
-    scale_estimation: bool
-    gptq: bool
-    calibration: Calibration | None
-    adjust: bool
-
-    def arguments(self) -> list[str]:
-        """As options of optimum-cli."""
-        flags = {"--sym": self.sym, "--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
-        return [
-            "--group-size",
-            str(self.group_size),
-            "--ratio",
-            str(self.ratio),
-            *(["--group-size-fallback", "adjust"] if self.adjust else []),
-            *(flag for flag, is_on in flags.items() if is_on),
-        ]
-
-    def describe(self) -> str:
-        """In one line, for a person."""
-        method = {"AWQ": self.awq, "scale estimation": self.scale_estimation, "GPTQ": self.gptq}
-        words = [f"groups of {self.group_size}" if self.group_size > 0 else "whole channels"]
-        words += ["symmetric"] if self.sym else []
-        words += [f"{self.ratio:.0%} of the layers' weights in 4 bits"] if self.ratio < 1 else []
-        words += [f"{', '.join(self.in_8_bits)} in 8 bits"] if self.in_8_bits else []
-        words += [name for name, is_on in method.items() if is_on]
-        return ", ".join(words)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What an export will take: bytes of the result, bytes on disk and in memory at most, seconds on two cores."""
-
-    size: int
-    disk: int
-    memory: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +74,7 @@ class Plan:
         """Whether the source can be read in 32 bits, to be compared with."""
         files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
         parameters = sum(path.stat().st_size for path in files) / (2 if _own_format(self.source) == "fp16" else 4)
-        return 4 * parameters + _START_BYTES < available_memory()
+        return 4 * parameters + START_BYTES < available_memory()
 
     def request(self) -> dict[str, Any]:
         """What tells one export of a model from another."""
@@ -144,16 +93,21 @@ def default_output(reference: str, weight_format: str) -> Path:
     return Path(f"{name}-ov-{weight_format}")
 
 
-def make_plan(source: ModelSource, output: Path | None, options: ExportOptions, *, force: bool = False) -> Plan:
-    """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail."""
+def make_plan(
+    source: ModelSource, output: Path | None, options: ExportOptions, *, force: bool = False, verify: bool = True
+) -> Plan:
+    """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail, unless
+    `force`."""
     _check_source(source)
     weight_format = options.weight_format or _own_format(source)
     tensors = tensor_shapes(source.folder)
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
     quantization = _quantize(options, shapes, force=force) if weight_format == "int4" else None
     output = (output or default_output(source.reference, weight_format)).absolute()
-    estimate = _estimate(shapes, weight_format, quantization, _own_format(source)) if shapes else None
-    if estimate:
+    estimate = None
+    if shapes:
+        export = foretell_export(shapes, weight_format, quantization, _own_format(source))
+        estimate = export.verified(source) if verify else export
         _check_disk(estimate, output, force)
     warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
     return Plan(source, output, options, weight_format, quantization, estimate, warnings)
@@ -212,33 +166,9 @@ def _texts(options: ExportOptions, shapes: Shapes | None) -> Calibration | None:
     if options.calibration:
         return calibration.from_file(options.calibration)
     asked = options.scale_estimation or options.gptq
-    if asked or (shapes and _calibration_seconds(shapes) <= _UNASKED_S):
+    if asked or (shapes and calibration_seconds(shapes) <= _UNASKED_S):
         return calibration.built_in()
     return None
-
-
-def _calibration_seconds(shapes: Shapes) -> float:
-    return sum(layer.parameters for layer in shapes.layers) * _CALIBRATION_S_PER_WEIGHT
-
-
-def _estimate(shapes: Shapes, weight_format: str, quantization: Quantization | None, own_format: str) -> Estimate:
-    """optimum-cli writes the model in its own precision before it quantizes."""
-    own = export_bytes(shapes, own_format, -1, 1.0)
-    seconds = _START_S + shapes.parameters * _CONVERSION_S_PER_WEIGHT
-    if weight_format in ("fp32", "fp16"):
-        size = export_bytes(shapes, weight_format, -1, 1.0)
-        return Estimate(size, size, _START_BYTES + 2 * max(own, size), seconds)
-    size = export_bytes(shapes, weight_format, -1, 1.0)
-    if quantization:
-        ratio = quantization.ratio - shapes.share_of(quantization.in_8_bits)
-        size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
-    seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
-    memory = _START_BYTES + 2 * own + size
-    if quantization and quantization.calibration:
-        # The statistics need the model's answers, in 32 bits.
-        memory += 4 * shapes.parameters
-        seconds += _calibration_seconds(shapes) * (3 if quantization.gptq else 1)
-    return Estimate(size, own + size, memory, seconds)
 
 
 def _check_disk(estimate: Estimate, output: Path, force: bool) -> None:
@@ -266,15 +196,6 @@ def _warnings(
     if quantization and quantization.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
     if quantization and not quantization.calibration and not options.data_free:
-        minutes = round(_calibration_seconds(shapes) / 60) if shapes else None
+        minutes = round(calibration_seconds(shapes) / 60) if shapes else None
         reason = f"would take about {minutes} minutes" if minutes else "has a cost that cannot be foretold here"
         yield f"Quantized without calibration text, which {reason}: --scale-estimation asks for it, and loses less."
-
-
-def gigabytes(size: float) -> str:
-    """A size for a person, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

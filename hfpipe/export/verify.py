@@ -47,8 +47,10 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         reference = read_reference(Path(arguments["reference_folder"]))
         quality = score(folder, {}, reference, reporter=reporter)
         report["quality"] = quality.as_dict() | {"reference_dtype": reference.dtype}
-        reporter.stage("Measuring runtime options")
-        report |= choose_options(folder, quality, reference, temporary, reporter=reporter)
+        # They concern products of integers.
+        if any(precision.startswith("int") for precision in report["weights"]):
+            reporter.stage("Measuring runtime options")
+            report |= choose_options(folder, quality, reference, temporary, reporter=reporter)
     return report
 
 
