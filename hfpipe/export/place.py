@@ -52,7 +52,7 @@ class Workplace:
         self.temporary.mkdir()
 
     def finish(self) -> None:
-        """Give the model its name. An old export of that name is replaced. Raises UsageError for anything else there."""
+        """Give the model its name, in place of an old export. Raises UsageError where something else stands there."""
         settle(self.model)
         # Something else may have come there while the export was made.
         check_replaceable(self._output)

@@ -1,0 +1,62 @@
+"""What this machine has left, within the limits that a container sets."""
+
+import shutil
+
+import psutil
+import pytest
+
+from hfpipe import machine
+from hfpipe.machine import available_memory, free_disk
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    """Writes the limit and the use of a container; None leaves the file out."""
+    files = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr(machine, "_CGROUPS", [tuple(map(str, files))])
+
+    def write(*texts):
+        for path, text in zip(files, texts, strict=True):
+            if text is not None:
+                path.write_text(text)
+
+    return write
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """A machine with 1000 bytes available."""
+
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize(
+    ("limit", "used", "available"),
+    [
+        (None, None, 1000),
+        ("max\n", "300\n", 1000),
+        ("900\n", "300\n", 600),
+        ("9223372036854771712\n", "300\n", 1000),
+        ("900\n", "950\n", 0),
+        ("900\n", None, 1000),
+        ("", "", 1000),
+    ],
+    ids=["none", "max", "limited", "no limit of version 1", "over it", "half", "empty"],
+)
+def test_memory_is_what_the_container_leaves(cgroup, limit, used, available):
+    cgroup(limit, used)
+    assert available_memory() == available
+
+
+def test_the_memory_of_this_machine():
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+def test_the_disk_of_a_folder_that_does_not_stand_is_that_above_it(tmp_path):
+    total = shutil.disk_usage(tmp_path).total
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        assert 0 < free_disk(folder) <= total
