@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import ENOSPC
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import nncf
 import openvino as ov
+import openvino_tokenizers
 import rich.progress
 from optimum.commands.export.openvino import OVExportCommand, parse_args_openvino
 from optimum.exporters.openvino import __main__ as exporter
+from optimum.exporters.openvino import convert
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig
 from transformers import __version__ as transformers_version
@@ -35,7 +39,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
-    names in `arguments["in_8_bits"]`. Raises UnsupportedModel before a weight is read.
+    names in `arguments["in_8_bits"]`; for a disk that takes nothing, `arguments["disk"]` is the folder to name, and
+    `arguments["variable"]` what to change. Raises UnsupportedModel before a weight is read.
     """
     options = _parse(arguments["command"])
     _check_exportable(options, arguments["reference"])
@@ -48,12 +53,45 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
         _leave_in_8_bits(arguments["in_8_bits"], reporter)
     command = OVExportCommand(None, options, from_defaults_factory=True, parser=argparse.ArgumentParser())
     try:
-        with writing(options.output.parent):
+        with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_told():
             command.run()
     except nncf.InvalidGroupSizeError as error:
         raise UsageError(_first_line(error), hint="--group-size auto chooses one that fits.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise _cannot(arguments["reference"], _first_line(error)) from error
+
+
+@contextmanager
+def _full_disks_told() -> Iterator[None]:
+    """Raise an OSError for a full disk, which OpenVINO and the libraries in Rust tell by errors of their own, and
+    optimum-cli not at all where it is the tokenizer that could not be written."""
+    untold: list[Exception] = []
+    for module, name in ((openvino_tokenizers, "convert_tokenizer"), (convert, "export_tokenizer")):
+        setattr(module, name, _noted(getattr(module, name), untold))
+    try:
+        yield
+    except Exception as error:
+        _raise_if_full(error)
+        raise
+    for one in untold:
+        _raise_if_full(one)
+
+
+def _noted(function: Callable[..., Any], errors: list[Exception]) -> Callable[..., Any]:
+    @wraps(function)
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    return noted
+
+
+def _raise_if_full(error: Exception) -> None:
+    if "iostream error" in str(error) or "No space left" in str(error):
+        raise OSError(ENOSPC, "No space left on device") from error
 
 
 def _cannot(reference: str, reason: str) -> UnsupportedModel:
@@ -75,14 +113,19 @@ def _parse(command: Sequence[str]) -> argparse.Namespace:
     """optimum-cli's own options."""
     parser = _Parser(prog="optimum-cli export openvino", add_help=False, allow_abbrev=False)
     parse_args_openvino(parser)
-    return parser.parse_args(command)
+    # The folder first: at the end it would be the value of an option that has none.
+    *options, folder = command
+    return parser.parse_args([folder, *options])
 
 
 def _check_exportable(options: argparse.Namespace, reference: str) -> None:
     """Raise UnsupportedModel where the exporter's own tables do not have the model for the installed versions."""
-    config = AutoConfig.from_pretrained(
-        options.model, trust_remote_code=options.trust_remote_code, local_files_only=True
-    )
+    try:
+        config = AutoConfig.from_pretrained(
+            options.model, trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except (ValueError, KeyError) as error:
+        raise _cannot(reference, f"{_first_line(error).partition('. ')[0].removesuffix('.')}.") from error
     kind = config.model_type
     tables = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
     if "openvino" not in tables.get(kind, {}):

@@ -31,14 +31,22 @@ def run_export(
     check_only: bool = False,
     verbose: bool = False,
     environment: Mapping[str, str] | None = None,
+    disk: Path | None = None,
+    variable: str = "HFPIPE_CACHE",
 ) -> None:
-    """Run the command in a child process: see `hfpipe.conversion.openvino.main`. Raises HFPipeError."""
+    """Run the command in a child process: see `hfpipe.conversion.openvino.main`. Raises HFPipeError.
+
+    Where `disk`, by default the folder that the command names, is full, or may not be written, `variable` is what the
+    user can change.
+    """
     arguments: dict[str, Any] = {
         "reference": source.reference,
         "command": list(command),
         "calibration": list(calibration),
         "in_8_bits": list(in_8_bits),
         "check_only": check_only,
+        "disk": str(disk or Path(command[-1]).parent),
+        "variable": variable,
     }
     run_child(
         "hfpipe.conversion.openvino",

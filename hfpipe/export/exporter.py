@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> 
         reporter=reporter,
         verbose=verbose,
         environment=same_disk_environment(work.temporary) | offline,
+        disk=plan.output.parent,
+        variable="OUTPUT",
     )
 
 
@@ -121,6 +124,8 @@ def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> d
             verbose=verbose,
         )
     except HFPipeError as error:
+        # What it wrote may be what filled the disk.
+        shutil.rmtree(folder)
         warnings.append(f"Not compared with its source, which could not be scored: {error.message}")
     reporter.stage("Loading the export")
     arguments = {
