@@ -123,7 +123,8 @@ def _converse(
 
 def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: bool) -> None:
     for raw in stream:
-        line = raw.decode(errors="replace").rstrip()
+        # Of a bar that was drawn over and over, its last state.
+        line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
         if line:
             lines.append(line)
             if verbose:

@@ -115,6 +115,12 @@ def test_verbose_passes_on_what_it_writes(child):
     assert sorted(recorder.notes) == ["err", "out"]
 
 
+def test_of_a_bar_only_its_end_is_passed_on(child):
+    recorder = Recorder()
+    child("sys.stderr.write('\\r 0%\\r 50%\\r100%\\n')", reporter=recorder, verbose=True)
+    assert recorder.notes == ["100%"]
+
+
 def test_a_flood_of_output_does_not_block(child):
     child("for i in range(20000): print('x' * 100)")
 
