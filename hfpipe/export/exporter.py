@@ -13,9 +13,9 @@ from typing import Any
 
 from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import run_export
-from hfpipe.errors import HFPipeError
+from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import report as reports
-from hfpipe.export.place import Workplace, check_replaceable, same_disk_environment, workplace
+from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
 from hfpipe.quality import make_reference
@@ -39,6 +39,12 @@ def export(
     Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
+    if plan.source.folder.resolve().is_relative_to(plan.output.resolve()):
+        raise UsageError(
+            f"{plan.output} holds {plan.source.reference}, and stays as it is.", hint="Name another OUTPUT."
+        )
+    # The old export may be among them.
+    remove_leftovers(plan.output)
     if plan.output.exists() and not force:
         difference, existing = _difference(plan, verify)
         if existing and not difference:
@@ -75,7 +81,7 @@ def _difference(plan: Plan, verify: bool) -> tuple[str | None, dict[str, Any] | 
         return "and is no finished export of hfpipe", None
     if existing["request"] != plan.request():
         return "made with other options", existing
-    if existing["source"]["sha256"] != reports.source_digest(plan.source):
+    if existing["source"].get("sha256") != reports.source_digest(plan.source):
         return "made of another model, or of another state of it", existing
     if verify and "answer" not in existing:
         return "made without verification", existing

@@ -26,7 +26,7 @@ def workplace(output: Path) -> Iterator[Workplace]:
     with writing(output.parent, variable="OUTPUT"):
         made = _make_parents(output)
         try:
-            _remove_leftovers(output)
+            remove_leftovers(output)
             work = output.with_name(f".{output.name}.{secrets.token_hex(4)}{_SUFFIX}")
             work.mkdir()
             try:
@@ -88,7 +88,9 @@ def _make_parents(output: Path) -> list[Path]:
     return missing
 
 
-def _remove_leftovers(output: Path) -> None:
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed exports left, and bring back what one of them was about to replace. Raises HFPipeError where
+    another export is at work on `output`."""
     try:
         for leftover in output.parent.glob(f".{_escaped(output.name)}.*{_SUFFIX}"):
             with FileLock(leftover / _LOCK, timeout=0):

@@ -88,5 +88,5 @@ def read(folder: Path) -> dict[str, Any] | None:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(report, dict) and report.get("format") == _FORMAT and {"source", "request"} <= report.keys()
-    return report if known else None
+    known = isinstance(report, dict) and report.get("format") == _FORMAT
+    return report if known and "request" in report and isinstance(report.get("source"), dict) else None

@@ -1,0 +1,264 @@
+"""The work of an export without its children: what is done anew, what is left alone, what is said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hfpipe import sources
+from hfpipe.errors import ConversionError, HFPipeError, UsageError
+from hfpipe.export import exporter
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.plan import Plan, make_plan
+from hfpipe.types import Silent
+from tests.fake_models import write_model
+
+MEASURED = {"answer": {"prompt": "a", "text": "b"}, "weights": {"int8": 1.0}, "tokenizer": {"missing": []}}
+
+
+class Children:
+    """What the children were asked to do; each name in `failing` fails."""
+
+    def __init__(self):
+        self.asked, self.failing = [], set()
+
+    def convert(self, source, command, *, environment=None, check_only=False, **_):
+        self._ask("check" if check_only else "convert", environment)
+        if not check_only:
+            (Path(command[-1]) / "openvino_model.xml").write_text("new")
+            (Path(command[-1]) / "openvino_model.bin").write_bytes(b"weights")
+
+    def score(self, source, folder, **_):
+        (folder / "rows").write_text("half of it")
+        self._ask("score", folder)
+
+    def verify(self, module, arguments, **_):
+        self._ask("verify", arguments)
+        return MEASURED
+
+    def _ask(self, name, what):
+        self.asked.append((name, what))
+        if name in self.failing:
+            raise ConversionError(f"{name} failed")
+
+    @property
+    def names(self):
+        return [name for name, _ in self.asked]
+
+
+@pytest.fixture
+def children(monkeypatch):
+    made = Children()
+    monkeypatch.setattr(exporter, "run_export", made.convert)
+    monkeypatch.setattr(exporter, "make_reference", made.score)
+    monkeypatch.setattr(exporter, "run_child", made.verify)
+    return made
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+def planned(model, output="out", **options) -> Plan:
+    options = {"weight_format": "int8", **options}
+    return make_plan(sources.resolve(str(model)), model.parent / output, ExportOptions(**options), verify=False)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_done(model, children):
+    done = exporter.export(planned(model))
+    assert children.names == ["convert", "score", "verify"]
+    assert done.made
+    assert done.folder == model.parent / "out"
+    assert names(done.folder) == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.report
+    assert set(MEASURED) < set(done.report)
+    assert done.report["warnings"] == []
+    assert set(done.report["seconds"]) == {"export", "verification"}
+    assert names(model.parent) == ["model", "out"]
+
+
+def test_without_verification(model, children):
+    done = exporter.export(planned(model), verify=False)
+    assert children.names == ["convert"]
+    assert set(done.report["seconds"]) == {"export"}
+    assert not set(MEASURED) & set(done.report)
+
+
+def test_children_write_where_the_export_is_made(model, children):
+    exporter.export(planned(model))
+    (_, environment), (_, reference), (_, verification) = children.asked
+    places = [*(environment[name] for name in ("TMPDIR", "TEMP", "TMP")), reference, verification["temporary"]]
+    assert all(Path(place).is_relative_to(model.parent) for place in places)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_same_request_does_nothing(model, children):
+    first = exporter.export(planned(model))
+    children.asked.clear()
+    again = exporter.export(planned(model))
+    assert (again.made, again.report, children.names) == (False, first.report, [])
+    assert exporter.export(planned(model), verify=False).made is False
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_format": "fp16"}, {"sym": True}, {"weight_format": "int4"}, {"extra": ("--variant", "x")}]
+)
+def test_another_request_is_refused(model, children, options):
+    exporter.export(planned(model))
+    with pytest.raises(HFPipeError, match="out exists, made with other options") as caught:
+        exporter.export(planned(model, **options))
+    assert caught.value.exit_code == 1
+    assert "--force" in caught.value.hint
+
+
+def test_a_request_is_another_with_other_texts_to_calibrate_on(model, children):
+    texts = [model.parent / name for name in ("a", "b")]
+    for number, path in enumerate(texts):
+        path.write_text(f"text {number}")
+    exporter.export(planned(model, weight_format="int4", calibration=texts[0]))
+    assert not exporter.export(planned(model, weight_format="int4", calibration=texts[0])).made
+    with pytest.raises(HFPipeError, match="with other options"):
+        exporter.export(planned(model, weight_format="int4", calibration=texts[1]))
+
+
+def test_another_state_of_the_model_is_refused(model, children):
+    exporter.export(planned(model))
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    with pytest.raises(HFPipeError, match="made of another model, or of another state of it"):
+        exporter.export(planned(model))
+
+
+def test_an_export_that_was_not_verified_is_not_what_was_asked_for(model, children):
+    exporter.export(planned(model), verify=False)
+    with pytest.raises(HFPipeError, match="made without verification"):
+        exporter.export(planned(model))
+    assert not exporter.export(planned(model), verify=False).made
+
+
+@pytest.mark.parametrize(
+    "report", [None, "", "{", "[]", "{}", '{"format": 1}', '{"format": 2, "source": {}, "request": {}}'], ids=repr
+)
+def test_an_export_of_others_is_refused(model, children, report):
+    output = model.parent / "out"
+    output.mkdir()
+    (output / "openvino_model.xml").write_text("old")
+    if report is not None:
+        (output / "hfpipe.json").write_text(report)
+    with pytest.raises(HFPipeError, match="out exists, and is no finished export of hfpipe"):
+        exporter.export(planned(model))
+    assert exporter.export(planned(model), force=True).made
+    assert (output / "openvino_model.xml").read_text() == "new"
+
+
+@pytest.mark.parametrize("changed", [{"source": None}, {"source": {}}, {"source": [1]}, {"request": None}], ids=repr)
+def test_a_report_that_someone_has_changed(model, children, changed):
+    report = exporter.export(planned(model)).report
+    (model.parent / "out" / "hfpipe.json").write_text(json.dumps({**report, **changed}))
+    with pytest.raises(HFPipeError, match="out exists, "):
+        exporter.export(planned(model))
+
+
+def test_force_makes_the_same_anew(model, children):
+    exporter.export(planned(model))
+    (model.parent / "out" / "more").write_text("")
+    assert exporter.export(planned(model), force=True).made
+    assert names(model.parent / "out") == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+
+
+def test_an_empty_folder_is_filled(model, children):
+    (model.parent / "out").mkdir()
+    assert exporter.export(planned(model)).made
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_export_stays(model, children, force):
+    for output in ("file", "folder"):
+        if output == "file":
+            (model.parent / "file").write_text("mine")
+        else:
+            (model.parent / "folder").mkdir()
+            (model.parent / "folder" / "mine").write_text("")
+        with pytest.raises(UsageError if force else HFPipeError):
+            exporter.export(planned(model, output), force=force)
+    assert children.names == []
+    assert (model.parent / "file").read_text() == "mine"
+    assert names(model.parent / "folder") == ["mine"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_model_itself_stays(model, children, force):
+    """Also where it lies inside of an export."""
+    with pytest.raises(UsageError, match=r"holds .*, and stays as it is"):
+        exporter.export(planned(model, "model"), force=force)
+    outer = model.parent / "outer"
+    outer.mkdir()
+    (outer / "openvino_model.xml").write_text("old")
+    model = model.rename(outer / "model")
+    plan = replace(planned(model), output=outer)
+    with pytest.raises(UsageError, match=r"holds .*, and stays as it is"):
+        exporter.export(plan, force=force)
+    assert (model / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("failing", ["convert", "verify"])
+def test_a_failure_leaves_what_was_there(model, children, failing):
+    children.failing = {failing}
+    with pytest.raises(ConversionError):
+        exporter.export(planned(model))
+    assert names(model.parent) == ["model"]
+    children.failing = set()
+    exporter.export(planned(model))
+    children.failing = {failing}
+    with pytest.raises(ConversionError):
+        exporter.export(planned(model, sym=True), force=True)
+    assert not exporter.export(planned(model)).made
+    assert names(model.parent) == ["model", "out"]
+
+
+def test_a_source_that_cannot_be_scored_is_a_warning(model, children):
+    children.failing = {"score"}
+    done = exporter.export(planned(model))
+    assert done.report["warnings"] == ["Not compared with its source, which could not be scored: score failed"]
+    reference, verification = children.asked[1][1], children.asked[2][1]
+    assert verification["reference_folder"] is None
+    assert not reference.exists()
+
+
+def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, children):
+    """It had been given --force; this one has not."""
+    exporter.export(planned(model))
+    work = model.parent / ".out.00000000.hfpipe-export"
+    work.mkdir()
+    (model.parent / "out").rename(work / "old")
+    with pytest.raises(HFPipeError, match="made with other options"):
+        exporter.export(planned(model, sym=True))
+    assert names(model.parent) == ["model", "out"]
+    assert not exporter.export(planned(model)).made
+
+
+def test_stages_end_before_the_export_has_its_name(model, children):
+    class Stages(Silent):
+        seen = ()
+
+        def stage(self, text):
+            assert not (model.parent / "out").exists()
+            self.seen += (text,)
+
+    stages = Stages()
+    exporter.export(planned(model), reporter=stages)
+    assert stages.seen[0] == "Starting optimum-cli"
+    assert stages.seen[-1] is None
+
+
+def test_a_check_writes_nothing(model, children):
+    exporter.check(planned(model))
+    assert children.names == ["check"]
+    assert names(model.parent) == ["model"]
