@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from json import dumps
 from typing import Any, NoReturn
 
 import typer
 
 from hfpipe.cli import options as o
-from hfpipe.cli.output import Talk, columns, data, tell
+from hfpipe.cli.output import Answer, Talk, columns, tell
 from hfpipe.cli.quiet import silence
 
 
@@ -53,7 +52,7 @@ def export(
     with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
         source = sources.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
         plan = make_plan(source, output, wanted, force=force, verify=not no_verify)
-        _warn(plan.warnings)
+        _warn(plan.warnings, quiet=quiet)
         if dry_run:
             talk.stage("Asking the exporter")
             exporter.check(plan, reporter=talk)
@@ -62,17 +61,21 @@ def export(
             return
         with _cleaning_up():
             done = exporter.export(plan, force=force, verify=not no_verify, verbose=verbose, reporter=talk)
-    _warn(done.report.get("warnings", ()))
+    _warn(done.report.get("warnings", ()), quiet=quiet)
     _print({"folder": str(done.folder), "made": done.made, **done.report} if json else result(done), json=json)
 
 
-def _warn(lines: Sequence[str]) -> None:
-    for line in lines:
+def _warn(lines: Sequence[str], *, quiet: bool) -> None:
+    for line in () if quiet else lines:
         tell(f"Warning: {line}")
 
 
 def _print(rows: Mapping[str, Any], *, json: bool) -> None:
-    data(dumps(rows, ensure_ascii=False) if json else columns(rows))
+    with Answer() as answer:
+        if json:
+            answer.write_json(rows)
+        else:
+            answer.write(columns(rows) + "\n")
 
 
 @contextmanager
@@ -85,5 +88,7 @@ def _cleaning_up() -> Iterator[None]:
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+        # A shell starts a background job of a script with SIGINT ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     yield
