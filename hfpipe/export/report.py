@@ -19,6 +19,7 @@ _CHUNK = 1 << 20
 _PACKAGES = ("hfpipe", "optimum-intel", "nncf", "openvino", "openvino-genai", "transformers", "torch")
 _SOURCE_WEIGHTS = ("*.safetensors", "*.bin")
 _LOUD_LOSS = 0.10
+_FINER = {"int8": "fp16", "fp16": "fp32"}
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -62,7 +63,7 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     if change > _LOUD_LOSS:
         yield f"This export is much worse than its source: {change:+.0%} perplexity. {_remedy(plan)}"
     tokenizer = measured["tokenizer"]
-    if tokenizer["missing"] and "--disable-convert-tokenizer" not in plan.options.extra:
+    if tokenizer["missing"] and not plan.options.passes_on("--disable-convert-tokenizer"):
         yield (
             f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing): "
             "hfpipe needs none, other programs may."
@@ -72,7 +73,8 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
 def _remedy(plan: Plan) -> str:
     quantization = plan.quantization
     if quantization is None:
-        return "Try --weight-format int8." if plan.weight_format != "int8" else "Try --weight-format fp16."
+        finer = _FINER.get(plan.weight_format)
+        return f"Try --weight-format {finer}." if finer else "--backend torch runs the source itself."
     if quantization.calibration is None:
         return "Try it with --calibration FILE or --scale-estimation, or with --weight-format int8."
     return f"Try --ratio {quantization.ratio / 2:.2g}, --group-size 32, or --weight-format int8."

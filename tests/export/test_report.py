@@ -1,0 +1,208 @@
+"""hfpipe.json, what is read from it again, and what is printed of it."""
+
+import hashlib
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from hfpipe import sources
+from hfpipe.cli.export_report import planned, result
+from hfpipe.export import report as reports
+from hfpipe.export.exporter import Exported
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.plan import make_plan
+from tests.fake_models import write_model
+
+WHOLE = {"missing": [], "differing": []}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model", vocab_size=8)
+
+
+@pytest.fixture
+def export(tmp_path):
+    """A folder with what an exporter leaves."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name, content in {"openvino_model.bin": b"abc", "openvino_model.xml": b"<xml/>", "b.bin": b"de"}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def plan(model, weight_format="int8", **options):
+    return make_plan(sources.resolve(str(model)), model.parent / "out", ExportOptions(weight_format, **options))
+
+
+def warned(plan, **measured):
+    return list(reports.warnings({"tokenizer": WHOLE, **measured}, plan))
+
+
+def worse(change):
+    return {"quality": {"perplexity_change": change}}
+
+
+# The file
+
+
+def test_what_an_export_was_made_of(model, export):
+    made = reports.describe(plan(model), export)
+    assert made["source"] == {"model": str(model), "revision": None, "sha256": sha256(model / "model.safetensors")}
+    assert made["weight_format"] == "int8"
+    assert made["request"] == plan(model).request()
+    assert made["calibration"] is None
+    assert made["optimum_cli"][-1] == "OUTPUT"
+    assert made["versions"]["openvino"] == version("openvino")
+    assert {"hfpipe", "optimum-intel", "nncf", "transformers", "torch"} < set(made["versions"])
+    assert datetime.fromisoformat(made["created"]).utcoffset() is not None
+    assert made["sha256"] == hashlib.sha256(b"deabc").hexdigest()
+    assert made["size"] == 11
+
+
+def sha256(*paths):
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def test_the_digest_of_a_source_is_that_of_its_weights(tmp_path):
+    sharded = write_model(tmp_path / "sharded", shards=3)
+    shards = sorted(sharded.glob("*.safetensors"))
+    source = sources.resolve(str(sharded))
+    assert reports.source_digest(source) == sha256(*shards)
+    (sharded / "README.md").write_text("changed")
+    assert reports.source_digest(source) == sha256(*shards)
+
+
+def test_a_digest_of_much_is_read_in_pieces(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"0123456789" * 300_000)
+    assert reports.sha256_of([tmp_path / "x.bin"]) == sha256(tmp_path / "x.bin")
+
+
+def test_what_is_written_is_read(export, model):
+    made = {**reports.describe(plan(model), export), "answer": {"prompt": "a", "text": "é\x1b\n🙂"}}
+    reports.write(made, export)
+    assert reports.read(export) == made
+    assert "é" in (export / "hfpipe.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "{}", '{"format": 0, "source": {}, "request": {}}', "\xff"])
+def test_what_hfpipe_has_not_written_is_no_report(tmp_path, text):
+    if text is not None:
+        (tmp_path / "hfpipe.json").write_text(text, encoding="latin-1")
+    assert reports.read(tmp_path) is None
+
+
+# Warnings
+
+
+@pytest.mark.parametrize("change", [-0.5, 0.0, 0.1])
+def test_a_little_worse_is_no_warning(model, change):
+    assert warned(plan(model), **worse(change)) == []
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "options", "remedy"),
+    [
+        ("fp32", {}, "--backend torch"),
+        ("fp16", {}, "Try --weight-format fp32."),
+        ("int8", {}, "Try --weight-format fp16."),
+        ("int4", {"data_free": True}, "--calibration FILE"),
+        ("int4", {}, "--weight-format int8"),
+    ],
+)
+def test_much_worse_is_said_with_what_to_try(model, weight_format, options, remedy):
+    (line,) = warned(plan(model, weight_format, **options), **worse(0.25))
+    assert line.startswith("This export is much worse than its source: +25% perplexity.")
+    assert remedy in line
+
+
+def test_what_could_not_be_measured_is_no_warning(model):
+    assert warned(plan(model)) == []
+
+
+def test_a_tokenizer_that_could_not_be_made(model):
+    missing = {"missing": ["openvino_tokenizer.xml"]}
+    (line,) = warned(plan(model), tokenizer=missing)
+    assert "openvino_tokenizer.xml is missing" in line
+    assert warned(plan(model, extra=("--disable-convert-tokenizer",)), tokenizer=missing) == []
+
+
+# What is printed
+
+KIND = {"perplexity_change": 0.01}
+REPORT = {
+    "size": 123_456_789,
+    "weights": {"int4": 0.7512, "int8": 0.2488},
+    "quality": {
+        "perplexity": 18.54,
+        "reference_perplexity": 18.44,
+        "perplexity_change": 0.0054,
+        "perplexity_change_error": 0.002,
+        "same_top": 0.981,
+        "mean_kl": 0.0123,
+        "kinds": {"code": KIND, "prose": KIND},
+    },
+    "answer": {"prompt": "The capital", "text": " of\nFrance \x1b[31mis"},
+    "tokenizer": WHOLE,
+    "seconds": {"export": 12.3, "verification": 45.6},
+    "peak_memory": 1_800_000_000,
+}
+
+
+def printed(made=True, **changes):
+    return result(Exported(Path("/models/out"), {**REPORT, **changes}, made))
+
+
+def test_a_result_in_words():
+    rows = printed()
+    assert rows["export"] == "/models/out"
+    assert rows["size"] == "123 MB"
+    assert rows["weights"] == "75.1% int4, 24.9% int8"
+    assert rows["perplexity"] == "18.54, the source's 18.44: +0.5% (±0.2%)"
+    assert rows["of it"] == "code +1.0%, prose +1.0%"
+    assert rows["next token"] == "equal for 98.1%; KL divergence 0.0123"
+    assert "same ids" in rows["tokenizer"]
+    assert "12 s" in rows["time"]
+    assert "1.8 GB" in rows["time"]
+    assert rows["run it"] == 'hfpipe run out "..."'
+
+
+def test_what_a_model_says_is_shown_in_one_line_and_not_obeyed():
+    assert printed()["answer"] == r"The capital of France \x1b[31mis"
+
+
+def test_what_was_not_measured_is_left_out():
+    measured = ("weights", "quality", "answer", "tokenizer")
+    rows = result(Exported(Path("out"), {key: value for key, value in REPORT.items() if key not in measured}))
+    assert set(rows) == {"export", "size", "time", "run it"}
+    assert "±" not in printed(quality={**REPORT["quality"], "perplexity_change_error": None})["perplexity"]
+
+
+def test_what_stood_already_is_said():
+    assert printed(made=False)["export"] == "/models/out, which stands already: nothing was done"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        ({"missing": ["openvino_tokenizer.xml"]}, "OpenVINO's own is missing"),
+        ({"missing": [], "differing": ["code", "prose"]}, "other ids (code, prose text)"),
+    ],
+)
+def test_what_is_wrong_with_openvinos_own_tokenizer(tokenizer, words):
+    assert words in printed(tokenizer=tokenizer)["tokenizer"]
+
+
+def test_a_plan_in_words(model):
+    rows = planned(plan(model, "int4"))
+    assert rows["model"] == str(model)
+    assert rows["output"] == str(model.parent / "out")
+    assert rows["weights"].startswith("int4: groups of ")
+    assert rows["calibration"].startswith("built-in, ")
+    assert rows["command"].startswith(f"optimum-cli export openvino --model {model} ")
+    assert rows["command"].endswith(f" {model.parent / 'out'}")
+    assert {"size", "disk", "memory", "time"} < set(rows)
+    assert "calibration" not in planned(plan(model, "fp16"))
+    assert planned(plan(model, "int4", data_free=True))["calibration"] == "none"
