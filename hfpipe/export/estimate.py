@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.export.quantization import Quantization
+from hfpipe.export.quantization import Quantization, calibration_seconds, gptq_seconds
 from hfpipe.export.shapes import Shapes, export_bytes
 from hfpipe.types import ModelSource
 
@@ -16,8 +16,6 @@ START_BYTES = 1_000_000_000
 _START_S = 12.0
 _CONVERSION_S_PER_WEIGHT = 8e-8
 _QUANTIZATION_S_PER_WEIGHT = 8e-8
-_CALIBRATION_S_PER_WEIGHT = 3e-7
-_GPTQ_TIMES = 3
 
 # The tokens of the held-out text, for each of which the source's log-probabilities stand on disk in 16 bits.
 _SCORED_TOKENS = 8000
@@ -54,12 +52,8 @@ def foretell_export(shapes: Shapes, weight_format: str, quantization: Quantizati
     if quantization and quantization.calibration:
         # The statistics need the model's answers, in 32 bits.
         memory += 4 * shapes.parameters
-        seconds += calibration_seconds(shapes) * (_GPTQ_TIMES if quantization.gptq else 1)
+        seconds += gptq_seconds(shapes) if quantization.gptq else calibration_seconds(shapes)
     return Estimate(size, own + size, memory, seconds)
-
-
-def calibration_seconds(shapes: Shapes) -> float:
-    return sum(layer.parameters for layer in shapes.layers) * _CALIBRATION_S_PER_WEIGHT
 
 
 def gigabytes(size: float) -> str:

@@ -13,25 +13,16 @@ from typing import Any
 
 from hfpipe.conversion.optimum_cli import export_command
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
-from hfpipe.export import calibration
 from hfpipe.export.calibration import Calibration
-from hfpipe.export.estimate import START_BYTES, Estimate, calibration_seconds, foretell_export, gigabytes
+from hfpipe.export.estimate import START_BYTES, Estimate, foretell_export, gigabytes
 from hfpipe.export.options import ExportOptions
-from hfpipe.export.quantization import Quantization
+from hfpipe.export.quantization import Quantization, calibration_seconds, decide
 from hfpipe.export.shapes import Shapes, classify
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.sources.folder import tensor_shapes
 from hfpipe.types import ModelSource
 
-_SMALLEST_GROUP = 32
 _16_BITS = ("float16", "bfloat16")
-
-
-# The share of the layers' weights that goes into 4 bits where there is a text to tell which.
-_RATIO = 0.65
-# Calibration that takes no longer is done without being asked for.
-_UNASKED_S = 600
-
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
 
@@ -102,7 +93,7 @@ def make_plan(
     weight_format = options.weight_format or _own_format(source)
     tensors = tensor_shapes(source.folder)
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
-    quantization = _quantize(options, shapes, force=force) if weight_format == "int4" else None
+    quantization = decide(options, shapes, force=force) if weight_format == "int4" else None
     output = (output or default_output(source.reference, weight_format)).absolute()
     estimate = None
     if shapes:
@@ -127,48 +118,6 @@ def _own_format(source: ModelSource) -> str:
     dtype = source.config.get("dtype") or source.config.get("torch_dtype")
     # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
     return "fp16" if dtype in _16_BITS else "fp32"
-
-
-def _quantize(options: ExportOptions, shapes: Shapes | None, *, force: bool) -> Quantization:
-    group_size = options.group_size
-    auto = group_size is None
-    if group_size is None:
-        group_size = (shapes and shapes.largest_group_size()) or _SMALLEST_GROUP
-    elif shapes and not force and not options.passes_on("--group-size-fallback"):
-        _check_group_size(group_size, shapes)
-    adjust = auto and not (shapes and shapes.divisible(group_size))
-    texts = _texts(options, shapes)
-    named = options.awq or options.scale_estimation or options.gptq
-    in_8_bits = shapes.sensitive() if shapes and texts and options.ratio is None else ()
-    # Where the names of the layers say nothing, nncf finds the sensitive ones by the texts.
-    ratio = options.ratio or (_RATIO if texts and not in_8_bits else 1.0)
-    estimate_scales = options.scale_estimation or (bool(texts) and not named)
-    return Quantization(
-        group_size, ratio, in_8_bits, options.sym, options.awq, estimate_scales, options.gptq, texts, adjust
-    )
-
-
-def _check_group_size(group_size: int, shapes: Shapes) -> None:
-    if wrong := shapes.undivided(group_size):
-        fitting = shapes.largest_group_size()
-        raise UsageError(
-            f"Group size {group_size} does not divide {wrong[0].width}, the width of {wrong[0].name} "
-            f"(so it is with {len(wrong)} of {len(shapes.layers)} layers).",
-            hint=f"--group-size auto takes {fitting}."
-            if fitting
-            else "--group-size auto lets each layer have its own.",
-        )
-
-
-def _texts(options: ExportOptions, shapes: Shapes | None) -> Calibration | None:
-    if options.data_free or options.passes_on("--dataset"):
-        return None
-    if options.calibration:
-        return calibration.from_file(options.calibration)
-    asked = options.scale_estimation or options.gptq
-    if asked or (shapes and calibration_seconds(shapes) <= _UNASKED_S):
-        return calibration.built_in()
-    return None
 
 
 def _check_disk(estimate: Estimate, output: Path, force: bool) -> None:

@@ -37,7 +37,12 @@ class Shapes:
 
     @property
     def parameters(self) -> int:
-        return _count(self.layers) + self.tables + self.rest
+        return self.quantized + self.tables + self.rest
+
+    @property
+    def quantized(self) -> int:
+        """The parameters of the layers."""
+        return _count(self.layers)
 
     def sensitive(self) -> tuple[str, ...]:
         """The names, such as down_proj, of the layers that 4 bits would damage most; none where they are unknown."""
@@ -47,7 +52,7 @@ class Shapes:
     def share_of(self, names: Collection[str]) -> float:
         """The share of the layers' weights that is in layers of these names."""
         inside = [layer for layer in self.layers if layer.name.removesuffix(".weight").endswith(tuple(names))]
-        return _count(inside) / max(1, _count(self.layers))
+        return _count(inside) / max(1, self.quantized)
 
     def divisible(self, group_size: int) -> bool:
         return not self.undivided(group_size)
@@ -82,7 +87,7 @@ def classify(tensors: Mapping[str, tuple[int, ...]], model_type: str) -> Shapes:
 
 def export_bytes(shapes: Shapes, weight_format: str, group_size: int, ratio: float, *, sym: bool = False) -> int:
     """The size of the exported weights: a scale of 16 bits, and unless `sym` a zero point, for each group."""
-    matrices, floats = _count(shapes.layers), 2 * shapes.rest
+    matrices, floats = shapes.quantized, 2 * shapes.rest
     if weight_format in ("fp32", "fp16"):
         return shapes.parameters * (4 if weight_format == "fp32" else 2)
     if weight_format == "int8":

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from hfpipe import sources
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export import plan as planning
+from hfpipe.export import quantization
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import default_output, make_plan
 from tests.fake_models import write_model
@@ -50,10 +51,37 @@ def option(plan, name):
 
 @pytest.mark.parametrize(("width", "inner", "size"), [(576, 1536, 64), (4096, 11008, 128), (64, 96, 32), (96, 160, 32)])
 def test_the_group_size_divides_every_layer(tmp_path, width, inner, size):
-    made = plan(write_llama(tmp_path / "model", width, inner))
+    made = plan(write_llama(tmp_path / "model", width, inner), data_free=True)
     assert option(made, "--group-size") == str(size)
     assert "--group-size-fallback" not in made.command(Path("OUTPUT"))
     assert not [line for line in made.warnings if "group size" in line]
+
+
+def test_a_small_model_that_is_calibrated_has_fine_groups(tmp_path, monkeypatch):
+    folder = write_llama(tmp_path / "model", 128, 256)
+    assert option(plan(folder), "--group-size") == "32"
+    assert option(plan(folder, group_size=64), "--group-size") == "64"
+    monkeypatch.setattr(quantization, "_SMALL", 1)
+    assert option(plan(folder), "--group-size") == "128"
+
+
+def test_the_algorithm_goes_by_the_time_that_it_takes(model, monkeypatch):
+    def algorithms(**options):
+        command = plan(model, **options).command(Path("OUTPUT"))
+        return {name for name in ("--gptq", "--scale-estimation", "--awq") if name in command}
+
+    assert algorithms() == {"--gptq"}
+    assert algorithms(awq=True, scale_estimation=True) == {"--awq", "--scale-estimation"}
+    assert algorithms(data_free=True) == set()
+    monkeypatch.setattr(quantization, "gptq_seconds", lambda shapes: 7200.0)
+    assert algorithms() == {"--scale-estimation"}
+    assert algorithms(gptq=True) == {"--gptq"}
+
+
+def test_the_layers_that_4_bits_damage_most_stay_in_8(model):
+    assert plan(model).in_8_bits == ("down_proj",)
+    assert plan(model, ratio=0.7).in_8_bits == ()
+    assert plan(model, data_free=True).in_8_bits == ()
 
 
 def test_where_none_does_the_layers_differ_and_that_is_said(tmp_path):
@@ -138,7 +166,9 @@ def test_the_text_is_that_of_hfpipe_unless_there_is_a_file(model, tmp_path):
 
 
 def test_a_model_that_takes_hours_is_calibrated_where_that_is_asked_for(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "calibration_seconds", lambda shapes: 7200.0)
+    for name in ("calibration_seconds", "gptq_seconds"):
+        monkeypatch.setattr(quantization, name, lambda shapes: 7200.0)
+    monkeypatch.setattr(planning, "calibration_seconds", quantization.calibration_seconds)
     made = plan(model)
     assert made.calibration is None
     assert any("would take about 120 minutes: --scale-estimation asks for it" in line for line in made.warnings)
