@@ -65,8 +65,20 @@ def save_model(folder: Path, config: Any, *, seed: int = 0, dtype: str = "float3
     model.save_pretrained(folder)
 
 
-def gpt2(folder: Path, *, seed: int = 1) -> Path:
-    """128 learned positions and no more, no chat template."""
+_SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+_LIKE_LLAMA = {**_SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
+_ENDS = {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "pad_token_id": None}
+
+
+def gpt2(folder: Path, *, seed: int = 1, spread: float = 0.4) -> Path:
+    """128 learned positions and no more, no chat template. With a small `spread` of its weights, rounding changes few
+    of its next tokens; so it is with the others."""
     from transformers import GPT2Config
 
     config = GPT2Config(
@@ -75,7 +87,7 @@ def gpt2(folder: Path, *, seed: int = 1) -> Path:
         n_embd=48,
         n_layer=2,
         n_head=3,
-        initializer_range=0.4,
+        initializer_range=spread,
         tie_word_embeddings=False,
         bos_token_id=END_OF_TEXT,
         eos_token_id=END_OF_TEXT,
@@ -85,23 +97,52 @@ def gpt2(folder: Path, *, seed: int = 1) -> Path:
     return folder
 
 
-def llama(folder: Path, *, seed: int = 4) -> Path:
+def llama(folder: Path, *, seed: int = 4, spread: float = 0.3) -> Path:
     """Rotary positions, grouped-query attention and a chat template."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
+        **_LIKE_LLAMA,
+        initializer_range=spread,
         tie_word_embeddings=False,
         bos_token_id=IM_START,
         eos_token_id=IM_END,
     )
     save_model(folder, config, seed=seed)
     save_tokenizer(folder, eos_token=SPECIAL_TOKENS[IM_END], chat_template=CHAT_TEMPLATE)
+    return folder
+
+
+def qwen2(folder: Path, *, seed: int = 3, spread: float = 0.3) -> Path:
+    """As a Llama, with biases, and a head that is tied to the embeddings."""
+    config = {**_LIKE_LLAMA, **_ENDS, "initializer_range": spread, "tie_word_embeddings": True}
+    return _of_family(folder, "qwen2", config, seed)
+
+
+def phi3(folder: Path, *, seed: int = 3, spread: float = 0.3) -> Path:
+    """As a Llama, with the layers of attention in one, and those of the gate in one."""
+    config = {**_LIKE_LLAMA, **_ENDS, "initializer_range": spread, "original_max_position_embeddings": 512}
+    return _of_family(folder, "phi3", config, seed)
+
+
+def opt(folder: Path, *, seed: int = 3, spread: float = 0.3) -> Path:
+    """Learned positions that begin at 2, and a tied head."""
+    config = {**_SMALL, **_ENDS, "ffn_dim": 128, "word_embed_proj_dim": 64, "init_std": spread}
+    return _of_family(folder, "opt", config, seed)
+
+
+def bloom(folder: Path, *, seed: int = 3, spread: float = 0.3) -> Path:
+    """ALiBi in place of positions, and no end to its context."""
+    config = {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, "initializer_range": spread}
+    return _of_family(folder, "bloom", {**config, **_ENDS}, seed)
+
+
+FAMILIES = {"gpt2": gpt2, "llama": llama, "qwen2": qwen2, "opt": opt, "bloom": bloom, "phi3": phi3}
+
+
+def _of_family(folder: Path, kind: str, config: dict[str, Any], seed: int) -> Path:
+    from transformers import AutoConfig
+
+    save_model(folder, AutoConfig.for_model(kind, **config), seed=seed)
+    save_tokenizer(folder, eos_token=SPECIAL_TOKENS[END_OF_TEXT])
     return folder

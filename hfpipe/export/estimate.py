@@ -45,7 +45,8 @@ def foretell_export(shapes: Shapes, weight_format: str, quantization: Quantizati
     if weight_format in ("fp32", "fp16"):
         return Estimate(size, size, START_BYTES + 2 * max(own, size), seconds)
     if quantization:
-        ratio = quantization.ratio - shapes.share_of(quantization.in_8_bits)
+        in_8_bits = shapes.share_of(quantization.in_8_bits, quantization.group_size)
+        ratio = max(0.0, quantization.ratio - in_8_bits)
         size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
     seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
     memory = START_BYTES + 2 * own + size

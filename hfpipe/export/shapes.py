@@ -49,21 +49,30 @@ class Shapes:
         found = [match[1] for layer in self.layers if (match := _SENSITIVE.search(layer.name))]
         return tuple(dict.fromkeys(found))
 
-    def share_of(self, names: Collection[str]) -> float:
-        """The share of the layers' weights that is in layers of these names."""
-        inside = [layer for layer in self.layers if layer.name.removesuffix(".weight").endswith(tuple(names))]
-        return _count(inside) / max(1, self.quantized)
+    def share_of(self, names: Collection[str], group_size: int = -1) -> float:
+        """The share of the layers' weights that is in layers of these names, or of widths that the group size does not
+        divide."""
+        inside = [
+            layer
+            for layer in self.layers
+            if layer.name.removesuffix(".weight").endswith(tuple(names)) or _undivided(layer, group_size)
+        ]
+        return _count(inside) / max(1, _count(self.layers))
 
     def divisible(self, group_size: int) -> bool:
         return not self.undivided(group_size)
 
     def undivided(self, group_size: int) -> list[Layer]:
         """The layers whose width is not a multiple of the group size."""
-        return [layer for layer in self.layers if group_size > 0 and layer.width % group_size]
+        return [layer for layer in self.layers if _undivided(layer, group_size)]
 
     def largest_group_size(self) -> int | None:
         """The largest usual group size that divides the width of every layer; None where none does."""
         return next((size for size in GROUP_SIZES if self.divisible(size)), None)
+
+
+def _undivided(layer: Layer, group_size: int) -> bool:
+    return group_size > 0 and layer.width % group_size != 0
 
 
 def _count(layers: Iterable[Layer]) -> int:

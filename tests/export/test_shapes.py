@@ -126,6 +126,14 @@ def test_the_layers_that_a_group_size_does_not_divide():
     assert not of_widths(64).divisible(128)
 
 
+def test_the_share_of_layers_that_stay_in_8_bits():
+    shapes = of_widths(48, 64, 96, 192)
+    assert shapes.share_of(["layer1", "layer2"]) == 160 / 400
+    assert shapes.share_of([], 32) == 48 / 400
+    assert shapes.share_of(["layer0", "layer1"], 64) == (48 + 64 + 96) / 400
+    assert shapes.share_of([]) == Shapes((), 0, 0).share_of(["x"]) == 0
+
+
 # Sizes
 
 

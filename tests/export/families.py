@@ -1,0 +1,61 @@
+"""Exports of a model of each family, all in this one process: its imports take longer than the exports.
+
+Runs in a child process (see hfpipe/conversion/child.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hfpipe import quality, sources
+from hfpipe.conversion import optimum_cli
+from hfpipe.export import exporter, verify
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.plan import make_plan
+from hfpipe.quality import score_torch, texts
+from hfpipe.types import Reporter, Silent
+from tests import tiny
+
+LENGTH = 1500
+SPREAD = 0.1
+
+
+def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Make a model of each family, and its exports in fp32, which is verified, and int4, in `arguments["folder"]`.
+
+    Gives for each family and format the `folder`, the `report`, and the `estimate` of the size.
+    """
+    for module in (optimum_cli, exporter, quality):
+        module.run_child = _in_this_process
+    short = {kind: text[:LENGTH] for kind, text in texts.held_out().items()}
+    score_torch.held_out = verify.held_out = lambda: short
+    return {name: _exports(name, make, Path(arguments["folder"])) for name, make in tiny.FAMILIES.items()}
+
+
+def _in_this_process(
+    module: str, arguments: Mapping[str, Any], *, reporter: Reporter | None = None, **_: object
+) -> Any:
+    """run_child, but for the child."""
+    result = import_module(module).main(json.loads(json.dumps(arguments)), reporter or Silent())
+    return json.loads(json.dumps(result))
+
+
+def _exports(name: str, make: Any, folder: Path) -> dict[str, Any]:
+    source = sources.resolve(str(make(folder / name, spread=SPREAD)))
+    return {
+        weight_format: _export(source, folder / f"{name}-{weight_format}", options)
+        for weight_format, options in {
+            "fp32": ExportOptions("fp32"),
+            "int4": ExportOptions("int4", data_free=True),
+        }.items()
+    }
+
+
+def _export(source: Any, output: Path, options: ExportOptions) -> dict[str, Any]:
+    plan = make_plan(source, output, options)
+    done = exporter.export(plan, verify=options.weight_format == "fp32")
+    return {"folder": str(done.folder), "report": done.report, "estimate": plan.estimate.size}
