@@ -13,11 +13,12 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 HFPIPE = [sys.executable, "-m", "hfpipe"]
 
@@ -81,6 +82,26 @@ def run_hfpipe(
             process.kill()
         shown = terminals.shown()
     return Ended(process.returncode, shown.get("stdout", out), shown.get("stderr", err))
+
+
+_ON_A_DISK = """
+mount -t tmpfs -o "$0" tmpfs "$1" || exit 99
+folder=$1; shift
+"$@"
+code=$?
+ls -A "$folder"
+exit $code
+"""
+
+
+def on_a_disk_of(options: str, folder: Path) -> list[str]:
+    """hfpipe with a file system of its own in `folder`, of `options` such as size=1m: after its end, what is in there
+    is listed on stdout. Skips the test where nobody but root may mount one, and root neither."""
+    for start in (["unshare", "--map-root-user", "--mount"], ["unshare", "--mount"]):
+        with suppress(OSError):
+            if subprocess.run([*start, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode == 0:
+                return [*start, "bash", "-c", _ON_A_DISK, options, str(folder), *HFPIPE]
+    pytest.skip("no file system can be mounted here")
 
 
 class Terminals:

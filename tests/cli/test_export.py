@@ -1,0 +1,328 @@
+"""`hfpipe export` as a shell starts it, on tiny models: checked first, whole or not at all, and it says so."""
+
+import json
+import math
+import shutil
+import signal
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+
+from tests import tiny
+from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
+from tests.fake_models import write_model
+from tests.hub import LoopbackHub
+
+STARTING = b"Starting optimum-cli"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failure(code, *args, **settings):
+    ended = run_hfpipe("export", *args, **settings)
+    assert (ended.code, ended.out) == (code, b""), ended
+    return ended
+
+
+def interrupted(output, number, *args):
+    """An export that gets the signal while its child is at work."""
+    with started("export", *args, output) as process:
+        wait_for(lambda: STARTING in process.stderr.readline())
+        assert len(names(output.parent)) == 1
+        end_by(process, number)
+        return process.returncode, process.stdout.read(), process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_llama, tmp_path_factory):
+    """A whole run to the end, after one that was killed, with a place for temporary files that is too small."""
+    folder, small = tmp_path_factory.mktemp("int4"), tmp_path_factory.mktemp("small")
+    output = folder / "out"
+    interrupted(output, signal.SIGKILL, tiny_llama, "--weight-format", "int4")
+    left = names(folder)
+    try:
+        command, settings = on_a_disk_of("size=16k", small), {"TMPDIR": str(small)}
+    except pytest.skip.Exception:
+        command, settings = HFPIPE, {}
+    ended = run_hfpipe("export", tiny_llama, output, "--weight-format", "int4", env=settings, command=command)
+    assert ended.code == 0, ended
+    return SimpleNamespace(ended=ended, output=output, left=left, report=read(output))
+
+
+@pytest.fixture(scope="module")
+def fp32(tiny_llama, tmp_path_factory):
+    """The whole of it as JSON, on a terminal."""
+    output = tmp_path_factory.mktemp("fp32") / "out"
+    ended = run_hfpipe("export", tiny_llama, output, "--json", tty="stderr")
+    assert ended.code == 0, ended
+    return SimpleNamespace(ended=ended, output=output, report=read(output))
+
+
+def read(output):
+    return json.loads((output / "hfpipe.json").read_text(encoding="utf-8"))
+
+
+# A whole export
+
+
+def test_the_next_run_removes_what_a_killed_one_left(int4):
+    (left,) = int4.left
+    assert left.startswith(".out.")
+    assert names(int4.output.parent) == ["out"]
+
+
+def test_stdout_has_the_result_and_stderr_the_stages(int4):
+    rows = [line.split("  ")[0] for line in int4.ended.out.decode().splitlines()]
+    assert rows[:6] == ["export", "size", "weights", "perplexity", "of it", "next token"]
+    assert 'hfpipe run out "..."' in int4.ended.out.decode()
+    stages = [line.split(" s  ")[1] for line in int4.ended.err.decode().splitlines()]
+    assert stages[0] == STARTING.decode()
+    assert {"Quantizing", "Scoring the source", "Loading the export"} < set(stages)
+
+
+def test_on_a_terminal_stages_come_and_go(fp32):
+    shown = fp32.ended.err
+    assert STARTING in shown
+    assert b"Comparing the export with its source" in shown
+    assert b"\x1b[?25l" not in shown
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+def test_everything_that_is_needed_is_there(request, name):
+    export = request.getfixturevalue(name)
+    files = names(export.output)
+    needed = ["config.json", "generation_config.json", "hfpipe.json", "tokenizer.json", "tokenizer_config.json"]
+    for model in ("openvino_model", "openvino_tokenizer", "openvino_detokenizer"):
+        needed += [f"{model}.xml", f"{model}.bin"]
+    assert set(needed) <= set(files)
+    assert export.report["tokenizer"] == {"missing": [], "differing": []}
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+def test_it_runs(request, name):
+    ended = run_hfpipe("run", request.getfixturevalue(name).output, "What is EEG?", "-n", "8", "--temp", "0")
+    assert (ended.code, ended.err) == (0, b"")
+    assert len(ended.out) > 1
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+def test_the_report_says_what_it_is(request, tiny_llama, name):
+    report = request.getfixturevalue(name).report
+    assert report["source"]["model"] == str(tiny_llama)
+    assert report["versions"]["openvino"] == version("openvino")
+    assert report["weight_format"] == name
+    assert report["request"]["options"][:2] == ["--weight-format", name]
+    for digest in (report["source"]["sha256"], report["sha256"]):
+        assert len(bytes.fromhex(digest)) == 32
+    assert set(report["seconds"]) == {"export", "verification"}
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    assert report["peak_memory"] > 100_000_000
+    assert report["answer"]["text"]
+    assert math.isclose(sum(report["weights"].values()), 1)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+def test_the_report_says_how_good_it_is(request, name):
+    quality = request.getfixturevalue(name).report["quality"]
+    numbers = [value for value in quality.values() if isinstance(value, float)]
+    numbers += [value for kind in quality["kinds"].values() for value in kind.values()]
+    assert len(numbers) > 20
+    assert all(map(math.isfinite, numbers))
+    assert set(quality["kinds"]) >= {"code", "dialogue", "prose", "technical"}
+    assert quality["mean_kl"] < (0.02 if name == "fp32" else 3)
+    assert quality["same_top"] > (0.9 if name == "fp32" else 0.05)
+
+
+def test_in_4_bits_it_is_smaller(int4, fp32):
+    assert fp32.report["weights"] == {"float32": 1.0}
+    assert int4.report["weights"]["int4"] > 0.2
+    assert int4.report["calibration"] == "built-in"
+    sizes = [(export.output / "openvino_model.bin").stat().st_size for export in (int4, fp32)]
+    assert sizes[0] < sizes[1] / 3
+
+
+def test_json_is_the_report_in_one_line(fp32):
+    (line,) = fp32.ended.out.splitlines()
+    assert json.loads(line) == {"folder": str(fp32.output), "made": True, **fp32.report}
+
+
+def test_the_same_request_does_nothing(fp32, tiny_llama):
+    before = (fp32.output / "hfpipe.json").stat()
+    ended = run_hfpipe("export", tiny_llama, fp32.output, "--weight-format", "fp32")
+    assert (ended.code, ended.err) == (0, b"")
+    assert f"{fp32.output}, which stands already: nothing was done" in ended.out.decode()
+    ended = run_hfpipe("export", tiny_llama, fp32.output, "--json")
+    assert json.loads(ended.out)["made"] is False
+    assert (fp32.output / "hfpipe.json").stat() == before
+
+
+def test_another_request_is_refused(fp32, tiny_llama):
+    ended = failure(1, tiny_llama, fp32.output, "--weight-format", "int8")
+    assert ended.error == f"{fp32.output} exists, made with other options."
+    assert ended.hint == "Name another OUTPUT, or replace it with --force."
+
+
+def test_from_the_hub_in_place_of_another_in_silence(tiny_gpt2, tmp_path):
+    """What follows -- reaches optimum-cli."""
+    output = tmp_path / "gpt2-ov-fp16"
+    output.mkdir()
+    (output / "openvino_model.xml").write_text("old")
+    args = ("--revision", "main", "--weight-format", "fp16", "--no-verify", "--force", "-q")
+    with LoopbackHub({"gpt2": tiny_gpt2}) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "hf")}
+        ended = run_hfpipe("export", "gpt2", *args, "--", "--disable-convert-tokenizer", env=env, cwd=tmp_path)
+        commit = hub.commit("gpt2")
+    assert (ended.code, ended.err) == (0, b"")
+    assert names(tmp_path) == ["gpt2-ov-fp16", "hf"]
+    assert (output / "openvino_model.xml").read_text() != "old"
+    assert not [name for name in names(output) if "openvino_tokenizer" in name]
+    report = read(output)
+    assert report["source"]["model"] == "gpt2"
+    assert report["source"]["revision"] == commit
+    assert "quality" not in report
+
+
+# A plan
+
+
+def test_a_plan_writes_nothing(tiny_llama, tmp_path):
+    args = ("--weight-format", "int4", "--ratio", "0.8", "--dry-run")
+    ended = run_hfpipe("export", tiny_llama, *args, cwd=tmp_path, tty="stderr")
+    assert ended.code == 0
+    assert names(tmp_path) == []
+    rows = dict(line.split("  ", 1) for line in ended.out.decode().splitlines())
+    assert rows["output"].strip() == str(tmp_path / "tiny-llama-ov-int4")
+    assert {"model", "weights", "calibration", "size", "disk", "memory", "time"} < set(rows)
+    assert rows["command"].strip().startswith(f"optimum-cli export openvino --model {tiny_llama} ")
+    assert "--ratio 0.8" in rows["command"]
+
+
+# What is refused before a weight is read
+
+
+def test_an_architecture_that_the_exporter_does_not_know(tmp_path):
+    """Its weights are none that any model could read."""
+    ended = failure(1, write_model(tmp_path / "m", model_type="mamba"), tmp_path / "out", "-q")
+    assert ended.error.startswith(f"optimum-intel cannot export {tmp_path / 'm'} for OpenVINO: for mamba it needs ")
+    assert ended.hint == "--backend torch may run it."
+    assert names(tmp_path) == ["m"]
+
+
+def test_a_word_that_optimum_cli_does_not_know(tmp_path):
+    model = write_model(tmp_path / "m", model_type="llama")
+    ended = failure(2, model, tmp_path / "deep" / "out", "-q", "--", "--no-such-option", "3")
+    assert ended.error == "optimum-cli: unrecognized arguments: --no-such-option 3."
+    assert names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "error", "hint"),
+    [
+        (["--weight-format", "int2"], 2, "Unknown weight format 'int2'.", "There are fp32, fp16, int8, int4."),
+        (["--weight-format", "int4", "--group-size", "128"], 2, "Group size 128 does not divide 96, the width", "32"),
+        (["--weight-format", "int4", "--group-size", "big"], 2, "--group-size is a number or auto, not 'big'.", ""),
+        (["--group-size", "64"], 2, "--group-size needs --weight-format int4.", ""),
+        (["--weight-format", "int8", "--awq"], 2, "--awq needs --weight-format int4.", ""),
+        (["--revision", "main"], 2, "has no revisions", ""),
+        (["--", "--model", "x"], 2, "--model is hfpipe's own, and does not go after --.", ""),
+    ],
+)
+def test_wrong_usage(tiny_llama, tmp_path, args, code, error, hint):
+    ended = failure(code, tiny_llama, tmp_path / "out", *args)
+    assert error in ended.error
+    assert hint in ended.hint
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("none", None, "cannot be read: No such file or directory."),
+        ("empty", b" \n", "is empty."),
+        ("binary", b"text\xff", "is not UTF-8 text (byte 4)."),
+        ("x.jsonl", b'{"text": "one"}\n{"text": ', "line 2, is not JSON: Expecting value at column 10."),
+    ],
+)
+def test_a_calibration_file_that_is_of_no_use(tiny_llama, tmp_path, name, content, error):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    args = ("--weight-format", "int4", "--calibration", tmp_path / name)
+    assert error in failure(2, tiny_llama, tmp_path / "out", *args).error
+
+
+def test_models_that_are_not_exported(tmp_path):
+    t5 = write_model(tmp_path / "t5", model_type="t5", is_encoder_decoder=True)
+    assert "is an encoder-decoder model, which hfpipe does not export." in failure(1, t5).error
+    (t5 / "openvino_model.xml").write_text("")
+    (t5 / "openvino_model.bin").write_text("")
+    assert "is an OpenVINO model already." in failure(2, t5).error
+
+
+def test_an_output_that_is_something_else(tiny_llama, tmp_path):
+    (tmp_path / "mine").write_text("")
+    ended = failure(2, tiny_llama, tmp_path, "--force")
+    assert ended.error == f"{tmp_path} is not an export, and stays as it is."
+    ended = failure(1, tiny_llama, tmp_path / "mine" / "out")
+    assert ended.error == f"Cannot write to {tmp_path / 'mine'}: Not a directory."
+    assert names(tmp_path) == ["mine"]
+
+
+def test_an_output_that_may_not_be_written(tiny_llama, tmp_path):
+    ended = run_hfpipe("export", tiny_llama, tmp_path / "out", command=on_a_disk_of("ro", tmp_path))
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.error.startswith(f"Cannot write to {tmp_path}/")
+    assert ended.error.endswith(": Read-only file system.")
+    assert "OUTPUT" in ended.hint
+
+
+# What goes wrong later
+
+
+def test_ctrl_c_leaves_nothing(tiny_llama, tmp_path):
+    assert interrupted(tmp_path / "out", signal.SIGINT, tiny_llama, "--weight-format", "int8") == (130, b"", b"")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "size"), [("fp32", "300k"), ("int8", "700k")], ids=["as it is converted", "as it is quantized"]
+)
+def test_a_full_disk_is_one_line_and_nothing_is_left(tiny_llama, tmp_path, weight_format, size):
+    args = ("--weight-format", weight_format, "--force", "-q")
+    command = on_a_disk_of(f"size={size}", tmp_path)
+    ended = run_hfpipe("export", tiny_llama, tmp_path / "deep" / "out", *args, command=command)
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.error == f"The disk of {tmp_path / 'deep'} is full."
+    assert ended.hint == "Free some space, or set OUTPUT to a folder on another disk."
+
+
+def test_too_little_memory_is_one_line(tiny_llama, tmp_path):
+    model = of_zeros(tiny_llama, tmp_path / "model", rows=16_000_000)
+    limited = ["bash", "-c", 'ulimit -d 4000000; exec "$@"', "bash", *HFPIPE]
+    args = ("export", model, tmp_path / "out", "--weight-format", "fp32", "--force", "-q")
+    ended = run_hfpipe(*args, command=limited, env={"OMP_NUM_THREADS": "2"})
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.error == f"The export of {model} ran out of memory."
+    assert names(tmp_path) == ["model"]
+
+
+def of_zeros(model, folder, rows):
+    """The model with so many tokens: gigabytes of weights that take no disk, being a hole in their file."""
+    shutil.copytree(model, folder)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    with (model / "model.safetensors").open("rb") as file:
+        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    end = 0
+    for name, tensor in tensors.items():
+        if name != "__metadata__":
+            tensor["shape"] = [rows if size == tiny.VOCABULARY else size for size in tensor["shape"]]
+            begin, end = end, end + 4 * math.prod(tensor["shape"])
+            tensor["data_offsets"] = [begin, end]
+    header = json.dumps(tensors).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    return folder

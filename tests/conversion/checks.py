@@ -1,0 +1,20 @@
+"""What the exporter says to many commands, in one process. Runs in a child process (see hfpipe/conversion/child.py)."""
+
+from typing import Any
+
+from hfpipe.conversion import openvino
+from hfpipe.errors import HFPipeError
+from hfpipe.types import Reporter
+
+
+def main(arguments: dict[str, Any], reporter: Reporter) -> list[list[str] | None]:
+    """For each of `arguments["commands"]` the class and the message of its error, null where there is none."""
+    return [_check(command, reporter) for command in arguments["commands"]]
+
+
+def _check(command: list[str], reporter: Reporter) -> list[str] | None:
+    try:
+        openvino.main({"reference": "the model", "command": command, "check_only": True}, reporter)
+    except HFPipeError as error:
+        return [type(error).__name__, error.message]
+    return None

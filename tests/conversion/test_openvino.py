@@ -1,0 +1,53 @@
+"""Which models and options the exporter takes, by its own tables, before a weight is read."""
+
+import pytest
+
+from hfpipe.conversion.child import run_child
+from hfpipe.conversion.optimum_cli import export_command
+from hfpipe.types import ModelSource
+from tests.fake_models import write_model
+
+CANNOT = "optimum-intel cannot export the model for OpenVINO: "
+UNKNOWN = "optimum-cli: unrecognized arguments: "
+# Model type, what follows the options of hfpipe's own, the class of the error, how it begins.
+CASES = {
+    "known": ("llama", [], None, ""),
+    "options": ("llama", ["--pad-token-id", "3", "--disable-stateful"], None, ""),
+    "too new": ("mamba", [], "UnsupportedModel", CANNOT + "for mamba it needs transformers <= "),
+    "unknown to it": ("switch_transformers", [], "UnsupportedModel", CANNOT + "the architecture switch_transformers "),
+    "another task": ("bert", [], "UnsupportedModel", CANNOT + "it does not export bert for text-generation-with-past "),
+    "unknown to all": ("nonsense", [], "UnsupportedModel", CANNOT + "The checkpoint you are trying to load has model "),
+    "no type": (None, [], "UnsupportedModel", CANNOT + "Unrecognized model in "),
+    "an option": ("llama", ["--no-such", "3"], "UsageError", UNKNOWN + "--no-such 3."),
+    "a word": ("llama", ["word"], "UsageError", UNKNOWN + "word."),
+    "half an option": ("llama", ["--disable-convert"], "UsageError", UNKNOWN + "--disable-convert."),
+    "no value": ("llama", ["--pad-token-id"], "UsageError", "optimum-cli: argument --pad-token-id: expected one "),
+    "a wrong value": ("llama", ["--pad-token-id", "x"], "UsageError", "optimum-cli: argument --pad-token-id: invalid "),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """By case: what was said."""
+    folder = tmp_path_factory.mktemp("models")
+    commands = []
+    for number, (kind, words, _, _) in enumerate(CASES.values()):
+        model = write_model(folder / str(number), model_type=kind) if kind else write_model(folder / str(number))
+        if not kind:
+            (model / "config.json").write_text("{}")
+        source = ModelSource("the model", model, "transformers", {}, {}, None)
+        commands.append(export_command(source, folder / "out", "fp32", more=words))
+    said = run_child("tests.conversion.checks", {"commands": commands}, what="The checks")
+    assert not (folder / "out").exists()
+    return dict(zip(CASES, said, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_exporter_says(found, case):
+    _, _, kind, begin = CASES[case]
+    if kind is None:
+        assert found[case] is None
+        return
+    assert found[case][0] == kind
+    assert found[case][1].startswith(begin)
+    assert "\n" not in found[case][1]
