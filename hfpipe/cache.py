@@ -76,8 +76,10 @@ def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
                 hint=f"Free some space, or set {variable} to a folder on another disk.",
             ) from error
         if error.errno in _FORBIDDEN:
+            # mkdir says that a file in its way exists.
+            reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
             raise HFPipeError(
-                f"Cannot write to {error.filename or folder}: {error.strerror}.",
+                f"Cannot write to {error.filename or folder}: {reason}.",
                 hint=f"Set {variable} to a folder that you may write to.",
             ) from error
         raise
