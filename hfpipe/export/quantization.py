@@ -97,7 +97,7 @@ def _check_group_size(group_size: int, shapes: Shapes) -> None:
         raise UsageError(
             f"Group size {group_size} does not divide {wrong[0].width}, the width of {wrong[0].name} "
             f"(so it is with {len(wrong)} of {len(shapes.layers)} layers).",
-            hint=f"--group-size auto takes {fitting}."
+            hint=f"--group-size {fitting} fits, and auto chooses by itself."
             if fitting
             else "--group-size auto lets each layer have its own.",
         )

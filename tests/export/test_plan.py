@@ -97,7 +97,7 @@ def test_a_group_size_that_does_not_divide_is_refused(model):
         "Group size 128 does not divide 576, the width of model.layers.0.self_attn.q_proj.weight "
         "(so it is with 2 of 4 layers)."
     )
-    assert caught.value.hint == "--group-size auto takes 64."
+    assert caught.value.hint == "--group-size 64 fits, and auto chooses by itself."
 
 
 def test_where_no_usual_one_fits_the_hint_says_what_auto_does(tmp_path):
