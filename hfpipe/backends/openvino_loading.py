@@ -179,9 +179,9 @@ def _fingerprint(folder: Path) -> str:
 
 
 def weight_format(folder: str) -> str:
-    """What most bytes of the weights are stored as: float32, float16, bfloat16, int8, int4."""
-    sizes: Counter[str] = Counter()
+    """What most of the weights are stored as: float32, float16, bfloat16, int8, int4."""
+    counts: Counter[str] = Counter()
     for kind, size in _CONSTANT.findall((Path(folder) / "openvino_model.xml").read_bytes()):
-        sizes[kind.decode()] += int(size)
-    most = sizes.most_common(1)[0][0] if sizes else "unknown"
-    return PRECISIONS.get(most, most)
+        precision = PRECISIONS.get(kind.decode(), kind.decode())
+        counts[precision] += int(size) * 8 // int(re.sub(r"\D", "", precision) or 8)
+    return counts.most_common(1)[0][0] if counts else "unknown"
