@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hfpipe.cli.export import _cleaning_up
 from tests import tiny
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
 from tests.fake_models import write_model
@@ -154,8 +155,8 @@ def test_the_same_request_does_nothing(fp32, tiny_llama):
     ended = run_hfpipe("export", tiny_llama, fp32.output, "--weight-format", "fp32")
     assert (ended.code, ended.err) == (0, b"")
     assert f"{fp32.output}, which stands already: nothing was done" in ended.out.decode()
-    ended = run_hfpipe("export", tiny_llama, fp32.output, "--json")
-    assert json.loads(ended.out)["made"] is False
+    ended = run_hfpipe("export", tiny_llama, fp32.output, "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert (ended.code, json.loads(ended.out)["made"]) == (0, False)
     assert (fp32.output / "hfpipe.json").stat() == before
 
 
@@ -284,6 +285,18 @@ def test_an_output_that_may_not_be_written(tiny_llama, tmp_path):
 def test_ctrl_c_leaves_nothing(tiny_llama, tmp_path):
     assert interrupted(tmp_path / "out", signal.SIGINT, tiny_llama, "--weight-format", "int8") == (130, b"", b"")
     assert names(tmp_path) == []
+
+
+def test_a_background_job_of_a_script_goes_on_ignoring_it():
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _cleaning_up():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != old[signal.SIGTERM]
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
