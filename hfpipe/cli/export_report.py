@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hfpipe.cli.output import shown
@@ -26,7 +28,7 @@ def planned(plan: Plan) -> dict[str, str]:
             "memory": f"about {gigabytes(plan.estimate.memory)}; {gigabytes(available_memory())} free",
             "time": f"about {_duration(plan.estimate.seconds)}, and the verification",
         }
-    return rows | {"command": "optimum-cli export openvino " + " ".join(plan.command(plan.output))}
+    return rows | {"command": shlex.join(["optimum-cli", "export", "openvino", *plan.command(plan.output)])}
 
 
 def result(done: Exported) -> dict[str, str]:
@@ -46,7 +48,12 @@ def result(done: Exported) -> dict[str, str]:
         rows["runtime"] = _runtime(runtime, report["runtime_measured"])
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
     rows["time"] = f"{times}; {gigabytes(report['peak_memory'])} of memory for the export"
-    return rows | {"run it": f'hfpipe run {done.folder.name} "..."'}
+    return rows | {"run it": f'hfpipe run {shlex.quote(_from_here(done.folder))} "..."'}
+
+
+def _from_here(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _quality(quality: Mapping[str, Any]) -> dict[str, str]:

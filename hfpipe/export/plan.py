@@ -20,6 +20,7 @@ from hfpipe.export.quantization import Quantization, calibration_seconds, decide
 from hfpipe.export.shapes import Shapes, classify
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.sources.folder import tensor_shapes
+from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
 _16_BITS = ("float16", "bfloat16")
@@ -95,6 +96,8 @@ def make_plan(
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
     quantization = decide(options, shapes, force=force) if weight_format == "int4" else None
     output = (output or default_output(source.reference, weight_format)).absolute()
+    if output.is_symlink():
+        output = output.resolve()
     estimate = None
     if shapes:
         export = foretell_export(shapes, weight_format, quantization, _own_format(source))
@@ -111,6 +114,8 @@ def _check_source(source: ModelSource) -> None:
         )
     if source.is_encoder_decoder:
         raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
+    # Without one, optimum-cli would make one that knows no word.
+    require_tokenizer(source.folder)
 
 
 def _own_format(source: ModelSource) -> str:

@@ -147,6 +147,14 @@ class IncrementalDecoder:
         return REPLACEMENT * unfinished
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Raise UnsupportedModel where a model folder has nothing that a tokenizer could be made of."""
+    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", *_SOURCES)):
+        raise UnsupportedModel(
+            f"There is no tokenizer in {folder}.", hint="Copy tokenizer.json of the original model into that folder."
+        )
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model folder: its tokenizer.json, else whatever transformers can make of the folder.
 
@@ -155,10 +163,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenize
     file = folder / "tokenizer.json"
     if file.is_file():
         return _from_file(file)
-    if not any(any(folder.glob(pattern)) for pattern in _SOURCES):
-        raise UnsupportedModel(
-            f"There is no tokenizer in {folder}.", hint="Copy tokenizer.json of the original model into that folder."
-        )
+    require_tokenizer(folder)
     loaded = import_module("hfpipe.text.auto_tokenizer").load(folder, trust_remote_code=trust_remote_code)
     return from_transformers(loaded)
 

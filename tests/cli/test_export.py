@@ -78,7 +78,7 @@ def test_the_next_run_removes_what_a_killed_one_left(int4):
 def test_stdout_has_the_result_and_stderr_the_stages(int4):
     rows = [line.split("  ")[0] for line in int4.ended.out.decode().splitlines()]
     assert rows[:6] == ["export", "size", "weights", "perplexity", "of it", "next token"]
-    assert 'hfpipe run out "..."' in int4.ended.out.decode()
+    assert f'hfpipe run {int4.output} "..."' in int4.ended.out.decode()
     stages = [line.split(" s  ")[1] for line in int4.ended.err.decode().splitlines()]
     assert stages[0] == STARTING.decode()
     assert {"Quantizing", "Scoring the source", "Loading the export"} < set(stages)

@@ -210,6 +210,16 @@ def test_an_encoder_decoder_model(tmp_path):
         plan(write_model(tmp_path / "t5", model_type="t5", is_encoder_decoder=True))
 
 
+def test_a_model_without_a_tokenizer(model):
+    """optimum-cli would make one that knows no word."""
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModel, match="There is no tokenizer in") as caught:
+        plan(model)
+    assert "tokenizer.json" in caught.value.hint
+    (model / "vocab.json").write_text("{}")
+    assert plan(model)
+
+
 def test_of_pickles_nothing_can_be_foretold(tmp_path):
     model = write_model(tmp_path / "model", vocab_size=8)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
@@ -309,3 +319,9 @@ def test_the_output_stands_in_the_working_directory(model, monkeypatch, tmp_path
     assert plan("model").output == tmp_path / "model-ov-int4"
     assert plan("model", output=Path("a/b")).output == tmp_path / "a" / "b"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_link_stays_one(model, tmp_path):
+    """Its target may be on a disk with more room, and need not stand."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "out")
+    assert plan(model, output=tmp_path / "link").output == tmp_path / "elsewhere" / "out"

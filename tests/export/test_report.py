@@ -1,6 +1,7 @@
 """hfpipe.json, what is read from it again, and what is printed of it."""
 
 import hashlib
+import shlex
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -166,7 +167,15 @@ def test_a_result_in_words():
     assert "same ids" in rows["tokenizer"]
     assert "12 s" in rows["time"]
     assert "1.8 GB" in rows["time"]
-    assert rows["run it"] == 'hfpipe run out "..."'
+
+
+@pytest.mark.parametrize(
+    ("folder", "typed"), [("out", "out"), ("a/my out", "'a/my out'"), ("../out", "{above}/out"), ("/x/out", "/x/out")]
+)
+def test_the_command_that_runs_it_can_be_typed(tmp_path, monkeypatch, folder, typed):
+    monkeypatch.chdir(tmp_path)
+    rows = result(Exported((tmp_path / folder).resolve(), REPORT))
+    assert rows["run it"] == f'hfpipe run {typed.format(above=tmp_path.parent)} "..."'
 
 
 def test_what_a_model_says_is_shown_in_one_line_and_not_obeyed():
@@ -193,6 +202,12 @@ def test_what_stood_already_is_said():
 )
 def test_what_is_wrong_with_openvinos_own_tokenizer(tokenizer, words):
     assert words in printed(tokenizer=tokenizer)["tokenizer"]
+
+
+def test_the_command_of_a_plan_can_be_typed(model):
+    model = model.rename(model.parent / "my model")
+    (command,) = [value for name, value in planned(plan(model, "int8")).items() if name == "command"]
+    assert shlex.split(command)[3:5] == ["--model", str(model)]
 
 
 def test_a_plan_in_words(model):
