@@ -125,7 +125,10 @@ def _check_exportable(options: argparse.Namespace, reference: str) -> None:
             options.model, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
     except (ValueError, KeyError) as error:
-        raise _cannot(reference, f"{_first_line(error).partition('. ')[0].removesuffix('.')}.") from error
+        refusal = _cannot(reference, f"{_first_line(error).partition('. ')[0].removesuffix('.')}.")
+        if "trust_remote_code" in str(error):
+            refusal.hint = "--trust-remote-code runs the Python code that comes with it."
+        raise refusal from error
     kind = config.model_type
     tables = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
     if "openvino" not in tables.get(kind, {}):

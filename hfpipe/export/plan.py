@@ -147,7 +147,7 @@ def _warnings(
             yield f"It may need {gigabytes(estimate.disk)} of disk; {output.parent} has {gigabytes(free)} left."
         if available < estimate.memory:
             yield f"It may need {gigabytes(estimate.memory)} of memory; {gigabytes(available)} is free."
-    if quantization and quantization.adjust:
+    if shapes and quantization and quantization.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
     if quantization and not quantization.calibration and not (options.data_free or options.passes_on("--dataset")):
         minutes = round(calibration_seconds(shapes) / 60) if shapes else None

@@ -8,7 +8,7 @@ from hfpipe.types import Reporter
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> list[list[str] | None]:
-    """For each of `arguments["commands"]` the class and the message of its error, null where there is none."""
+    """For each of `arguments["commands"]` the class, message and hint of its error, null where there is none."""
     return [_check(command, reporter) for command in arguments["commands"]]
 
 
@@ -16,5 +16,5 @@ def _check(command: list[str], reporter: Reporter) -> list[str] | None:
     try:
         openvino.main({"reference": "the model", "command": command, "check_only": True}, reporter)
     except HFPipeError as error:
-        return [type(error).__name__, error.message]
+        return [type(error).__name__, error.message, error.hint or ""]
     return None

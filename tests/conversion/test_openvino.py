@@ -1,5 +1,7 @@
 """Which models and options the exporter takes, by its own tables, before a weight is read."""
 
+import json
+
 import pytest
 
 from hfpipe.conversion.child import run_child
@@ -9,7 +11,8 @@ from tests.fake_models import write_model
 
 CANNOT = "optimum-intel cannot export the model for OpenVINO: "
 UNKNOWN = "optimum-cli: unrecognized arguments: "
-# Model type, what follows the options of hfpipe's own, the class of the error, how it begins.
+CODE = {"AutoConfig": "configuration_x.XConfig"}
+# Model type or configuration, what follows the options of hfpipe's own, the class of the error, how it begins.
 CASES = {
     "known": ("llama", [], None, ""),
     "options": ("llama", ["--pad-token-id", "3", "--disable-stateful"], None, ""),
@@ -17,7 +20,8 @@ CASES = {
     "unknown to it": ("switch_transformers", [], "UnsupportedModel", CANNOT + "the architecture switch_transformers "),
     "another task": ("bert", [], "UnsupportedModel", CANNOT + "it does not export bert for text-generation-with-past "),
     "unknown to all": ("nonsense", [], "UnsupportedModel", CANNOT + "The checkpoint you are trying to load has model "),
-    "no type": (None, [], "UnsupportedModel", CANNOT + "Unrecognized model in "),
+    "no type": ({}, [], "UnsupportedModel", CANNOT + "Unrecognized model in "),
+    "code of its own": ({"auto_map": CODE}, [], "UnsupportedModel", CANNOT + "The repository "),
     "an option": ("llama", ["--no-such", "3"], "UsageError", UNKNOWN + "--no-such 3."),
     "a word": ("llama", ["word"], "UsageError", UNKNOWN + "word."),
     "half an option": ("llama", ["--disable-convert"], "UsageError", UNKNOWN + "--disable-convert."),
@@ -32,9 +36,8 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     commands = []
     for number, (kind, words, _, _) in enumerate(CASES.values()):
-        model = write_model(folder / str(number), model_type=kind) if kind else write_model(folder / str(number))
-        if not kind:
-            (model / "config.json").write_text("{}")
+        model = write_model(folder / str(number))
+        (model / "config.json").write_text(json.dumps({"model_type": kind} if isinstance(kind, str) else kind))
         source = ModelSource("the model", model, "transformers", {}, {}, None)
         commands.append(export_command(source, folder / "out", "fp32", more=words))
     said = run_child("tests.conversion.checks", {"commands": commands}, what="The checks")
@@ -51,3 +54,9 @@ def test_what_the_exporter_says(found, case):
     assert found[case][0] == kind
     assert found[case][1].startswith(begin)
     assert "\n" not in found[case][1]
+
+
+def test_the_hint_is_the_next_step(found):
+    assert found["code of its own"][2].startswith("--trust-remote-code")
+    assert found["too new"][2].startswith("--backend torch")
+    assert found["an option"][2].startswith("optimum-cli export openvino --help")

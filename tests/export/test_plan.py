@@ -229,6 +229,7 @@ def test_of_pickles_nothing_can_be_foretold(tmp_path):
     assert made.estimate is None
     assert option(made, "--group-size") == "32"
     assert option(made, "--group-size-fallback") == "adjust"
+    assert not [line for line in made.warnings if "group size" in line]
     assert plan(model, allow_pickle=True, group_size=128)
 
 
