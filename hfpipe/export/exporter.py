@@ -18,7 +18,7 @@ from hfpipe.export import report as reports
 from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
-from hfpipe.quality import make_reference
+from hfpipe.quality import held_out, make_reference
 from hfpipe.types import Reporter, Silent
 
 
@@ -123,7 +123,8 @@ def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> d
         make_reference(
             plan.source,
             folder,
-            dtype="float32" if plan.source_fits_in_float32() else "bfloat16",
+            dtype=plan.reference_dtype(),
+            texts=held_out(plan.held_out_share()),
             trust_remote_code=plan.options.trust_remote_code,
             allow_pickle=plan.options.allow_pickle,
             reporter=reporter,

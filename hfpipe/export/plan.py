@@ -24,6 +24,8 @@ from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
 _16_BITS = ("float16", "bfloat16")
+# Parameters from which on a verification is kept short: scoring all of the text would take many minutes.
+_LARGE = 300_000_000
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
 
@@ -62,11 +64,21 @@ class Plan:
     def in_8_bits(self) -> tuple[str, ...]:
         return self.quantization.in_8_bits if self.quantization else ()
 
-    def source_fits_in_float32(self) -> bool:
-        """Whether the source can be read in 32 bits, to be compared with."""
+    @property
+    def parameters(self) -> float:
+        """Of the source, as its files' sizes have it."""
         files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
-        parameters = sum(path.stat().st_size for path in files) / (2 if _own_format(self.source) == "fp16" else 4)
-        return 4 * parameters + START_BYTES < available_memory()
+        return sum(path.stat().st_size for path in files) / (2 if _own_format(self.source) == "fp16" else 4)
+
+    def reference_dtype(self) -> str:
+        """What the source is scored in: 32 bits, unless it is of 16 and too large for time or memory."""
+        parameters = self.parameters
+        fits = 4 * parameters + START_BYTES < available_memory()
+        return "float32" if _own_format(self.source) == "fp32" or (fits and parameters < _LARGE) else "bfloat16"
+
+    def held_out_share(self) -> float:
+        """How much of the held-out text is scored: all of it up to `_LARGE` parameters, then less, at least a tenth."""
+        return min(1.0, max(0.1, _LARGE / self.parameters))
 
     def request(self) -> dict[str, Any]:
         """What tells one export of a model from another."""

@@ -10,9 +10,15 @@ def calibration() -> dict[str, str]:
     return _texts("calibration")
 
 
-def held_out() -> dict[str, str]:
-    """What a model is measured on, by kind; none of it is calibrated on."""
-    return _texts("held_out")
+def held_out(share: float = 1.0) -> dict[str, str]:
+    """What a model is measured on, by kind; none of it is calibrated on. With `share` the first paragraphs of each
+    kind, at least that share of its characters."""
+    return {kind: _beginning(text, share) for kind, text in _texts("held_out").items()}
+
+
+def _beginning(text: str, share: float) -> str:
+    end = text.find("\n\n", int(len(text) * share))
+    return text if end < 0 else text[:end]
 
 
 def _texts(name: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The texts that come with the package."""
 
+import pytest
+
 from hfpipe.quality import texts
 
 
@@ -12,6 +14,15 @@ def test_there_are_texts_of_several_kinds():
 
 def test_nothing_that_is_measured_on_is_calibrated_on():
     assert paragraphs(texts.held_out()) & paragraphs(texts.calibration()) == set()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_share_of_the_text_is_whole_paragraphs_from_its_beginning(share):
+    whole, part = texts.held_out(), texts.held_out(share)
+    assert list(part) == list(whole)
+    for kind, text in part.items():
+        assert whole[kind].startswith(text + "\n\n")
+        assert share * len(whole[kind]) <= len(text) <= share * len(whole[kind]) + 2000
 
 
 def paragraphs(kinds):
