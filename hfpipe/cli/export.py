@@ -45,7 +45,7 @@ def export(
     wanted = o.export_options(given, context.obj or ())
     silence(verbose=verbose)
     from hfpipe import sources
-    from hfpipe.cli.export_report import planned, result
+    from hfpipe.cli.export_report import planned, planned_as_data, result
     from hfpipe.export import exporter
     from hfpipe.export.plan import make_plan
 
@@ -57,7 +57,7 @@ def export(
             talk.stage("Asking the exporter")
             exporter.check(plan, reporter=talk)
             talk.stage(None)
-            _print(planned(plan), json=json)
+            _print(planned_as_data(plan) if json else planned(plan), json=json)
             return
         with _cleaning_up():
             done = exporter.export(plan, force=force, verify=not no_verify, verbose=verbose, reporter=talk)

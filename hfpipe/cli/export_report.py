@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hfpipe.machine import available_memory, free_disk
 
 def planned(plan: Plan) -> dict[str, str]:
     """The plan, in names and texts."""
-    rows = {"model": plan.source.reference, "output": str(plan.output), "weights": plan.weight_format}
+    output = f"{plan.output}, which exists" if plan.output.exists() else str(plan.output)
+    rows = {"model": plan.source.reference, "output": output, "weights": plan.weight_format}
     if plan.quantization:
         rows["weights"] += f": {plan.quantization.describe()}"
         texts = plan.calibration
@@ -29,6 +31,23 @@ def planned(plan: Plan) -> dict[str, str]:
             "time": f"about {_duration(plan.estimate.seconds)}, and the verification",
         }
     return rows | {"command": shlex.join(["optimum-cli", "export", "openvino", *plan.command(plan.output)])}
+
+
+def planned_as_data(plan: Plan) -> dict[str, Any]:
+    """The plan, for a program: sizes in bytes, null where there is no estimate."""
+    return {
+        "model": plan.source.reference,
+        "revision": plan.source.revision,
+        "output": str(plan.output),
+        "exists": plan.output.exists(),
+        "weight_format": plan.weight_format,
+        **plan.request(),
+        "estimate": asdict(plan.estimate) if plan.estimate else None,
+        "free_disk": free_disk(plan.output.parent),
+        "available_memory": available_memory(),
+        "warnings": list(plan.warnings),
+        "optimum_cli": plan.command(plan.output),
+    }
 
 
 def result(done: Exported) -> dict[str, str]:

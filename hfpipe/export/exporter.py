@@ -83,6 +83,8 @@ def _difference(plan: Plan, verify: bool) -> tuple[str | None, dict[str, Any] | 
         return "made with other options", existing
     if existing["source"].get("sha256") != reports.source_digest(plan.source):
         return "made of another model, or of another state of it", existing
+    if existing.get("sha256") != reports.weights_digest(plan.output):
+        return "and its weights have changed since it was made", existing
     if verify and "answer" not in existing:
         return "made without verification", existing
     return None, existing
@@ -133,7 +135,8 @@ def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> d
     except HFPipeError as error:
         # What it wrote may be what filled the disk.
         shutil.rmtree(folder)
-        warnings.append(f"Not compared with its source, which could not be scored: {error.message}")
+        reason = error.message.replace(str(folder), str(plan.output.parent))
+        warnings.append(f"Not compared with its source, which could not be scored: {reason}")
     reporter.stage("Loading the export")
     arguments = {
         "reference": plan.output.name,

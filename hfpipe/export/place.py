@@ -27,17 +27,26 @@ def workplace(output: Path) -> Iterator[Workplace]:
         made = _make_parents(output)
         try:
             remove_leftovers(output)
-            work = output.with_name(f".{output.name}.{secrets.token_hex(4)}{_SUFFIX}")
-            work.mkdir()
-            try:
-                with FileLock(work / _LOCK):
-                    yield Workplace(work, output)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            with _locked_folder(output) as work:
+                yield Workplace(work, output)
         finally:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
+
+
+@contextmanager
+def _locked_folder(output: Path) -> Iterator[Path]:
+    """It has its name only once it is locked: what has the name and no lock is a leftover."""
+    work = output.with_name(f".{output.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    nameless = work.with_suffix(".new")
+    nameless.mkdir()
+    try:
+        with FileLock(nameless / _LOCK):
+            nameless.rename(work)
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 class Workplace:

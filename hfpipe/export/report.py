@@ -17,7 +17,7 @@ from hfpipe.types import ModelSource
 _FORMAT = 1
 _CHUNK = 1 << 20
 _PACKAGES = ("hfpipe", "optimum-intel", "nncf", "openvino", "openvino-genai", "transformers", "torch")
-_SOURCE_WEIGHTS = ("*.safetensors", "*.bin")
+_SOURCE_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
 _LOUD_LOSS = 0.10
 _FINER = {"int8": "fp16", "fp16": "fp32"}
 
@@ -33,8 +33,13 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def source_digest(source: ModelSource) -> str:
-    """Of the weights that an export is made of."""
-    return sha256_of(path for pattern in _SOURCE_WEIGHTS for path in source.folder.glob(pattern))
+    """Of the weights, the configuration and the tokenizer that an export is made of."""
+    return sha256_of(path for pattern in _SOURCE_FILES for path in source.folder.glob(pattern))
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the weights of an export."""
+    return sha256_of(folder.glob("*.bin"))
 
 
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def describe(plan: Plan, folder: Path) -> dict[str, Any]:
         "optimum_cli": plan.command(Path("OUTPUT")),
         "versions": {package: version(package) for package in _PACKAGES},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "sha256": sha256_of(folder.glob("*.bin")),
+        "sha256": weights_digest(folder),
         "size": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
 

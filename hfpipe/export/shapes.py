@@ -16,6 +16,8 @@ _SENSITIVE = re.compile(r"\b(v_proj|k_proj|down_proj|dense_4h_to_h|fc2|mlp\.c_pr
 # Layers of the class Conv1D store their weight as [in, out].
 _TRANSPOSED_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 _TRANSPOSED_LAYERS = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
+# All experts of a layer in one tensor, [experts, in, out].
+_EXPERTS = re.compile(r"\bexperts\.\w+_proj$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def classify(tensors: Mapping[str, tuple[int, ...]], model_type: str) -> Shapes:
     layers, tables, rest = [], 0, 0
     for name, shape in tensors.items():
         count = math.prod(shape)
-        if len(shape) < 2 or not name.endswith("weight"):
+        if len(shape) == 3 and _EXPERTS.search(name):
+            layers.append(Layer(name, shape[-2], count))
+        elif len(shape) < 2 or not name.endswith("weight"):
             rest += count
         elif _TABLES.search(name):
             tables += count

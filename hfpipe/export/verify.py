@@ -15,7 +15,7 @@ from hfpipe.errors import ConversionError, HFPipeError
 from hfpipe.export.runtime import choose_options
 from hfpipe.generator import open_generator
 from hfpipe.quality.reference import read_reference
-from hfpipe.quality.score_openvino import score
+from hfpipe.quality.score_openvino import check_numbers, score
 from hfpipe.quality.texts import held_out
 from hfpipe.sources.folder import OPENVINO
 from hfpipe.text.tokenizer import load_tokenizer
@@ -51,6 +51,9 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         if any(precision.startswith("int") for precision in report["weights"]):
             reporter.stage("Measuring runtime options")
             report |= choose_options(folder, quality, reference, temporary, reporter=reporter)
+    else:
+        # A greedy answer takes one of them for the largest even where they are none.
+        check_numbers(folder, load_tokenizer(folder, trust_remote_code=trust).encode(_PROMPT, True))
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hfpipe.backends.openvino_loading import readable
 from hfpipe.errors import UnsupportedModel
-from hfpipe.quality.compare import Comparison, Quality
+from hfpipe.quality.compare import Comparison, Quality, log_softmax
 from hfpipe.quality.reference import Reference
 from hfpipe.quality.windows import Window
 from hfpipe.types import Reporter, Silent
@@ -41,6 +41,13 @@ def score(
             done += len(window.targets)
         reporter.progress(task, done, reference.tokens, "steps")
     return comparison.quality()
+
+
+def check_numbers(folder: Path, token_ids: Sequence[int], *, device: str = "CPU") -> None:
+    """Raise BackendError where the model in `folder` computes no numbers after these tokens."""
+    with readable(device):
+        window = Window("", (*token_ids, 0), 1)
+        log_softmax(_Model(folder, {}, device).logits(window))
 
 
 class _Model:

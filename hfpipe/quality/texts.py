@@ -22,6 +22,6 @@ def _beginning(text: str, share: float) -> str:
 
 
 def _texts(name: str) -> dict[str, str]:
-    folder = files("hfpipe.quality") / "texts" / name
+    folder = files("hfpipe.quality") / "corpus" / name
     found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".txt"))
     return {file_name.removesuffix(".txt"): file.read_text(encoding="utf-8") for file_name, file in found}

@@ -51,7 +51,11 @@ def worse(change):
 
 def test_what_an_export_was_made_of(model, export):
     made = reports.describe(plan(model), export)
-    assert made["source"] == {"model": str(model), "revision": None, "sha256": sha256(model / "model.safetensors")}
+    assert made["source"] == {
+        "model": str(model),
+        "revision": None,
+        "sha256": reports.source_digest(plan(model).source),
+    }
     assert made["weight_format"] == "int8"
     assert made["request"] == plan(model).request()
     assert made["calibration"] is None
@@ -67,13 +71,16 @@ def sha256(*paths):
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def test_the_digest_of_a_source_is_that_of_its_weights(tmp_path):
+def test_the_digest_of_a_source_is_that_of_all_that_an_export_is_made_of(tmp_path):
     sharded = write_model(tmp_path / "sharded", shards=3)
-    shards = sorted(sharded.glob("*.safetensors"))
     source = sources.resolve(str(sharded))
-    assert reports.source_digest(source) == sha256(*shards)
+    whole = sorted([*sharded.glob("*.safetensors"), *sharded.glob("*.json")])
+    assert len(whole) > 4
+    assert reports.source_digest(source) == sha256(*whole)
     (sharded / "README.md").write_text("changed")
-    assert reports.source_digest(source) == sha256(*shards)
+    assert reports.source_digest(source) == sha256(*whole)
+    (sharded / "config.json").write_text("{}")
+    assert reports.source_digest(source) == sha256(*whole)
 
 
 def test_a_digest_of_much_is_read_in_pieces(tmp_path):

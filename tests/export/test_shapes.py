@@ -156,3 +156,9 @@ def test_less_is_smaller():
     assert groups == sorted(groups, reverse=True)
     ratios = [export_bytes(shapes, "int4", 32, ratio) for ratio in (0.1, 0.5, 1.0)]
     assert ratios == sorted(ratios, reverse=True)
+
+
+def test_experts_in_one_tensor_have_their_inputs_in_the_middle():
+    shapes = classify({"model.layers.0.mlp.experts.gate_up_proj": (8, 64, 192)}, "gpt_oss")
+    (layer,) = shapes.layers
+    assert (layer.width, layer.parameters) == (64, 8 * 64 * 192)

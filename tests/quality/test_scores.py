@@ -186,3 +186,15 @@ def test_a_model_with_other_inputs(tmp_path, reference):
 def test_a_property_that_does_not_exist(tiny_llama_ov, reference):
     with pytest.raises(UsageError, match="OpenVINO on CPU"):
         quality.score(tiny_llama_ov, {"NO_SUCH": "1"}, reference)
+
+
+def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):
+    score_openvino.check_numbers(tiny_llama_ov, (1, 2, 3))
+    token_ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    token_ids.output(0).tensor.names = {"input_ids"}
+    some = ops.convert(ops.unsqueeze(token_ids, np.int64(2)), np.float32)
+    logits = ops.multiply(ops.add(some, np.zeros((1, 1, 8), np.float32)), np.float32("nan"))
+    logits.output(0).tensor.names = {"logits"}
+    ov.save_model(ov.Model([logits], [token_ids]), tmp_path / "openvino_model.xml")
+    with pytest.raises(BackendError, match="NaN"):
+        score_openvino.check_numbers(tmp_path, (1, 2, 3))
