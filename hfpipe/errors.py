@@ -2,7 +2,8 @@
 
 HFPipeError              exit 1
 ├── UsageError           exit 2   the command was not meant this way
-│   ├── TemplateError             a template that does not parse, or lacks a variable
+│   ├── TemplateError             a template that does not parse, or refuses what it is given
+│   │   └── MissingVariable       a variable without a value
 │   └── UnsupportedOption         the chosen backend cannot honour an option
 ├── ModelError                    the model cannot be had or read
 │   ├── ModelNotFound
@@ -38,6 +39,10 @@ class UsageError(HFPipeError):
 
 
 class TemplateError(UsageError):
+    pass
+
+
+class MissingVariable(TemplateError):
     pass
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal
 
-from hfpipe.errors import TemplateError, nearest
+from hfpipe.errors import MissingVariable, TemplateError, nearest
 
 TemplateKind = Literal["qa", "chat", "raw", "custom"]
 
@@ -36,12 +36,12 @@ class Template:
     def fill(self, variables: Mapping[str, str]) -> str:
         """The text with every {variable} replaced. Values are taken as they are; what the text lacks is ignored.
 
-        Raises TemplateError where a variable is missing.
+        Raises MissingVariable where one has no value.
         """
         for needed in self.variables:
             if needed not in variables:
                 given = ", ".join(variables) or "nothing"
-                raise TemplateError(
+                raise MissingVariable(
                     f"No value for {{{needed}}} in {self.name}; given: {given}.", hint=f"Give it as --var {needed}=..."
                 )
         return "".join(
