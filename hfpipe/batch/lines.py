@@ -1,0 +1,88 @@
+"""The lines of an input, one at a time: a file, stdin, or either of them compressed with gzip."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+
+from hfpipe.errors import HFPipeError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BUFFER = 1 << 18
+
+
+class Line(NamedTuple):
+    """A line that is not blank. `number` counts all lines from 1; `content` is without its end and without a BOM;
+    `digest` is a sha256 over the contents of this line and all before it."""
+
+    number: int
+    content: bytes
+    digest: bytes
+
+
+def open_input(path: Path, output: Path | None = None) -> BinaryIO:
+    """A file to read lines of. Raises UsageError where it cannot be read, or is the `output` too."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise UsageError(f"The input {path} cannot be read: {error.strerror}.") from error
+    if output is not None and output.exists() and os.path.samefile(path, output):
+        file.close()
+        raise UsageError(f"{path} is both the input and the output.", hint="Give the results a file of their own.")
+    return cast(BinaryIO, file)
+
+
+def read_lines(stream: BinaryIO, name: str = "the input") -> Iterator[Line]:
+    r"""The lines of `stream` as they come in; only b"\n" ends one. Raises HFPipeError where reading fails."""
+    digest = b""
+    try:
+        for number, raw in enumerate(_uncompressed(stream), 1):
+            if number == 1 and raw.startswith(_UTF_16):
+                raise UsageError(f"{name} is UTF-16 text.", hint="JSON lines are UTF-8: iconv -f UTF-16 -t UTF-8.")
+            content = raw.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8)
+            if content and not content.isspace():
+                digest = hashlib.sha256(digest + content).digest()
+                yield Line(number, content, digest)
+    except (OSError, EOFError, zlib.error) as error:
+        raise HFPipeError(f"Reading {name} failed: {error}.") from error
+
+
+def _uncompressed(stream: BinaryIO) -> io.BufferedReader:
+    """What `stream` holds. The first bytes decide whether it is compressed, not its name."""
+    head = stream.read(len(_GZIP))
+    while head and len(head) < len(_GZIP) and (more := stream.read(1)):
+        head += more
+    whole: io.BufferedReader = io.BufferedReader(_Joined(head, stream), _BUFFER)
+    if head != _GZIP:
+        return whole
+    return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=whole)), _BUFFER)
+
+
+class _Joined(io.RawIOBase):
+    """`head`, and then the rest of `stream` as it comes: a line from a pipe does not wait for those after it."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._read = getattr(stream, "readinto1", None) or stream.readinto  # type: ignore[attr-defined]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        if not self._head:
+            return cast(int, self._read(buffer))
+        view = memoryview(buffer)
+        taken, self._head = self._head[: len(view)], self._head[len(view) :]
+        view[: len(taken)] = taken
+        return len(taken)

@@ -1,0 +1,176 @@
+"""Lines come as they are, whatever they come in."""
+
+import gzip
+import io
+import os
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.errors import HFPipeError, UsageError
+
+BOM = b"\xef\xbb\xbf"
+ENDS = st.sampled_from([b"\n", b"\r\n"])
+BLANK = st.sampled_from([b"", b" ", b"\t  "])
+# A BOM in a line is that of a file that was joined with others; it is no part of the line either.
+CONTENT = st.one_of(
+    st.binary(min_size=1, max_size=40).map(lambda data: data.replace(b"\n", b"n").rstrip(b"\r")),
+    st.text(max_size=20).map(lambda text: b'{"x": "%s"}' % text.encode(errors="replace").replace(b"\n", b" ")),
+).filter(lambda data: data.strip() and not data.startswith((BOM, b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")))
+
+
+class Chunks(io.RawIOBase):
+    """A stream that gives as much at once as it likes."""
+
+    def __init__(self, data, sizes):
+        self.rest, self.sizes, self.turn = data, sizes, 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        size = min(len(buffer), self.sizes[self.turn % len(self.sizes)])
+        self.turn += 1
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
+def read(data):
+    return [(line.number, line.content) for line in read_lines(io.BytesIO(data))]
+
+
+@st.composite
+def files(draw):
+    """A file, and the lines that it has."""
+    data, expected = draw(st.sampled_from([b"", BOM])), []
+    parts = draw(st.lists(st.tuples(CONTENT | BLANK, ENDS), max_size=8))
+    for number, (content, end) in enumerate(parts, 1):
+        data += content + end
+        expected += [(number, content)] if content.strip() else []
+    if parts and draw(st.booleans()):
+        data = data.removesuffix(parts[-1][1])
+    return data, expected
+
+
+@given(files(), st.lists(st.integers(1, 50), min_size=1, max_size=5), st.sampled_from([bytes, gzip.compress]))
+def test_any_file_in_any_chunks(file, sizes, packed):
+    data, expected = file
+    found = list(read_lines(Chunks(packed(data), sizes)))
+    assert [(line.number, line.content) for line in found] == expected
+
+
+@given(st.lists(CONTENT, min_size=1, max_size=6), ENDS, st.integers(0, 5))
+def test_the_digest_is_of_the_contents_up_to_there(contents, end, changed):
+    def digests(lines, separator=b"\n"):
+        return [line.digest for line in read_lines(io.BytesIO(separator.join(lines)))]
+
+    whole = digests(contents)
+    assert digests([BOM + contents[0], b"", *contents[1:]], end) == whole
+    assert digests(contents[:-1]) == whole[:-1]
+    changed %= len(contents)
+    other = digests([*contents[:changed], b"another " + contents[changed], *contents[changed + 1 :]])
+    assert other[:changed] == whole[:changed]
+    assert set(other[changed:]).isdisjoint(whole[changed:])
+
+
+def test_only_a_newline_ends_a_line():
+    odd = '{"a": "\u2028 \u2029 \x85"} \x0b \x0c \x1c \r x'.encode()
+    assert read(odd + b"\n" + odd) == [(1, odd), (2, odd)]
+
+
+@pytest.mark.parametrize("data", [b"", BOM, b"\n\r\n  \n", BOM + b"\n"])
+def test_nothing(data):
+    assert read(data) == []
+
+
+def test_a_long_line():
+    long = b'"' + b"x" * 10_000_000 + b'"'
+    assert [content for _, content in read(long + b"\n1\n" + long)] == [long, b"1", long]
+
+
+def test_files_joined_with_their_marks():
+    assert read(BOM + b"1\n" + BOM + b"2\n") == [(1, b"1"), (2, b"2")]
+    assert read(gzip.compress(b"1\n") + gzip.compress(b"2\n")) == [(1, b"1"), (2, b"2")]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.gz"])
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_the_first_bytes_decide_and_not_the_name(tmp_path, name, packed):
+    path = tmp_path / name
+    path.write_bytes(packed(b"1\n2\n"))
+    with open_input(path) as stream:
+        assert [line.content for line in read_lines(stream)] == [b"1", b"2"]
+
+
+def test_a_line_from_a_pipe_does_not_wait_for_the_next():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as source:
+        lines = read_lines(stream)
+        for content in (b"1", b"22", b"333"):
+            source.write(content + b"\n")
+            assert next(lines).content == content
+        source.close()
+        assert next(lines, None) is None
+
+
+class Endless(io.RawIOBase):
+    """The same line for ever."""
+
+    line, at = b'{"question": "x"}\n', 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        start = self.at % len(self.line)
+        data = (self.line * (len(buffer) // len(self.line) + 2))[start : start + len(buffer)]
+        self.at += len(data)
+        buffer[:] = data
+        return len(data)
+
+
+def test_only_what_is_asked_for_is_read():
+    tracemalloc.start()
+    lines = read_lines(Endless())
+    for _ in range(20_000):
+        assert next(lines).content == b'{"question": "x"}'
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-9], lambda data: data[:40] + b"\0" * 40 + data[80:]])
+def test_a_damaged_archive_is_one_line(spoil):
+    data = spoil(gzip.compress(os.urandom(20_000) + b"\n"))
+    with pytest.raises(HFPipeError, match=r"^Reading q\.gz failed: .*\.$") as caught:
+        list(read_lines(io.BytesIO(data), "q.gz"))
+    assert "\n" not in caught.value.message
+
+
+def test_utf_16_is_named():
+    stream = io.BytesIO('{"a": 1}\n'.encode("utf-16"))
+    with pytest.raises(UsageError, match=r"^stdin is UTF-16 text\.$") as caught:
+        list(read_lines(stream, "stdin"))
+    assert "iconv" in caught.value.hint
+
+
+def test_inputs_that_cannot_be_read(tmp_path):
+    for path, reason in [(tmp_path / "none", "No such file"), (tmp_path, "Is a directory")]:
+        with pytest.raises(UsageError, match=f"cannot be read: {reason}"):
+            open_input(path)
+
+
+def test_the_input_is_not_the_output(tmp_path):
+    path, link, other = tmp_path / "x", tmp_path / "link", tmp_path / "other"
+    path.touch()
+    link.symlink_to(path)
+    for output in (path, link):
+        with pytest.raises(UsageError, match="both the input and the output"):
+            open_input(path, output)
+    open_input(path, other).close()
+    other.touch()
+    open_input(path, other).close()
