@@ -27,7 +27,10 @@ def test_a_file_imports_only_from_lower_floors():
     assert "1 kept, 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["hfpipe", "hfpipe.generator", "hfpipe.backends.echo", "hfpipe.conversion.child"])
+@pytest.mark.parametrize(
+    "module",
+    ["hfpipe", "hfpipe.generator", "hfpipe.backends.echo", "hfpipe.batch.journal", "hfpipe.conversion.child"],
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(module):
     """Dependencies of the tests may load plugins into pytest's own process: a new one is asked."""
     result = run("-c", f"import sys, {module}; print(*sys.modules, sep='\\n')")

@@ -1,0 +1,97 @@
+"""What stands beside an output: the settings it was made with, and the fingerprints of the input it was made from.
+
+OUTPUT.manifest.json holds the settings. OUTPUT.manifest.digests holds 8 bytes for each result: the first of the digest
+(lines.Line) of its record. An entry is written before its result, so that after a kill there is one for each; only a
+power cut can leave fewer, or zeros in their place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hfpipe.batch.disk import replace_file, sync_folder
+from hfpipe.errors import HFPipeError
+
+ENTRY = 8
+_LOST = bytes(ENTRY)
+RESTART = "--restart begins anew, and keeps the old file aside."
+_VERSION = 1
+_SHORT = 80
+
+
+def settings_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def digests_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.digests")
+
+
+def save(output: Path, settings: Mapping[str, Any]) -> None:
+    content = {"version": _VERSION, "settings": settings}
+    replace_file(settings_path(output), json.dumps(content, indent=2).encode() + b"\n")
+
+
+def check(output: Path, settings: Mapping[str, Any]) -> None:
+    """Raise an HFPipeError that names the first setting in which a run differs from the one that made `output`."""
+    old, new = _load(output), json.loads(json.dumps(settings))
+    for name in {**new, **old}:
+        if name not in old or name not in new or old[name] != new[name]:
+            raise HFPipeError(
+                f"{output} was begun with another {name}: {_shown(old, name)} then, {_shown(new, name)} now.",
+                hint=RESTART,
+            )
+
+
+def _load(output: Path) -> dict[str, Any]:
+    path = settings_path(output)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise HFPipeError(f"{output} stands already, without the manifest of a batch.", hint=RESTART) from error
+    except (OSError, ValueError) as error:
+        raise HFPipeError(f"The manifest {path} cannot be read: {error}.", hint=RESTART) from error
+    settings = content.get("settings") if isinstance(content, dict) and content.get("version") == _VERSION else None
+    if not isinstance(settings, dict):
+        raise HFPipeError(f"{path} is not a manifest of this version of hfpipe.", hint=RESTART)
+    return settings
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "none"
+    shown = json.dumps(settings[name], ensure_ascii=False)
+    return shown if len(shown) <= _SHORT else shown[: _SHORT - 1] + "…"
+
+
+def read_digests(output: Path) -> Generator[bytes]:
+    """The entries, b"" for one that a power cut has lost."""
+    with suppress(FileNotFoundError), digests_path(output).open("rb") as file:
+        while len(entry := file.read(ENTRY)) == ENTRY:
+            yield entry if entry != _LOST else b""
+
+
+def set_aside(output: Path) -> Path:
+    """Rename `output` and what stands beside it to the first free OUTPUT.1, OUTPUT.2, ..., which is returned."""
+    number = 1
+    while any(path.exists() for path in _all(_numbered(output, number))):
+        number += 1
+    aside = _numbered(output, number)
+    # The output last: one without a manifest is not touched by the next run.
+    for old, new in zip(_all(output), _all(aside), strict=True):
+        if old.exists():
+            old.rename(new)
+    sync_folder(output.parent)
+    return aside
+
+
+def _numbered(output: Path, number: int) -> Path:
+    return output.with_name(f"{output.name}.{number}")
+
+
+def _all(output: Path) -> tuple[Path, ...]:
+    return settings_path(output), digests_path(output), output

@@ -1,0 +1,168 @@
+"""What was written gets to the disk, and a disk that takes no more leaves whole lines."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hfpipe.batch import disk
+from hfpipe.batch.disk import Syncer
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.errors import HFPipeError
+from tests.batch.work import FORM, answer, finished, journal, run, write_questions
+
+# On the disk
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The names of files, in the order of their fsyncs."""
+    seen = []
+
+    def fsync(descriptor):
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(disk.os, "fsync", fsync)
+    return seen
+
+
+def test_what_was_written_gets_to_the_disk_though_nothing_more_is(source, output, synced, monkeypatch):
+    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
+    with open_input(source) as stream, journal(output) as opened:
+        line = next(opened.resume(read_lines(stream)))
+        synced.clear()
+        opened.append(answer(FORM.read_record(line)))
+        while "out.jsonl" not in synced:
+            time.sleep(0.01)
+        assert synced[0] == "out.jsonl.manifest.digests"
+
+
+def test_the_disk_is_not_asked_for_every_line(source, output, synced, monkeypatch):
+    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 3600)
+    with open_input(source) as stream, journal(output) as opened:
+        lines = opened.resume(read_lines(stream))
+        # The names are on the disk before the first result.
+        assert "out.jsonl" not in synced
+        assert synced.count(output.parent.name) >= 2
+        synced.clear()
+        for line in lines:
+            opened.append(answer(FORM.read_record(line)))
+        assert synced == []
+    assert synced == ["out.jsonl.manifest.digests", "out.jsonl"]
+
+
+def test_the_digest_is_written_before_the_result(source, output, monkeypatch):
+    """A kill between them leaves a digest without a result, which harms nobody."""
+    order, write, pwrite = [], os.write, os.pwrite
+    monkeypatch.setattr(disk.os, "write", lambda *args: order.append("result") or write(*args))
+    monkeypatch.setattr(disk.os, "pwrite", lambda *args: order.append("digest") or pwrite(*args))
+    run(source, output, limit=2)
+    assert order == ["digest", "result"] * 2
+
+
+def test_a_disk_that_fails_later_is_told(source, output, monkeypatch):
+    def fsync(_):
+        raise OSError(5, "Input/output error")
+
+    with open_input(source) as stream:
+        opened = journal(output).__enter__()
+        lines = opened.resume(read_lines(stream))
+        monkeypatch.setattr(disk.os, "fsync", fsync)
+        monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
+        opened.append(answer(FORM.read_record(next(lines))))
+        with pytest.raises(HFPipeError, match="Input/output error"):
+            opened.close()
+    monkeypatch.undo()
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+def test_an_error_is_not_hidden_by_one_at_the_end(source, output, monkeypatch):
+    def fsync(_):
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(KeyError), open_input(source) as stream, journal(output) as opened:  # noqa: PT012
+        opened.resume(read_lines(stream))
+        monkeypatch.setattr(disk.os, "fsync", fsync)
+        raise KeyError
+
+
+def test_a_syncer_does_not_miss_what_is_written_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
+    seen = []
+    with (tmp_path / "x").open("wb", buffering=0) as file:
+        monkeypatch.setattr(disk.os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_size))
+        for _ in range(200):
+            syncer = Syncer(file.fileno())
+            for _ in range(3):
+                file.write(b"x")
+                syncer.written()
+            syncer.close()
+            assert seen[-1] == file.tell()
+
+
+# A disk that takes a part
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """`full(n)`: the disk takes n bytes more, in two writes, and then none."""
+    room = [10**9]
+    write = os.write
+
+    def partly(descriptor, data):
+        taken = min(len(data), max(1, room[0] // 2))
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        room[0] -= taken
+        return write(descriptor, data[:taken])
+
+    def set_room(size):
+        room[0] = size
+
+    monkeypatch.setattr(disk.os, "write", partly)
+    return set_room
+
+
+@given(st.integers(0, 60))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_part_of_a_line_is_cut_back(full, room):
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = write_questions(Path(folder, "q.jsonl"), 8), Path(folder, "out.jsonl")
+        with open_input(source) as stream, journal(output) as opened:
+            results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+            for line in results[:4]:
+                opened.append(line)
+            full(room)
+            for _ in range(2):
+                with pytest.raises(HFPipeError, match=r"^The disk of .*out\.jsonl is full\.") as caught:
+                    opened.append(results[4])
+                assert "same command again: it goes on" in caught.value.hint
+                assert output.read_bytes() == b"".join(results[:4])
+            full(10**9)
+            opened.append(results[4])
+        run(source, output)
+        assert output.read_bytes() == finished(source)
+
+
+def test_an_interrupt_between_two_parts_leaves_whole_lines(source, output, monkeypatch):
+    write = os.write
+
+    def interrupted(descriptor, data):
+        write(descriptor, data[:7])
+        raise KeyboardInterrupt
+
+    with open_input(source) as stream, journal(output) as opened:
+        results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+        opened.append(results[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(disk.os, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                opened.append(results[1])
+        assert output.read_bytes() == results[0]
+        opened.append(results[1])
+    assert output.read_bytes() == b"".join(results[:2])

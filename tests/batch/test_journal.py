@@ -1,0 +1,169 @@
+"""The output is a prefix of the finished file at every moment, and a run goes on from there."""
+
+import io
+import json
+from array import array
+
+import pytest
+
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.records import RecordError
+from hfpipe.batch.results import result_line
+from hfpipe.errors import HFPipeError
+from tests.batch.work import (
+    FORM,
+    SETTINGS,
+    answer,
+    files,
+    finished,
+    journal,
+    manifest,
+    run,
+    write_questions,
+)
+
+# A run
+
+
+def test_an_undisturbed_run(source, output):
+    opened = run(source, output)
+    assert output.read_bytes() == finished(source)
+    assert opened.set_aside is None
+    assert files(output.parent) == [
+        ".out.jsonl.lock", "out.jsonl", "out.jsonl.manifest.digests", "out.jsonl.manifest.json"
+    ]  # fmt: skip
+    assert json.loads(manifest(output).read_text()) == {"version": 1, "settings": SETTINGS}
+
+
+def test_every_line_is_there_at_once(source, output):
+    expected, at = finished(source), 0
+    with open_input(source) as stream, journal(output) as opened:
+        for count, line in enumerate(opened.resume(read_lines(stream))):
+            assert (output.read_bytes(), opened.count) == (expected[:at], count)
+            result = answer(FORM.read_record(line))
+            opened.append(result)
+            at += len(result)
+    assert at == len(expected)
+
+
+def test_step_by_step(source, output):
+    expected = finished(source).splitlines(keepends=True)
+    for step in range(0, 20, 3):
+        assert run(source, output, limit=3).failed == array("Q", range(3, step, 4))
+        assert output.read_bytes() == b"".join(expected[: step + 3])
+    run(source, output)
+    assert output.read_bytes() == b"".join(expected)
+
+
+def test_no_input_is_a_finished_run(source, output):
+    source.write_bytes(b"\n\n")
+    run(source, output)
+    assert output.read_bytes() == b""
+    write_questions(source, 5)
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"{}\n{}\n", b"\n{}\n"])
+def test_a_result_is_one_line_of_a_record(source, output, line):
+    with open_input(source) as stream, journal(output) as opened:
+        rest = opened.resume(read_lines(stream))
+        with pytest.raises(ValueError, match="that resume has given"):
+            opened.append(result_line("a", RecordError("engine", "No record was read for it.")))
+        next(rest)
+        with pytest.raises(ValueError, match="one line"):
+            opened.append(line)
+    assert output.read_bytes() == b""
+
+
+def test_nothing_is_appended_before_resume_or_after_the_end(output):
+    opened = journal(output)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="resume"):
+            opened.append(b"{}\n")
+        with pytest.raises(ValueError, match="resume"):
+            opened.replace_errors([])
+        with opened:
+            opened.resume([])
+
+
+def test_a_long_line(source, output):
+    source.write_text(f'{{"question": "{"x" * 10_000_000}"}}\n' * 2)
+    run(source, output, limit=1)
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+    with output.open("r+b") as file:
+        file.truncate(15_000_000)
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+def test_through_a_link(source, output, tmp_path):
+    (tmp_path / "there").mkdir()
+    output.symlink_to(tmp_path / "there" / "real.jsonl")
+    run(source, output, limit=3)
+    with pytest.raises(HFPipeError, match="Another hfpipe"), journal(output), journal(tmp_path / "there/real.jsonl"):
+        pass
+    run(source, output)
+    assert output.is_symlink()
+    assert output.read_bytes() == finished(source)
+
+
+# Anew
+
+
+def test_restart_sets_aside_what_stands(source, output):
+    for number in (1, 2, 3):
+        run(source, output, limit=number)
+        old = output.read_bytes()
+        opened = run(source, output, restart=True, limit=5, settings={"model": str(number)})
+        assert opened.set_aside == output.with_name(f"out.jsonl.{number}")
+        assert opened.set_aside.read_bytes() == old
+        assert opened.count == 5
+        output.unlink()
+    # What was set aside can be gone on with.
+    run(source, output.with_name("out.jsonl.3"))
+    assert output.with_name("out.jsonl.3").read_bytes() == finished(source)
+
+
+def test_restart_with_nothing_there(source, output):
+    output.touch()
+    assert run(source, output, restart=True).set_aside is None
+    assert output.read_bytes() == finished(source)
+
+
+def test_a_name_that_is_taken_is_left_alone(source, output):
+    run(source, output, limit=3)
+    manifest(output.with_name("out.jsonl.1")).write_text("mine")
+    assert run(source, output, restart=True).set_aside == output.with_name("out.jsonl.2")
+    assert manifest(output.with_name("out.jsonl.1")).read_text() == "mine"
+
+
+def test_a_restart_that_cannot_begin_touches_nothing(source, output):
+    run(source, output, limit=3)
+    old = output.read_bytes()
+    with journal(output, restart=True):
+        pass  # as where no model can be loaded
+    assert output.read_bytes() == old
+
+
+# One at a time
+
+
+def test_a_second_run_is_refused(source, output):
+    with journal(output) as first:
+        rest = first.resume(read_lines(io.BytesIO(source.read_bytes())))
+        for _ in range(2):
+            with pytest.raises(HFPipeError, match=r"^Another hfpipe is writing to .*out\.jsonl\.$"):
+                run(source, output, restart=True)
+        first.append(answer(FORM.read_record(next(rest))))
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+def test_a_refused_run_holds_no_lock(source, output):
+    run(source, output, limit=3)
+    for _ in range(2):
+        with pytest.raises(HFPipeError, match="another model"):
+            run(source, output, settings={**SETTINGS, "model": "x"})
+    run(source, output)

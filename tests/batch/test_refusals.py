@@ -1,0 +1,238 @@
+"""A run goes on only from what its own input and settings have made, and says what is not so."""
+
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.errors import HFPipeError, UsageError
+from tests.batch.work import (
+    FORM,
+    RESTART,
+    SETTINGS,
+    answer,
+    digests,
+    finished,
+    journal,
+    manifest,
+    run,
+    write_questions,
+)
+
+# What must not have changed
+
+
+def refused(source, output, said, **options):
+    """The run is refused, and nothing is touched."""
+    before = {path: path.read_bytes() for path in output.parent.iterdir() if path.is_file()}
+    with pytest.raises(HFPipeError) as caught:
+        run(source, output, **options)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert RESTART in caught.value.hint
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"temperature": 1}, "was begun with another temperature: 0.5 then, 1 now."),
+        ({"stop": ["\n", "é"]}, 'was begun with another stop: ["\\n"] then, ["\\n", "é"] now.'),
+        ({"seed": None}, "was begun with another seed: none then, null now."),
+        ({"model": "x" * 200}, 'was begun with another model: "echo" then, "xxx'),
+    ],
+)
+def test_a_setting_that_changed_is_named(source, output, change, said):
+    run(source, output, limit=3)
+    refused(source, output, said, settings={**SETTINGS, **change})
+
+
+def test_a_setting_that_is_gone_is_named(source, output):
+    run(source, output, limit=3)
+    refused(source, output, "was begun with another temperature: 0.5 then, none now.", settings={"model": "echo"})
+
+
+def test_settings_are_compared_as_json_has_them(source, output):
+    run(source, output, limit=3, settings={"stop": ("a",), "temperature": 1})
+    run(source, output, settings={"temperature": 1.0, "stop": ["a"]})
+
+
+def test_settings_may_change_while_nothing_stands(source, output):
+    run(source, output, limit=3)
+    output.write_bytes(b"")
+    run(source, output, settings={"model": "other"})
+    assert json.loads(manifest(output).read_text())["settings"] == {"model": "other"}
+
+
+def test_a_file_that_is_not_a_batchs_is_left_alone(source, output):
+    output.write_text("My notes.\n")
+    refused(source, output, "stands already, without the manifest of a batch.")
+    run(source, output, restart=True)
+    assert output.with_name("out.jsonl.1").read_text() == "My notes.\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 2, "settings": {}}', b'{"version": 1}', b"\xff"])
+def test_a_manifest_that_is_none(source, output, content):
+    run(source, output, limit=3)
+    manifest(output).write_bytes(content)
+    refused(source, output, "manifest")
+
+
+def changed(source, number, to):
+    lines = source.read_bytes().splitlines(keepends=True)
+    source.write_bytes(b"".join([*lines[: number - 1], to, *lines[number:]]))
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+@pytest.mark.parametrize("to", [b"", b'{"question": "another"}\n', b'{"question": "one"}\n{"question": "two"}\n'])
+def test_a_record_that_changed_is_named(source, output, number, to):
+    run(source, output, limit=7)
+    changed(source, number, to)
+    at = number + 1 if not to else number
+    # Without it, the line after has its place.
+    line = number if not to else at
+    refused(source, output, f"Line {line} of the input is not what it was when {output} was written.")
+
+
+def test_records_that_have_no_result_yet_may_change(source, output):
+    run(source, output, limit=7)
+    changed(source, 8, b'{"question": "another"}\n')
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+def test_an_input_may_change_its_line_ends_and_grow(source, output):
+    data = source.read_bytes().removesuffix(b"\n")
+    source.write_bytes(data)
+    run(source, output)
+    source.write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b'\r\n{"question": "more"}')
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+    assert b'"more"' in output.read_bytes()
+
+
+def test_an_input_that_is_too_short(source, output):
+    run(source, output)
+    write_questions(source, 12)
+    refused(source, output, "The input ends before the 13 records that have a result")
+
+
+def test_blank_lines_change_the_ids_that_are_numbers(source, output):
+    """The records are the same, and their ids are not."""
+    source.write_text('{"question": "a"}\n{"question": "b"}\n')
+    run(source, output)
+    source.write_text('{"question": "a"}\n\n{"question": "b"}\n')
+    refused(source, output, "has the id '2', and its record, line 3 of the input, '3'.")
+
+
+def test_results_that_changed_places(source, output):
+    run(source, output)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    refused(source, output, "Line 1 of ")
+
+
+def test_a_line_that_is_no_result(source, output):
+    run(source, output)
+    lines = output.read_bytes().splitlines(keepends=True)
+    for wrong in (b"{}\n", b"torn\n", b"\n"):
+        output.write_bytes(b"".join([*lines[:4], wrong, *lines[5:]]))
+        refused(source, output, "Line 5 of ")
+        with pytest.raises(HFPipeError) as caught:
+            run(source, output)
+        assert caught.value.hint.startswith("To go on, cut the file before that line.")
+
+
+def test_results_may_be_cut_off_by_hand(source, output):
+    """To have them made anew: what stands is still compared."""
+    run(source, output)
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:5]))
+    run(source, output, limit=1)
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:5]))
+    changed(source, 3, b'{"id": 2, "question": "another"}\n')
+    refused(source, output, "Line 3 of the input")
+
+
+def test_without_the_digests_the_ids_are_compared(source, output):
+    run(source, output, limit=7)
+    digests(output).unlink()
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+# Somebody else
+
+
+def vandals():
+    def replace(output):
+        output.with_name("other").write_bytes(output.read_bytes())
+        output.with_name("other").replace(output)
+
+    def append(output):
+        with output.open("a") as file:
+            file.write("x")
+
+    return {
+        "removed": lambda output: output.unlink(),
+        "renamed": lambda output: output.rename(output.with_name("other")),
+        "moved away": lambda output: output.parent.rename(output.parent.with_name("away")),
+        "replaced": replace,
+        "truncated": lambda output: os.truncate(output, output.stat().st_size - 5),
+        "emptied": lambda output: os.truncate(output, 0),
+        "appended to": append,
+    }
+
+
+@pytest.mark.parametrize("what", vandals())
+def test_a_file_that_somebody_else_touches(tmp_path, what):
+    source = write_questions(tmp_path / "q.jsonl", 20)
+    output = tmp_path / "results" / "out.jsonl"
+    output.parent.mkdir()
+    with open_input(source) as stream, journal(output) as opened:
+        results = (answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream)))
+        for line in itertools.islice(results, 5):
+            opened.append(line)
+        vandals()[what](output)
+        for line in itertools.islice(results, 2):
+            with pytest.raises(
+                HFPipeError, match=r"(removed or renamed|changed by somebody else) while hfpipe"
+            ) as caught:
+                opened.append(line)
+            assert "same command again" in caught.value.hint
+    output.parent.mkdir(exist_ok=True)
+    run(source, output)
+    assert output.read_bytes() == finished(source)
+
+
+def test_places_that_are_none(source, tmp_path):
+    with pytest.raises(UsageError, match="no folder"):
+        run(source, tmp_path / "none" / "out.jsonl")
+    with pytest.raises(UsageError, match="no folder"):
+        run(source, source / "out.jsonl")
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match="is not a file"):
+            run(source, path)
+    assert not Path("/dev/.null.lock").exists()
+
+
+@pytest.fixture
+def shared():
+    """A folder that everybody may look into. Root may do anything: the test runs with the rights of another user."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        run(write_questions(Path(folder, "q.jsonl"), 9), Path(folder, "out.jsonl"), limit=3)
+        if user == 0:
+            os.seteuid(65534)
+        yield Path(folder)
+        os.seteuid(user)
+
+
+def test_places_that_may_not_be_written(shared):
+    for output in (shared / "out.jsonl", shared / "new.jsonl"):
+        with pytest.raises(HFPipeError, match=r"^Cannot write .*: Permission denied\.$"):
+            run(shared / "q.jsonl", output)

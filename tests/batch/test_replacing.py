@@ -1,0 +1,102 @@
+"""Errors are replaced by new results all at once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hfpipe.batch import disk
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.errors import HFPipeError
+from tests.batch.work import FORM, answer, files, finished, journal, mended, run, with_results
+
+
+@pytest.mark.parametrize("positions", [[], [3], [3, 7, 11, 15, 19], [19]])
+def test_new_results_in_their_places(source, output, positions):
+    run(source, output)
+    output.chmod(0o640)
+    replaced = mended(source, *positions)
+    with open_input(source) as stream, journal(output) as opened:
+        assert list(opened.resume(read_lines(stream))) == []
+        assert list(opened.failed) == [3, 7, 11, 15, 19]
+        assert opened.replace_errors(iter(replaced)) == len(positions)
+        assert set(opened.failed) == {3, 7, 11, 15, 19} - set(positions)
+        with pytest.raises(HFPipeError, match="Another"), journal(output):
+            pass
+    assert output.read_bytes() == with_results(source, replaced)
+    assert output.stat().st_mode & 0o777 == 0o640
+    assert ".out.jsonl.tmp" not in files(output.parent)
+    run(source, output)
+    assert output.read_bytes() == with_results(source, replaced)
+
+
+def test_a_run_goes_on_after_errors_were_replaced(source, output):
+    run(source, output, limit=9)
+    replaced = mended(source, 3)
+    with open_input(source) as stream, journal(output) as opened:
+        rest = opened.resume(read_lines(stream))
+        opened.append(answer(FORM.read_record(next(rest))))
+        opened.replace_errors(replaced)
+        for line in rest:
+            opened.append(answer(FORM.read_record(line)))
+    assert output.read_bytes() == with_results(source, replaced)
+
+
+@pytest.mark.parametrize("wrong", [[3, 3], [7, 3], [20], [-1]])
+def test_results_that_have_no_place(source, output, wrong):
+    run(source, output)
+    ((_, line),) = mended(source, 3)
+    with open_input(source) as stream, journal(output) as opened:
+        opened.resume(read_lines(stream))
+        with pytest.raises(ValueError, match="is no result for the place of"):
+            opened.replace_errors([(position, line) for position in wrong])
+    assert output.read_bytes() == finished(source)
+    assert ".out.jsonl.tmp" not in files(output.parent)
+
+
+def test_another_records_result_has_no_place(source, output):
+    run(source, output)
+    ((_, line),) = mended(source, 7)
+    with open_input(source) as stream, journal(output) as opened:
+        opened.resume(read_lines(stream))
+        with pytest.raises(ValueError, match="is no result"):
+            opened.replace_errors([(3, line)])
+    assert output.read_bytes() == finished(source)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, HFPipeError("no"), OSError("of the engine")])
+def test_what_ends_the_making_of_results_leaves_the_old_file(source, output, error):
+    run(source, output)
+
+    def results():
+        yield from mended(source, 3)
+        raise error
+
+    with open_input(source) as stream, journal(output) as opened:
+        opened.resume(read_lines(stream))
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            opened.replace_errors(results())
+        assert output.read_bytes() == finished(source)
+        assert ".out.jsonl.tmp" not in files(output.parent)
+        opened.replace_errors(mended(source, 7))
+    assert output.read_bytes() == with_results(source, mended(source, 7))
+
+
+def test_the_bytes_are_on_the_disk_before_the_name(source, output, monkeypatch):
+    run(source, output)
+    order = []
+    replace = Path.replace
+
+    def fsync(descriptor):
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def renamed(old, new):
+        order.append("rename")
+        return replace(old, new)
+
+    with open_input(source) as stream, journal(output) as opened:
+        opened.resume(read_lines(stream))
+        monkeypatch.setattr(disk.os, "fsync", fsync)
+        monkeypatch.setattr(Path, "replace", renamed)
+        opened.replace_errors(mended(source, 3))
+        assert order[:3] == [".out.jsonl.tmp", "rename", output.parent.name]

@@ -1,0 +1,80 @@
+"""A batch without a model: every record is answered with what it asks."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hfpipe.batch.formats import HFPipeFormat
+from hfpipe.batch.journal import Journal
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.types import Completion, Usage
+
+FORM = HFPipeFormat(frozenset({"question"}))
+RESTART = "--restart begins anew, and keeps the old file aside."
+SETTINGS = {"model": "echo", "temperature": 0.5, "stop": ["\n"]}
+
+
+def answer(record):
+    if record.error:
+        return FORM.result_line(record, record.error)
+    text = record.variables.get("question", "")
+    return FORM.result_line(record, Completion(record.id, text, "stop", Usage(3, len(text))))
+
+
+def finished(source: Path) -> bytes:
+    """The output of a run that nothing disturbs, without a journal."""
+    with open_input(source) as stream:
+        return b"".join(answer(FORM.read_record(line)) for line in read_lines(stream))
+
+
+def run(source: Path, output: Path, limit: int | None = None, **options) -> Journal:
+    """Answer `limit` records more, or all that are left."""
+    with open_input(source) as stream, journal(output, **options) as opened:
+        for done, line in enumerate(opened.resume(read_lines(stream)), 1):
+            opened.append(answer(FORM.read_record(line)))
+            if done == limit:
+                break
+    return opened
+
+
+def journal(output: Path, settings=SETTINGS, **options) -> Journal:
+    return Journal(output, settings, FORM, **options)
+
+
+def mended(source: Path, *positions: int) -> list[tuple[int, bytes]]:
+    """New results for records that have failed."""
+    with open_input(source) as stream:
+        records = [FORM.read_record(line) for line in read_lines(stream)]
+    chosen = [(position, records[position]) for position in positions]
+    return [(place, FORM.result_line(one, Completion(one.id, "mended", "stop"))) for place, one in chosen]
+
+
+def with_results(source: Path, results: Iterable[tuple[int, bytes]]) -> bytes:
+    """The finished output with other results at some positions."""
+    lines = finished(source).splitlines(keepends=True)
+    for position, line in results:
+        lines[position] = line
+    return b"".join(lines)
+
+
+def digests(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.digests")
+
+
+def manifest(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "q.jsonl")
+
+
+def write_questions(source: Path, count: int) -> Path:
+    """Ids of three kinds, texts of several lengths, a line that is no JSON now and then."""
+    kinds = [
+        '{{"question": "{0}"}}',
+        '{{"id": "é \\" {0}", "question": "{1}"}}',
+        '{{"id": {0}, "question": "é{1}"}}',
+        "{{",
+    ]
+    source.write_text("".join(kinds[i % 4].format(i, "x" * (i % 97)) + "\n" for i in range(count)), encoding="utf-8")
+    return source
