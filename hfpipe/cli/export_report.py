@@ -53,7 +53,8 @@ def planned_as_data(plan: Plan) -> dict[str, Any]:
 def result(done: Exported) -> dict[str, str]:
     """A finished export, in names and texts."""
     report = done.report
-    rows = {"export": str(done.folder) if done.made else f"{done.folder}, which stands already: nothing was done"}
+    folder = _from_here(done.folder)
+    rows = {"export": folder if done.made else f"{folder}, which stands already: nothing was done"}
     rows["size"] = gigabytes(report["size"])
     if "weights" in report:
         rows["weights"] = ", ".join(f"{share:.1%} {name}" for name, share in report["weights"].items())
@@ -67,7 +68,7 @@ def result(done: Exported) -> dict[str, str]:
         rows["runtime"] = _runtime(runtime, report["runtime_measured"])
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
     rows["time"] = f"{times}; {gigabytes(report['peak_memory'])} of memory for the export"
-    return rows | {"run it": f'hfpipe run {shlex.quote(_from_here(done.folder))} "..."'}
+    return rows | {"run it": f'hfpipe run {shlex.quote(folder)} "..."'}
 
 
 def _from_here(folder: Path) -> str:

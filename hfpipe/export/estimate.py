@@ -11,8 +11,10 @@ from hfpipe.export.quantization import Quantization, calibration_seconds, gptq_s
 from hfpipe.export.shapes import Shapes, export_bytes
 from hfpipe.types import ModelSource
 
-# Measured on two cores, with models of 0.1 and 0.5 billion parameters.
-START_BYTES = 1_000_000_000
+# Measured on two cores, with models of 0.1 and 1 billion parameters.
+START_BYTES = 1_300_000_000
+_READ_TIMES = 1.2
+_CALIBRATION_BYTES_PER_WEIGHT = 8
 _START_S = 12.0
 _CONVERSION_S_PER_WEIGHT = 8e-8
 _QUANTIZATION_S_PER_WEIGHT = 8e-8
@@ -43,16 +45,15 @@ def foretell_export(shapes: Shapes, weight_format: str, quantization: Quantizati
     seconds = _START_S + shapes.parameters * _CONVERSION_S_PER_WEIGHT
     size = export_bytes(shapes, weight_format, -1, 1.0)
     if weight_format in ("fp32", "fp16"):
-        return Estimate(size, size, START_BYTES + 2 * max(own, size), seconds)
+        return Estimate(size, size, START_BYTES + round(_READ_TIMES * max(own, size)), seconds)
     if quantization:
         in_8_bits = shapes.share_of(quantization.in_8_bits, quantization.group_size)
         ratio = max(0.0, quantization.ratio - in_8_bits)
         size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
     seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
-    memory = START_BYTES + 2 * own + size
+    memory = START_BYTES + round(_READ_TIMES * own)
     if quantization and quantization.calibration:
-        # The statistics need the model's answers, in 32 bits.
-        memory += 4 * shapes.parameters
+        memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
         seconds += gptq_seconds(shapes) if quantization.gptq else calibration_seconds(shapes)
     return Estimate(size, own + size, memory, seconds)
 
