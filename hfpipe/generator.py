@@ -53,10 +53,11 @@ class Generator:
         config = source.config
         self._ends = end_token_ids(source.generation_config, config, config.get("text_config") or {})
 
-    def stream(self, requests: Iterable[TextRequest]) -> Iterator[TextEvent]:
+    def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
         """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
 
-        Each request ends in one event with a finish_reason. One that fails does so in an event with its error.
+        Each request ends in one event with a finish_reason. One that fails does so in an event with its error. None
+        means none as yet, as in Backend.stream.
         """
         answers: dict[str, _Answer | _Refused] = {}
         for event in self.backend.stream(self._admit(requests, answers)):
@@ -69,7 +70,7 @@ class Generator:
             if text is not None:
                 yield text
 
-    def generate(self, requests: Iterable[TextRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[TextRequest | None]) -> Iterator[Completion]:
         """Answer `requests`, each as a whole, in the order in which they end."""
         texts: dict[str, list[str]] = {}
         for event in self.stream(requests):
@@ -103,9 +104,14 @@ class Generator:
     ) -> None:
         self.close()
 
-    def _admit(self, requests: Iterable[TextRequest], answers: dict[str, _Answer | _Refused]) -> Iterator[TokenRequest]:
+    def _admit(
+        self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer | _Refused]
+    ) -> Iterator[TokenRequest | None]:
         """What the backend is given. In place of a bad prompt an empty one, which it refuses at once."""
         for request in requests:
+            if request is None:
+                yield None
+                continue
             start = time.perf_counter()
             number = str(next(_numbers))
             try:

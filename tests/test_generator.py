@@ -166,6 +166,21 @@ def test_requests_are_pulled_as_there_is_room(tiny_gpt2):
     assert pulled == ended == 12
 
 
+def test_none_as_yet(generator):
+    """The generator hands it on: of two requests at most one is in flight."""
+    ended = []
+
+    def one_ahead() -> Iterator[TextRequest | None]:
+        for number in range(3):
+            while len(ended) < number:
+                yield None
+            yield ask(request_id=str(number), max_tokens=4)
+
+    for completion in generator.generate(one_ahead()):
+        ended.append(completion.id)
+    assert ended == ["0", "1", "2"]
+
+
 def test_leaving_a_stream_early(generator):
     stream = generator.stream([ask(request_id=str(n), max_tokens=60) for n in range(6)])
     next(stream)

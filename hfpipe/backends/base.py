@@ -30,8 +30,12 @@ class Backend(ABC):
         """Load the model of `source`. Raises an HFPipeError where it cannot be run as `options` say."""
 
     @abstractmethod
-    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
-        """Generate for `requests`, in any number and order."""
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        """Generate for `requests`, in any number and order.
+
+        None means none as yet: the engine goes on with what it has, and asks again later. An iterable gives it only
+        while a request of its own is unfinished, so that the asking comes to an end.
+        """
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
@@ -50,6 +54,24 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Intake:
+    """The requests of one stream as an engine pulls them; `ended` once it is known that no more come."""
+
+    def __init__(self, requests: Iterable[TokenRequest | None]) -> None:
+        self.ended = False
+        self._requests = iter(requests)
+
+    def take(self) -> TokenRequest | None:
+        """The next request; None where there is none as yet, or none any more."""
+        if self.ended:
+            return None
+        try:
+            return next(self._requests)
+        except StopIteration:
+            self.ended = True
+            return None
 
 
 def finish_reason(request: TokenRequest, generated: int, last: int) -> FinishReason | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import Backend, Intake, finish_reason, refusal, vocabulary_size
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 _WINDOW = 8
@@ -31,17 +31,17 @@ class EchoBackend(Backend):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         return cls(options.batch_size or _WINDOW, vocabulary=vocabulary_size(source.config))
 
-    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
-        waiting = iter(requests)
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        waiting = Intake(requests)
         mine: list[_Echo] = []
         try:
             while True:
-                while len(mine) < self.batch_size and (request := next(waiting, None)):
+                while len(mine) < self.batch_size and (request := waiting.take()):
                     if refused := refusal(request, self._vocabulary):
                         yield refused
                     else:
                         mine.append(self._start(request))
-                if not mine:
+                if not mine and waiting.ended:
                     return
                 for echo in mine:
                     yield self._step(echo)

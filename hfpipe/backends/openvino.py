@@ -21,7 +21,7 @@ import openvino as ov
 import openvino_genai as genai
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import Backend, Intake, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.openvino_loading import (
     check_device,
     compile_cache,
@@ -90,8 +90,10 @@ class SingleBackend(OpenVINOBackend):
         weakref.finalize(self, _end_work, self._streamers, self._busy)
         self._warm_up()
 
-    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         for request in requests:
+            if request is None:
+                continue
             if refused := refusal(request, self._vocabulary):
                 yield refused
             else:
@@ -213,17 +215,18 @@ class PagedBackend(OpenVINOBackend):
         self.steps = 0
         self._describe(folder, device, {"window": self.batch_size} | options)
 
-    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
-        waiting = iter(requests)
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        waiting = Intake(requests)
         mine: dict[str, _InFlight] = {}
         try:
             while True:
-                while len(mine) < self.batch_size and (request := next(waiting, None)):
+                while len(mine) < self.batch_size and (request := waiting.take()):
                     if event := refusal(request, self._vocabulary) or self._add(request, mine):
                         yield event
-                if not mine:
+                if not mine and waiting.ended:
                     return
-                yield from self._step(mine)
+                if mine:
+                    yield from self._step(mine)
         finally:
             self._drop(mine)
 

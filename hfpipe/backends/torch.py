@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import Backend, Intake, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, input_device, load_model
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
@@ -45,18 +45,18 @@ class TorchBackend(Backend):
         model = load_model(source, options, reporter)
         return cls(model, batch_size=options.batch_size, exact=options.exact)
 
-    def stream(self, requests: Iterable[TokenRequest]) -> Iterator[TokenEvent]:
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         device = input_device(self._open_model())
-        waiting = iter(requests)
-        while True:
+        waiting = Intake(requests)
+        while not waiting.ended:
             rows: list[_Row] = []
-            while len(rows) < self.batch_size and (request := next(waiting, None)):
+            while len(rows) < self.batch_size and (request := waiting.take()):
                 if refused := refusal(request, self._vocabulary):
                     yield refused
                 else:
                     rows.append(_Row(request, device))
             if not rows:
-                return
+                continue
             self._active |= {row.request.id: row for row in rows}
             try:
                 yield from self._batch(rows)

@@ -175,6 +175,37 @@ def test_requests_may_come_late(shared):
     assert sorted(ended) == ["r0", "r1", "r2", "r3", "r9"]
 
 
+def test_none_as_yet(engine):
+    """The engine goes on with what it has, and asks again: what comes then is answered in the same stream."""
+    ended, asked = set(), 0
+    requests = [ask(n, 10 + n, max_tokens=3 + n % 3) for n in range(9)]
+    alone = {request.id: answer_to(engine, request) for request in requests}
+
+    def two_ahead() -> Iterator[TokenRequest | None]:
+        nonlocal asked
+        for number, request in enumerate(requests):
+            while number >= len(ended) + 2:
+                asked += 1
+                yield None
+            yield request
+
+    answers = {}
+    for event in engine.stream(two_ahead()):
+        collect([event], answers)
+        ended |= {event.request_id} if event.finish_reason else set()
+        assert len(answers) - len(ended) <= 2
+    assert answers == alone
+    assert asked or window(engine) == 1
+
+
+def test_none_while_nothing_is_in_flight(engine):
+    """It is asked again at once. Between bad requests, too, and at the end."""
+    bad = TokenRequest("bad", (), 5)
+    answers = collect(engine.stream([None, ask(1), None, None, bad, None, ask(2), None]))
+    assert {name: answer.reason for name, answer in answers.items()} == {"r1": "length", "bad": "error", "r2": "length"}
+    assert list(engine.stream([None, None])) == []
+
+
 def test_an_error_of_the_requests_is_the_callers(engine):
     def requests() -> Iterator[TokenRequest]:
         yield ask(0)
