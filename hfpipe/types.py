@@ -11,7 +11,7 @@ from hfpipe.errors import HFPipeError, UsageError
 
 FinishReason = Literal["stop", "length", "error"]
 ModelFormat = Literal["transformers", "openvino"]
-Unit = Literal["bytes", "steps"]
+Unit = Literal["bytes", "steps", "records"]
 
 DEFAULT_MAX_TOKENS = 256
 

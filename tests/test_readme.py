@@ -10,7 +10,7 @@ TEXT = readme.README.read_text()
 
 
 def test_help_blocks_are_what_the_commands_print() -> None:
-    assert readme.commands(TEXT) == ["run", "export"]
+    assert readme.commands(TEXT) == ["run", "batch", "export"]
     assert readme.generated(TEXT) == TEXT
 
 
@@ -25,7 +25,7 @@ def test_the_table_of_exit_codes_has_those_of_the_errors() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     raised = {kind.exit_code for kind in kinds}
-    assert documented == {0, 1, 2, 130}
+    assert documented == {0, 1, 2, 3, 130}
     assert raised <= documented
 
 

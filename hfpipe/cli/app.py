@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 import hfpipe
 from hfpipe.cli import output
+from hfpipe.cli.batch import batch
 from hfpipe.cli.export import export
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
@@ -56,6 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command(cls=Command)(run)
+app.command(cls=Command)(batch)
 app.command(cls=CommandWithMore)(export)
 
 

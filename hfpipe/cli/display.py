@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     Task,
     TaskID,
@@ -34,13 +35,17 @@ class _Console(Console):
 
 
 class _Amount(DownloadColumn):
-    """How much of a task is done: bytes of bytes, or a share."""
+    """How much of a task is done: bytes of bytes, records of records, or a share."""
 
     def render(self, task: Task) -> Text:
-        return super().render(task) if task.fields["unit"] == "bytes" else _SHARE.render(task)
+        unit = task.fields["unit"]
+        return super().render(task) if unit == "bytes" else _COLUMNS[unit].render(task)
 
 
-_SHARE = TaskProgressColumn()
+_COLUMNS: dict[str, TaskProgressColumn | MofNCompleteColumn] = {
+    "steps": TaskProgressColumn(),
+    "records": MofNCompleteColumn(),
+}
 
 
 class Display:
@@ -86,12 +91,14 @@ class Display:
             self.spin(text)
             self._clock = (text, time.monotonic()) if text else None
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
-        """One bar a task; done == total ends it."""
+    def progress(
+        self, task: str, done: int, total: int | None, unit: Unit = "bytes", description: str | None = None
+    ) -> None:
+        """One bar a task, described by its name or otherwise; done == total ends it."""
         with self._lock:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(task, total=total, unit=unit)
-            self._bars.update(self._tasks[task], completed=done, total=total)
+            self._bars.update(self._tasks[task], completed=done, total=total, description=description or task)
             if done == total:
                 self._bars.remove_task(self._tasks.pop(task))
             self._redraw()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import typer
 
 from hfpipe.cli import options as o
+from hfpipe.cli.interrupt import unwinding
 from hfpipe.cli.output import Answer, Talk, columns, tell
 from hfpipe.cli.quiet import silence
 
@@ -59,7 +58,7 @@ def export(
             talk.stage(None)
             _print(planned_as_data(plan) if json else planned(plan), json=json)
             return
-        with _cleaning_up():
+        with unwinding():
             done = exporter.export(plan, force=force, verify=not no_verify, verbose=verbose, reporter=talk)
     _warn(done.report.get("warnings", ()), quiet=quiet)
     _print({"folder": str(done.folder), "made": done.made, **done.report} if json else result(done), json=json)
@@ -76,19 +75,3 @@ def _print(rows: Mapping[str, Any], *, json: bool) -> None:
             answer.write_json(rows)
         else:
             answer.write(columns(rows) + "\n")
-
-
-@contextmanager
-def _cleaning_up() -> Iterator[None]:
-    """Have Ctrl-C, and SIGTERM, remove what is half-made. Only a child process runs code that could swallow it."""
-
-    def interrupt(*_: object) -> NoReturn:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell starts a background job of a script with SIGINT ignored.
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    yield

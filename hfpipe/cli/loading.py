@@ -12,6 +12,7 @@ from hfpipe.cli.lean import leave_out_unused, without_garbage_collection
 
 if TYPE_CHECKING:
     from hfpipe.cli.output import Talk
+    from hfpipe.generator import Found
     from hfpipe.langchain import HFPipe
     from hfpipe.types import GenerationOptions, LoadOptions
 
@@ -19,23 +20,36 @@ _T = TypeVar("_T")
 
 
 def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, talk: Talk) -> HFPipe:
-    """Import the engine; then, while a thread has it read the weights, LangChain, which takes as long.
+    """Find the model and load it."""
+    return load_found(find(model, loading, talk), loading, generation, talk)
+
+
+def find(model: str, loading: LoadOptions, talk: Talk) -> Found:
+    """Everything before the weights, the import of the engine included."""
+    if not loading.trust_remote_code:
+        leave_out_unused()
+    with talk.waiting(f"Finding {model}"), without_garbage_collection():
+        from hfpipe.generator import find_model
+
+        return find_model(model, loading, talk)
+
+
+def load_found(found: Found, loading: LoadOptions, generation: GenerationOptions, talk: Talk) -> HFPipe:
+    """Have a thread read the weights; meanwhile import LangChain, which takes as long.
 
     All at once would be slower: Python imports in one thread at a time.
     """
-    if not loading.trust_remote_code:
-        leave_out_unused()
+    model = found.source.reference
     with talk.waiting(f"Loading {model}"), without_garbage_collection():
-        from hfpipe.generator import find_model, load_generator
+        from hfpipe.generator import load_generator
 
-        found = find_model(model, loading, talk)
-        generator = _in_background(lambda: load_generator(found, loading, talk))
+        generator = in_background(lambda: load_generator(found, loading, talk))
         from hfpipe.langchain import HFPipe
 
         return HFPipe(model=model, generator=generator.result(), **asdict(generation))
 
 
-def _in_background(work: Callable[[], _T]) -> Future[_T]:
+def in_background(work: Callable[[], _T]) -> Future[_T]:
     """A daemon thread: Ctrl-C must not wait for it."""
     future: Future[_T] = Future()
 

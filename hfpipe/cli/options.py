@@ -276,6 +276,55 @@ ForceOpt = Annotated[
     bool, _option("--force", help="Replace an export that stands, and try what is bound to fail.", panel=_EXPORT)
 ]
 
+InputArg = Annotated[
+    str,
+    typer.Argument(metavar="INPUT", help="A file of JSON lines, also gzipped; - is stdin.", show_default=False),
+]
+ModelOpt = Annotated[
+    str,
+    _option(
+        "--model",
+        "-m",
+        help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file.",
+        panel=_LOADING,
+        metavar="MODEL",
+        autocompletion=_complete_model,
+    ),
+]
+BatchSizeOpt = Annotated[
+    int | None,
+    _option(
+        "--batch-size",
+        help="Requests in flight at once. Default: the backend's own.",
+        panel=_LOADING,
+        metavar="N",
+        show_default=False,
+    ),
+]
+ResultsOpt = Annotated[
+    Path | None,
+    _option(
+        "--output",
+        "-o",
+        help="The file of results, which the same command again goes on with. Default: stdout.",
+        panel=_OUTPUT,
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+FormatOpt = Annotated[
+    str,
+    _option("--format", help="hfpipe, or openai: the envelope of OpenAI's Batch API.", panel=_OUTPUT, metavar="FORMAT"),
+]
+RestartOpt = Annotated[bool, _option("--restart", help="Begin anew, and keep the old results aside.", panel=_OUTPUT)]
+RetryErrorsOpt = Annotated[
+    bool, _option("--retry-errors", help="Answer the failed records again, in their places.", panel=_OUTPUT)
+]
+MaxErrorsOpt = Annotated[
+    int | None,
+    _option("--max-errors", help="Stop once more have failed.", panel=_OUTPUT, metavar="N", show_default=False),
+]
+
 VerboseOpt = Annotated[bool, _option("--verbose", help="Let the libraries speak on stderr.", panel=_OUTPUT)]
 QuietOpt = Annotated[bool, _option("--quiet", "-q", help="Nothing on stderr but errors.", panel=_OUTPUT)]
 

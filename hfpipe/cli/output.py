@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hfpipe.cli.display import Display
 
 _SPINNER_AFTER_S = 0.4
+_LINE_EVERY_S = 30.0
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -91,6 +92,7 @@ class Talk:
         # What the libraries write would run into a spinner.
         self._moves = self._draws and not verbose
         self._stage: tuple[str, float] | None = None
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +114,14 @@ class Talk:
         """A Reporter's progress, as one bar a task."""
         if self._moves:
             self._display.progress(shown(task), done, total, unit)
+
+    def records(self, text: str, done: int, total: int | None) -> None:
+        """How far a batch is: a bar, or where nothing moves a line now and then."""
+        if self._moves:
+            self._display.progress("records", done, total, "records", shown(text))
+        elif self._speaks and time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            tell(f"{done:,} of {total:,} records, {text}" if total else f"{done:,} records, {text}")
 
     def stage(self, text: str | None) -> None:
         """A Reporter's stage: a spinner while it lasts, a line with its time once it has ended."""

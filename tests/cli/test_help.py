@@ -24,7 +24,7 @@ OPTIONS = [
 ]
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
 SAMPLES["path"] = ("a b", "a b")
-WITH_DEFAULTS = {"model", "prompt", "output", "backend", "group_size"}
+WITH_DEFAULTS = {"model", "prompt", "input", "output", "backend", "group_size", "format"}
 
 
 def test_every_command_and_parameter_is_described():
@@ -40,7 +40,8 @@ def test_every_option_has_a_variable(command, option, monkeypatch):
     if option.multiple:
         text, value = "a b\nc=d\n", ["a b", "c=d"]
     monkeypatch.setenv(variable_of(*option.opts), text)
-    with command.make_context("hfpipe", ["model", "prompt"]) as context:
+    arguments = [one.name for one in command.params if one.param_type_name == "argument"]
+    with command.make_context("hfpipe", arguments) as context:
         assert context.params[option.name] == value
         others = {name for name, given in context.params.items() if given not in (None, False)}
     assert others <= WITH_DEFAULTS | {option.name}

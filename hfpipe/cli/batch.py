@@ -1,0 +1,64 @@
+"""`hfpipe batch`: a file of prompts in, a file of results out that nothing can spoil."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hfpipe.cli import options as o
+from hfpipe.cli.quiet import silence
+from hfpipe.errors import UsageError
+from hfpipe.text.templates import parse_template
+
+
+def batch(
+    input: o.InputArg,
+    model: o.ModelOpt = "gpt2",
+    output: o.ResultsOpt = None,
+    format: o.FormatOpt = "hfpipe",
+    restart: o.RestartOpt = False,
+    retry_errors: o.RetryErrorsOpt = False,
+    max_errors: o.MaxErrorsOpt = None,
+    backend: o.BackendOpt = "auto",
+    device: o.DeviceOpt = None,
+    device_map: o.DeviceMapOpt = None,
+    batch_size: o.BatchSizeOpt = None,
+    dtype: o.DtypeOpt = None,
+    attn: o.AttnOpt = None,
+    ov_config: o.OvConfigOpt = None,
+    model_kwarg: o.ModelKwargOpt = None,
+    task: o.TaskOpt = None,
+    revision: o.RevisionOpt = None,
+    trust_remote_code: o.TrustOpt = False,
+    allow_pickle: o.PickleOpt = False,
+    exact: o.ExactOpt = False,
+    max_tokens: o.MaxTokensOpt = None,
+    temperature: o.TemperatureOpt = None,
+    top_p: o.TopPOpt = None,
+    top_k: o.TopKOpt = None,
+    min_p: o.MinPOpt = None,
+    repetition_penalty: o.RepetitionPenaltyOpt = None,
+    seed: o.SeedOpt = None,
+    stop: o.StopOpt = None,
+    template: o.TemplateOpt = None,
+    var: o.VarOpt = None,
+    system: o.SystemOpt = None,
+    quiet: o.QuietOpt = False,
+    verbose: o.VerboseOpt = False,
+) -> int:
+    """Answer a file of prompts.
+
+    The results are at every moment a beginning of the finished file; the same command again goes on with it.
+    """
+    given = locals()
+    loading = o.load_options(given, batch_size=batch_size)
+    generation = o.generation_options(given)
+    parsed = None if template is None else parse_template(template)
+    variables = o.parse_variables(var)
+    if retry_errors and (output is None or input == "-"):
+        raise UsageError("--retry-errors needs the file of results, --output, and an input that is a file.")
+    silence(verbose=verbose)
+    from hfpipe.cli.batch_job import Asked, Job
+
+    asked = Asked(None if input == "-" else Path(input), model, parsed, variables, system, format)
+    job = Job(asked, loading, generation, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
+    return job.run(quiet=quiet, verbose=verbose)

@@ -1,0 +1,207 @@
+"""The work of `hfpipe batch`: from the command line's words to the last result."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfpipe.batch.formats import Format, HFPipeFormat
+from hfpipe.batch.journal import Journal
+from hfpipe.batch.lines import Line, open_input, read_lines
+from hfpipe.batch.openai_format import OpenAIFormat
+from hfpipe.batch.prompts import Prompts
+from hfpipe.batch.runner import RECORDS_FAILED, Tally, results
+from hfpipe.cli.batch_progress import Progress
+from hfpipe.cli.interrupt import unwinding
+from hfpipe.cli.loading import find, load_found
+from hfpipe.cli.output import Answer, Talk, tell
+from hfpipe.errors import UsageError, nearest
+from hfpipe.sources.fingerprint import fingerprint
+from hfpipe.text.chat import ChatTemplate
+from hfpipe.text.templates import Template, parse_template
+from hfpipe.types import GenerationOptions, LoadOptions
+
+if TYPE_CHECKING:
+    from hfpipe.generator import Found
+    from hfpipe.langchain import HFPipe
+
+# What a result may depend on, of the options of loading.
+_OF_LOADING = ("device", "device_map", "dtype", "attn", "ov_config", "model_kwargs", "exact")
+_FORMATS = ("hfpipe", "openai")
+_USUAL_VARIABLES = ("prompt", "question")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be answered, and how it is put to the model. An `input` of None is stdin."""
+
+    input: Path | None
+    model: str
+    template: Template | None
+    variables: Mapping[str, str]
+    system: str | None
+    format: str
+
+
+class Job:
+    """One run of a batch, into a file with its journal or to stdout."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        loading: LoadOptions,
+        generation: GenerationOptions,
+        output: Path | None,
+        *,
+        restart: bool = False,
+        retry_errors: bool = False,
+        max_errors: int | None = None,
+    ) -> None:
+        self._asked = asked
+        self._loading = loading
+        self._generation = generation
+        self._output = output
+        self._restart = restart
+        self._retry = retry_errors
+        self._max_errors = max_errors
+        self._form = _form(asked)
+        self._tally = Tally()
+        self._journal: Journal | None = None
+        self._stood = 0
+
+    def run(self, *, quiet: bool, verbose: bool) -> int:
+        """Do it, and give the exit code."""
+        begun = time.perf_counter()
+        try:
+            with ExitStack() as stack:
+                self._run(stack, stack.enter_context(Talk(quiet=quiet, verbose=verbose, plain=True)))
+        except KeyboardInterrupt:
+            tell(self._interrupted())
+            raise
+        if not quiet:
+            tell(self._summary(time.perf_counter() - begun))
+        return RECORDS_FAILED if self._errors() else 0
+
+    def _run(self, stack: ExitStack, talk: Talk) -> None:
+        stream = sys.stdin.buffer if self._asked.input is None else self._open(stack)
+        found = find(self._asked.model, self._loading, talk)
+        todo = self._begin(stack, read_lines(stream, _name(self._asked.input)), found, talk)
+        if self._retry:
+            todo = self._failed(read_lines(self._open(stack), _name(self._asked.input)))
+        first = next(todo, None)
+        if first is None:
+            return
+        llm = load_found(found, self._loading, self._generation, talk)
+        progress = Progress(talk, self._tally, None if self._retry else self._asked.input, self._stood)
+        with unwinding():
+            self._write(
+                stack,
+                results(
+                    chain([first], todo),
+                    llm.generator.generate,
+                    self._prompts(llm),
+                    self._form,
+                    self._tally,
+                    max_errors=self._max_errors,
+                    on_progress=progress.show,
+                ),
+            )
+
+    def _open(self, stack: ExitStack) -> Any:
+        assert self._asked.input is not None
+        return stack.enter_context(open_input(self._asked.input, self._output))
+
+    def _begin(self, stack: ExitStack, lines: Iterator[Line], found: Found, talk: Talk) -> Iterator[Line]:
+        """The lines that are still to be answered. Raises HFPipeError where what stands is of another run."""
+        if self._output is None:
+            return lines
+        self._journal = Journal(self._output, self._settings(found), self._form, restart=self._restart)
+        stack.enter_context(self._journal)
+        todo = self._journal.resume(lines)
+        self._stood = self._journal.count
+        if self._journal.set_aside:
+            talk.note(f"The results that stood are in {self._journal.set_aside}.")
+        return todo
+
+    def _failed(self, lines: Iterator[Line]) -> Iterator[Line]:
+        """Of the lines of the input, those whose results are errors."""
+        assert self._journal
+        failed = set(self._journal.failed)
+        return (line for position, line in enumerate(lines) if position in failed)
+
+    def _write(self, stack: ExitStack, lines: Iterator[bytes]) -> None:
+        if self._journal is None:
+            answer = stack.enter_context(Answer())
+            for line in lines:
+                answer.write(line.decode())
+        elif self._retry:
+            self._journal.replace_errors(zip(tuple(self._journal.failed), lines, strict=True))
+        else:
+            for line in lines:
+                self._journal.append(line)
+
+    def _settings(self, found: Found) -> dict[str, Any]:
+        """What the results depend on."""
+        source, asked = found.source, self._asked
+        return {
+            "model": source.reference,
+            "revision": source.revision,
+            "weights": fingerprint(source.folder),
+            "backend": found.choice.name,
+            "template": asked.template and asked.template.text,
+            "variables": dict(asked.variables),
+            "system": asked.system,
+            "format": asked.format,
+            **{name: getattr(self._loading, name) for name in _OF_LOADING},
+            **asdict(self._generation),
+        }
+
+    def _prompts(self, llm: HFPipe) -> Prompts:
+        tokenizer, asked = llm.generator.tokenizer, self._asked
+        chat = None
+        if tokenizer.chat_template:
+            chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, llm.model)
+        template = asked.template or parse_template("chat" if chat else "qa")
+        return Prompts(template, chat, self._generation, asked.variables, asked.system)
+
+    def _errors(self) -> Counter[str]:
+        """The failed records by the word of their error, those that failed in an earlier run too."""
+        if self._journal is None or self._retry:
+            return self._tally.errors
+        return self._journal.errors + self._tally.errors
+
+    def _summary(self, seconds: float) -> str:
+        rate = self._tally.completion_tokens / seconds
+        parts = [f"{self._tally.records:,} records in {seconds:.1f} s, {rate:,.1f} generated tokens a second"]
+        if self._stood and not self._retry:
+            parts.append(f"{self._stood:,} stood already")
+        if errors := self._errors():
+            words = ", ".join(f"{count:,} {word}" for word, count in errors.most_common())
+            parts.append(f"{sum(errors.values()):,} failed ({words})")
+        return "; ".join(parts) + "."
+
+    def _interrupted(self) -> str:
+        if self._journal is None:
+            return "Interrupted."
+        return f"Interrupted; {self._journal.count:,} results are in {self._output}. The same command again goes on."
+
+
+def _form(asked: Asked) -> Format:
+    if asked.format == "openai":
+        return OpenAIFormat(asked.model)
+    if asked.format == "hfpipe":
+        return HFPipeFormat(frozenset(asked.template.variables if asked.template else _USUAL_VARIABLES))
+    raise UsageError(
+        f"Unknown format {asked.format!r}.", hint=nearest(asked.format, _FORMATS) or f"There are {', '.join(_FORMATS)}."
+    )
+
+
+def _name(input: Path | None) -> str:
+    return "stdin" if input is None else str(input)
