@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,13 @@ from hfpipe.types import (
 
 # Unique in the process: streams in several threads may share one backend.
 _numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRequest(TextRequest):
+    """What failed before it was a request: it is answered with `error`, in its turn."""
+
+    error: HFPipeError = field(kw_only=True)
 
 
 class Generator:
@@ -81,6 +88,8 @@ class Generator:
 
     def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
+        if isinstance(request, FailedRequest):
+            raise request.error
         token_ids = self.tokenizer.encode(request.prompt, request.add_special_tokens)
         if not request.prompt or not token_ids:
             raise UsageError("The prompt is empty.")

@@ -177,7 +177,7 @@ def test_none_as_yet(generator):
             yield ask(request_id=str(number), max_tokens=4)
 
     for completion in generator.generate(one_ahead()):
-        ended.append(completion.id)
+        ended += [completion.id]
     assert ended == ["0", "1", "2"]
 
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun
+from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import get_config_list
 from typing_extensions import override
 
 from hfpipe.errors import TemplateError, UsageError
-from hfpipe.langchain.options import OverGenerator, generation_info
+from hfpipe.langchain.batching import Batching, callback_manager, run_arguments
+from hfpipe.langchain.options import generation_info
 from hfpipe.text.chat import ChatTemplate
 from hfpipe.types import Completion, TextEvent, TextRequest
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
 
-class ChatHFPipe(OverGenerator, BaseChatModel):
+class ChatHFPipe(Batching, BaseChatModel):
     """A local model with a chat template as a LangChain chat model: `ChatHFPipe.load("smollm2")`.
 
     Messages in a row from the same role are joined, since many templates insist on turns. Text alone is understood.
@@ -41,23 +42,12 @@ class ChatHFPipe(OverGenerator, BaseChatModel):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """All in one batch of the engine, where the default would be a thread for each."""
-        if not inputs:
-            return []
-        conversations = [self._convert_input(one).to_messages() for one in inputs]
-        configs = get_config_list(config, len(inputs))
-        runs = [self._started(*one, kwargs) for one in zip(conversations, configs, strict=True)]
-        stop = kwargs.pop("stop", None)
-        answers: list[Any] = [None] * len(inputs)
-        requests = self._requests(conversations, stop, kwargs, answers)
-        for completion in self.generator.generate(requests):
-            answers[int(completion.id)] = completion.error or _chat_generation(completion, self.model)
-        for run, answer in zip(runs, answers, strict=True):
-            _ended(run, answer)
+        found = dict(self.batch_as_completed(inputs, config, return_exceptions=True, **kwargs))
+        answers = [found[index] for index in range(len(inputs))]
         failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
         if failed and not return_exceptions:
             raise failed
-        messages: list[Any] = [one.message if isinstance(one, ChatGeneration) else one for one in answers]
-        return messages
+        return answers
 
     @override
     async def abatch(
@@ -99,24 +89,8 @@ class ChatHFPipe(OverGenerator, BaseChatModel):
                 run_manager.on_llm_new_token(event.text, chunk=chunk)
             yield chunk
 
-    def _requests(
-        self,
-        conversations: Sequence[list[BaseMessage]],
-        stop: Sequence[str] | None,
-        overrides: dict[str, Any],
-        answers: list[Any],
-    ) -> Iterator[TextRequest]:
-        """Conversations that the template refuses are answered with its error."""
-        for i, messages in enumerate(conversations):
-            try:
-                request = self._request(str(i), messages, stop, overrides)
-            except (TemplateError, UsageError) as error:  # noqa: PERF203 (one fails, the others go on)
-                answers[i] = error
-            else:
-                yield request
-
     def _request(
-        self, request_id: str, messages: Sequence[BaseMessage], stop: Sequence[str] | None, overrides: dict[str, Any]
+        self, request_id: str, messages: Sequence[BaseMessage], stop: Sequence[str] | None, overrides: Mapping[str, Any]
     ) -> TextRequest:
         tokenizer = self.generator.tokenizer
         if tokenizer.chat_template is None:
@@ -124,26 +98,24 @@ class ChatHFPipe(OverGenerator, BaseChatModel):
         chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, self.model)
         return self._text_request(request_id, chat.render(turns(messages)), stop, overrides, special=False)
 
-    def _started(
-        self, messages: list[BaseMessage], config: RunnableConfig, options: dict[str, Any]
+    @override
+    def _value_request(
+        self, request_id: str, value: PromptValue, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> TextRequest:
+        return self._request(request_id, value.to_messages(), stop, options)
+
+    @override
+    def _start_run(
+        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
     ) -> CallbackManagerForLLMRun:
-        manager = CallbackManager.configure(
-            config.get("callbacks"),
-            self.callbacks,
-            self.verbose,
-            config.get("tags"),
-            self.tags,
-            config.get("metadata"),
-            self.metadata,
-        )
-        (run,) = manager.on_chat_model_start(
-            self._serialized,
-            [messages],
-            invocation_params={**self._identifying_params, **options},
-            options=options,
-            name=config.get("run_name"),
-        )
+        manager = callback_manager(self, config, options)
+        arguments = run_arguments(self, config, options)
+        (run,) = manager.on_chat_model_start(self._serialized, [value.to_messages()], **arguments)
         return run
+
+    @override
+    def _generation(self, completion: Completion) -> ChatGeneration:
+        return _chat_generation(completion, self.model)
 
     @property
     def _llm_type(self) -> str:
@@ -204,10 +176,3 @@ def _usage(answer: Completion | TextEvent) -> UsageMetadata | None:
 
 def _metadata(answer: Completion | TextEvent, model: str) -> dict[str, Any]:
     return {"model_name": model, **generation_info(answer)}
-
-
-def _ended(run: CallbackManagerForLLMRun, answer: ChatGeneration | Exception) -> None:
-    if isinstance(answer, Exception):
-        run.on_llm_error(answer)
-    else:
-        run.on_llm_end(LLMResult(generations=[[answer]]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
@@ -17,13 +18,14 @@ from typing_extensions import Self, override
 
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.generator import wrap_pipeline
-from hfpipe.langchain.options import OverGenerator, generation_info
+from hfpipe.langchain.batching import Batching, callback_manager, run_arguments
+from hfpipe.langchain.options import generation_info
 from hfpipe.types import Completion, TextRequest
 
 _BACKENDS_OF_LANGCHAIN = {"default": "auto"}
 
 
-class HFPipe(OverGenerator, BaseLLM):
+class HFPipe(Batching, BaseLLM):
     """A local model as a LangChain LLM: `HFPipe.load("gpt2")`, or `HFPipe(pipeline=pipe)` over a transformers pipeline.
 
     The generation options are fields, and every call may override them: `llm.bind(stop=["\\n\\n"], max_tokens=20)`.
@@ -31,6 +33,7 @@ class HFPipe(OverGenerator, BaseLLM):
     """
 
     add_special_tokens: bool = True
+    _more_options: ClassVar[frozenset[str]] = frozenset({"add_special_tokens"})
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +148,24 @@ class HFPipe(OverGenerator, BaseLLM):
         rest = {key: value for key, value in overrides.items() if key != "add_special_tokens"}
         special = overrides.get("add_special_tokens", self.add_special_tokens)
         return self._text_request(request_id, prompt, stop, rest, special)
+
+    @override
+    def _value_request(
+        self, request_id: str, value: PromptValue, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> TextRequest:
+        return self._request(request_id, value.to_string(), stop, options)
+
+    @override
+    def _start_run(
+        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
+    ) -> CallbackManagerForLLMRun:
+        manager = callback_manager(self, config, options)
+        (run,) = manager.on_llm_start(self._serialized, [value.to_string()], **run_arguments(self, config, options))
+        return run
+
+    @override
+    def _generation(self, completion: Completion) -> Generation:
+        return _generation(completion)
 
     @property
     def _llm_type(self) -> str:
