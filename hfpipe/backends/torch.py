@@ -17,9 +17,15 @@ from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenE
 
 DEFAULT_BATCH_SIZE = 8
 
+# Batches' worth of requests among which those of similar length are looked for.
+_LOOK_AHEAD = 8
+
 
 class TorchBackend(Backend):
-    """Runs a transformers causal language model: `batch_size` rows at once, one alone with `exact`."""
+    """Runs a transformers causal language model: `batch_size` rows at once, one alone with `exact`.
+
+    Batches are made of similar requests among `look_ahead`, so that little is padding.
+    """
 
     name = "torch"
 
@@ -27,6 +33,7 @@ class TorchBackend(Backend):
         check_cache(model)
         self.model = model
         self.batch_size = 1 if exact else batch_size or DEFAULT_BATCH_SIZE
+        self.look_ahead = 1 if self.batch_size == 1 else self.batch_size * _LOOK_AHEAD
         self.steps = 0
         self.info = BackendInfo(
             self.name,
@@ -47,22 +54,29 @@ class TorchBackend(Backend):
 
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         device = input_device(self._open_model())
-        waiting = Intake(requests)
-        while not waiting.ended:
-            rows: list[_Row] = []
-            while len(rows) < self.batch_size and (request := waiting.take()):
-                if refused := refusal(request, self._vocabulary):
-                    yield refused
-                else:
-                    rows.append(_Row(request, device))
-            if not rows:
-                continue
-            self._active |= {row.request.id: row for row in rows}
-            try:
-                yield from self._batch(rows)
-            finally:
+        intake = Intake(requests)
+        waiting: list[_Row] = []
+        rows: list[_Row] = []
+        try:
+            while waiting or not intake.ended:
+                while len(waiting) < self.look_ahead and (request := intake.take()):
+                    if refused := refusal(request, self._vocabulary):
+                        yield refused
+                    else:
+                        waiting.append(self._enter(request))
+                left = [row for row in waiting if row.cancelled]
+                self._leave(left)
+                yield from [row.end() for row in left]
+                waiting = [row for row in waiting if not row.done]
+                rows = _similar(waiting, self.batch_size)
+                waiting = [row for row in waiting if row not in rows]
                 for row in rows:
-                    self._active.pop(row.request.id, None)
+                    row.sampler = Sampler(row.request.sampling, device)
+                if rows:
+                    yield from self._batch(rows)
+                self._leave(rows)
+        finally:
+            self._leave([*rows, *waiting])
 
     def cancel(self, request_id: str) -> None:
         if row := self._active.get(request_id):
@@ -70,6 +84,15 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         self.model = None
+
+    def _enter(self, request: TokenRequest) -> _Row:
+        row = self._active[request.id] = _Row(request)
+        return row
+
+    def _leave(self, rows: list[_Row]) -> None:
+        for row in rows:
+            if self._active.get(row.request.id) is row:
+                del self._active[row.request.id]
 
     def _open_model(self) -> Any:
         if self.model is None:
@@ -126,6 +149,19 @@ class TorchBackend(Backend):
         return logits[:, -1].float()
 
 
+def _similar(waiting: list[_Row], size: int) -> list[_Row]:
+    """The row that has waited longest, so that none waits for ever, and those most like it."""
+    if len(waiting) <= size:
+        return waiting
+    oldest = waiting[0]
+    return sorted(waiting, key=lambda row: _waste(row.request, oldest.request))[:size]
+
+
+def _waste(one: TokenRequest, other: TokenRequest) -> int:
+    """The places in a batch of both that one leaves empty: before its prompt, and after its answer."""
+    return abs(len(one.token_ids) - len(other.token_ids)) + abs(one.max_tokens - other.max_tokens)
+
+
 def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """ids and mask, int64 [batch, time]. The padding is masked out, so that any id will do for it."""
     width = max(map(len, prompts))
@@ -135,12 +171,13 @@ def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[torch.
 
 
 class _Row:
-    """One request in a batch. `token_ids` are the prompt's and those generated."""
+    """One request. `token_ids` are the prompt's and those generated; the sampler comes with its batch."""
 
-    def __init__(self, request: TokenRequest, device: torch.device) -> None:
+    sampler: Sampler
+
+    def __init__(self, request: TokenRequest) -> None:
         self.request = request
         self.token_ids = list(request.token_ids)
-        self.sampler = Sampler(request.sampling, device)
         self.cancelled = False
         self.done = False
 

@@ -238,6 +238,107 @@ def test_the_request_to_blame_fails_by_itself(monkeypatch, qwen2, error):
     assert found == {name: whole[name] for name in "012"}
 
 
+# Batches of similar length
+
+
+class Padding:
+    """What each prefill of a backend was given: its rows, its width, and how much of it was padding."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: TorchBackend) -> None:
+        self.prefills: list[tuple[int, int]] = []
+        self.tokens = self.padded = 0
+        self.inside = backend._forward
+        monkeypatch.setattr(backend, "_forward", self)
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
+        if ids.shape == mask.shape:
+            self.prefills.append((len(ids), ids.shape[1]))
+            self.tokens += int(mask.sum())
+            self.padded += int((1 - mask).sum())
+        return self.inside(ids, mask, cache)
+
+
+def shuffled(count: int) -> list[TokenRequest]:
+    numbers = random.Random(7)
+    lengths = [1 + i * 59 // (count - 1) for i in range(count)]
+    numbers.shuffle(lengths)
+    return [TokenRequest(str(i), prompt, 1 + i % 3) for i, prompt in enumerate(random_prompts(*lengths))]
+
+
+def test_batches_are_of_similar_length(monkeypatch, qwen2):
+    """Of shuffled lengths a batch as they come is padded by almost half of itself; the answers are the same."""
+    backend = TorchBackend(qwen2, batch_size=4)
+    requests = shuffled(64)
+    padding = Padding(monkeypatch, backend)
+    found = answers(backend, requests)
+    assert [rows for rows, _ in padding.prefills] == [4] * 16
+    assert padding.padded < 0.25 * padding.tokens
+    alone = TorchBackend(qwen2, batch_size=1)
+    assert found == answers(alone, requests)
+
+
+def test_answers_of_similar_length_are_together(monkeypatch, qwen2):
+    """Steps of few rows are wasted steps."""
+    backend = TorchBackend(qwen2, batch_size=4)
+    prompts = random_prompts(*[9] * 16)
+    requests = [TokenRequest(str(i), prompt, 2 if i % 2 else 40) for i, prompt in enumerate(prompts)]
+    forward, calls = backend._forward, []
+    monkeypatch.setattr(backend, "_forward", lambda ids, *rest: calls.append(len(ids)) or forward(ids, *rest))
+    answers(backend, requests)
+    assert calls == [4] * (2 * 40 + 2 * 2)
+
+
+def test_one_request_waits_for_no_other(qwen2):
+    """What is there is answered, be it few."""
+    backend, ended = TorchBackend(qwen2, batch_size=4), []
+
+    def requests() -> Iterator[TokenRequest | None]:
+        for number, request in enumerate(REQUESTS):
+            while len(ended) < number:
+                yield None
+            yield request
+
+    for event in backend.stream(requests()):
+        ended += [event.request_id] * (event.finish_reason is not None)
+    assert ended == ["0", "1", "2", "3"]
+
+
+def test_no_request_waits_for_ever(qwen2):
+    """A long one among short ones that go on coming."""
+    backend, started = TorchBackend(qwen2, batch_size=2), []
+    (long,) = random_prompts(80)
+
+    def requests() -> Iterator[TokenRequest]:
+        yield TokenRequest("first", (5,), 2)
+        yield TokenRequest("long", long, 2)
+        yield from (TokenRequest(str(i), (5 + i, 6), 2) for i in range(100))
+
+    for event in backend.stream(requests()):
+        started += [event.request_id] * (event.request_id not in started)
+    assert started.index("long") < 4
+
+
+def test_one_at_a_time_keeps_the_order(monkeypatch, qwen2):
+    for options in ({"exact": True, "batch_size": 4}, {"batch_size": 1}):
+        backend = TorchBackend(qwen2, **options)
+        assert backend.look_ahead == 1
+        assert list(answers(backend, shuffled(9))) == [str(i) for i in range(9)]
+
+
+def test_what_waits_is_cancelled_without_a_step(monkeypatch, qwen2):
+    backend = TorchBackend(qwen2, batch_size=2)
+    padding, events = Padding(monkeypatch, backend), []
+    for event in backend.stream(shuffled(8)):
+        for number in range(8):
+            if not events and str(number) != event.request_id:
+                backend.cancel(str(number))
+        events.append(event)
+    ends = {event.request_id: event.finish_reason for event in events if event.finish_reason is not None}
+    assert sorted(ends) == [str(i) for i in range(8)]
+    assert len(padding.prefills) == 1
+    assert backend._active == {}
+
+
 def test_closing_under_an_open_stream(qwen2):
     """What is not answered fails, in one line each."""
     backend = TorchBackend(qwen2, batch_size=2)
