@@ -119,5 +119,5 @@ def as_backend_error(error: Exception) -> HFPipeError:
 
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    phrases = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
+    phrases = ("out of memory", "not enough memory", "allocate memory", "exceeded max size of memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)

@@ -10,9 +10,19 @@ import torch
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, Intake, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import (
+    Backend,
+    Intake,
+    as_backend_error,
+    closed,
+    failure,
+    finish_reason,
+    refusal,
+    vocabulary_size,
+)
 from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, input_device, load_model
 from hfpipe.backends.torch_sampling import Sampler
+from hfpipe.errors import HFPipeError, OutOfMemory
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 DEFAULT_BATCH_SIZE = 8
@@ -24,7 +34,8 @@ _LOOK_AHEAD = 8
 class TorchBackend(Backend):
     """Runs a transformers causal language model: `batch_size` rows at once, one alone with `exact`.
 
-    Batches are made of similar requests among `look_ahead`, so that little is padding.
+    Batches are made of similar requests among `look_ahead`, so that little is padding. Where memory runs out,
+    `batch_size` becomes what is left of it.
     """
 
     name = "torch"
@@ -73,7 +84,7 @@ class TorchBackend(Backend):
                 for row in rows:
                     row.sampler = Sampler(row.request.sampling, device)
                 if rows:
-                    yield from self._batch(rows)
+                    yield from self._batch(rows, self.batch_size)
                 self._leave(rows)
         finally:
             self._leave([*rows, *waiting])
@@ -99,22 +110,30 @@ class TorchBackend(Backend):
             raise closed(self.name)
         return self.model
 
-    def _batch(self, rows: list[_Row]) -> Iterator[TokenEvent]:
-        """Where several rows fail together, each goes on alone from where it was: the one to blame fails by itself."""
-        failed: Exception | None = None
+    def _batch(self, rows: list[_Row], whole: int) -> Iterator[TokenEvent]:
+        """Where several rows fail together, each goes on alone from where it was: the one to blame fails by itself.
+        Where memory runs out, they go on in halves; a row that does not fit alone was to blame, and batches are of
+        `whole` rows again."""
+        failed: HFPipeError | None = None
         try:
             yield from self._decode(rows)
         except Exception as error:
             # Its frames would keep the cache and the logits alive.
             traceback.clear_frames(error.__traceback__)
-            failed = error
+            failed = as_backend_error(error)
         left = [row for row in rows if not row.done]
         if failed and len(left) == 1:
+            if isinstance(failed, OutOfMemory):
+                self.batch_size = whole
             left[0].done = True
             yield failure(left[0].request.id, failed)
             return
-        for row in left:
-            yield from self._batch([row])
+        size = 1
+        if isinstance(failed, OutOfMemory):
+            size = (len(left) + 1) // 2
+            self.batch_size = min(self.batch_size, size)
+        for start in range(0, len(left), size):
+            yield from self._batch(left[start : start + size], whole)
 
     def _decode(self, rows: list[_Row]) -> Iterator[TokenEvent]:
         """Prefill, then a token for every row a step. Rows that are done leave the cache."""

@@ -238,6 +238,73 @@ def test_the_request_to_blame_fails_by_itself(monkeypatch, qwen2, error):
     assert found == {name: whole[name] for name in "012"}
 
 
+# Out of memory
+
+
+class Memory:
+    """Has room for so many rows, and for so many tokens of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: TorchBackend, rows: int, tokens: int = 1000) -> None:
+        self.prefills: list[int] = []
+        self.rows, self.tokens = rows, tokens
+        self.inside = backend._forward
+        monkeypatch.setattr(backend, "_forward", self)
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
+        self.prefills += [len(ids)] * (ids.shape == mask.shape)
+        if len(ids) > self.rows or mask.shape[1] > self.tokens:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return self.inside(ids, mask, cache)
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch, qwen2):
+    """The halves go on, and later batches are of what is left of the size."""
+    requests = shuffled(24)
+    whole = answers(TorchBackend(qwen2, batch_size=8), requests)
+    backend = TorchBackend(qwen2, batch_size=8)
+    memory = Memory(monkeypatch, backend, rows=3)
+    assert answers(backend, requests) == whole
+    assert backend.batch_size == 2
+    assert memory.prefills == [8, 4, 2, 2, 4, 2, 2, *[2] * 8]
+
+
+def test_out_of_memory_in_the_middle_of_answers(monkeypatch, qwen2):
+    """Rows go on from where they were, sampled ones too; what has ended is not begun again."""
+    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
+    backend = TorchBackend(qwen2, batch_size=4)
+    Memory(monkeypatch, backend, rows=4)
+    forward = backend._forward
+
+    def fills_up(ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
+        if len(ids) > 2 and mask.shape[1] > 24:
+            raise MemoryError
+        return forward(ids, mask, cache)
+
+    monkeypatch.setattr(backend, "_forward", fills_up)
+    assert answers(backend, REQUESTS) == whole
+    assert backend.batch_size == 2
+
+
+def test_what_does_not_fit_alone_fails_and_leaves_the_batch_whole(monkeypatch, qwen2):
+    requests = shuffled(16)
+    whole = answers(TorchBackend(qwen2, batch_size=4), requests)
+    backend = TorchBackend(qwen2, batch_size=4)
+    Memory(monkeypatch, backend, rows=4, tokens=100)
+    (long,) = random_prompts(120)
+    found = answers(backend, [*requests[:7], TokenRequest("long", long, 3), *requests[7:]])
+    assert isinstance(found.pop("long"), OutOfMemory)
+    assert found == whole
+    assert backend.batch_size == 4
+
+
+def test_nothing_fits(monkeypatch, qwen2):
+    backend = TorchBackend(qwen2, batch_size=4)
+    Memory(monkeypatch, backend, rows=0)
+    found = answers(backend, REQUESTS)
+    assert {type(error) for error in found.values()} == {OutOfMemory}
+    assert len(found) == 4
+
+
 # Batches of similar length
 
 
