@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfpipe.cli.export import _cleaning_up
+from hfpipe.cli.interrupt import unwinding
 from tests import tiny
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
 from tests.fake_models import write_model
@@ -291,7 +291,7 @@ def test_a_background_job_of_a_script_goes_on_ignoring_it():
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _cleaning_up():
+        with unwinding():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != old[signal.SIGTERM]
     finally:
