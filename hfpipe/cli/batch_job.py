@@ -98,14 +98,15 @@ class Job:
         first = next(todo, None)
         if first is None:
             return
-        llm = load_found(found, self._loading, self._generation, talk)
+        # Each request carries its options whole.
+        llm = load_found(found, self._loading, GenerationOptions(), talk)
         progress = Progress(talk, self._tally, None if self._retry else self._asked.input, self._stood)
         with unwinding():
             self._write(
                 stack,
                 results(
                     chain([first], todo),
-                    llm.generator.generate,
+                    lambda requests: (completion for _, completion in llm.stream_batch(requests)),
                     self._prompts(llm),
                     self._form,
                     self._tally,
@@ -178,6 +179,8 @@ class Job:
         return self._journal.errors + self._tally.errors
 
     def _summary(self, seconds: float) -> str:
+        if self._stood and not self._tally.records:
+            return f"There is nothing to do: {self._stood:,} results stand in {self._output} already."
         rate = self._tally.completion_tokens / seconds
         parts = [f"{self._tally.records:,} records in {seconds:.1f} s, {rate:,.1f} generated tokens a second"]
         if self._stood and not self._retry:
