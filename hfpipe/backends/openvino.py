@@ -7,21 +7,18 @@ the folder needs no OpenVINO tokenizer.
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
-import numpy as np
-import openvino as ov
 import openvino_genai as genai
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, Intake, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.openvino_loading import (
     check_device,
     compile_cache,
@@ -31,15 +28,9 @@ from hfpipe.backends.openvino_loading import (
     readable,
     weight_format,
 )
-from hfpipe.errors import BackendError, OutOfMemory
+from hfpipe.backends.openvino_requests import generation_config, tensor
+from hfpipe.errors import BackendError
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
-
-DEFAULT_WINDOW = 64
-
-_NO_TOKEN = 2**31 - 1
-
-# What the engine raises, through its binding.
-_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
 class OpenVINOBackend(Backend):
@@ -53,7 +44,10 @@ class OpenVINOBackend(Backend):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         device = check_device(options.device, reporter)
         folder = model_folder(source, options, reporter)
-        mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
+        mode: type[Any] = SingleBackend
+        if options.batch_size != 1:
+            # It is built on this file.
+            mode = importlib.import_module("hfpipe.backends.openvino_paged").PagedBackend
         # It was measured on a CPU.
         runtime = source.runtime if device == "CPU" else {}
         used = properties(options, runtime)
@@ -110,7 +104,7 @@ class SingleBackend(OpenVINOBackend):
     def _warm_up(self) -> None:
         """Prepare kernels and memory with a token that nobody sees, so that the first answer does not wait for it."""
         warm_up = TokenRequest("warm-up", (0,) * 16, max_tokens=1)
-        self._pipeline.generate(_tensor(warm_up), _generation_config(warm_up))
+        self._pipeline.generate(tensor(warm_up), generation_config(warm_up))
 
     def _generate(self, request: TokenRequest) -> Iterator[TokenEvent]:
         thread = self._enter()
@@ -141,7 +135,7 @@ class SingleBackend(OpenVINOBackend):
         """In the thread: whatever happens, the last item in the queue says how it ended."""
         end: Exception | None = None
         try:
-            self._pipeline.generate(_tensor(request), _generation_config(request), streamer)
+            self._pipeline.generate(tensor(request), generation_config(request), streamer)
         except Exception as error:
             end = explained(error, self.info.device)
         self.steps += streamer.written
@@ -197,151 +191,3 @@ def _end_work(streamers: Mapping[str, _Streamer], busy: threading.Lock) -> None:
         streamer.cancelled = True
     with busy:
         pass
-
-
-class PagedBackend(OpenVINOBackend):
-    """Up to `batch_size` requests in flight, in paged mode. Streams in several threads share the engine's steps."""
-
-    mode = "paged"
-
-    def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
-        scheduler = genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = True
-        scheduler.max_num_seqs = self.batch_size = batch_size or DEFAULT_WINDOW
-        self._pipeline: Any = genai.ContinuousBatchingPipeline(folder, scheduler, device, options)
-        self._numbers = itertools.count()
-        self._stepping = threading.Lock()
-        self._active: dict[str, _InFlight] = {}
-        self.steps = 0
-        self._describe(folder, device, {"window": self.batch_size} | options)
-
-    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
-        waiting = Intake(requests)
-        mine: dict[str, _InFlight] = {}
-        try:
-            while True:
-                while len(mine) < self.batch_size and (request := waiting.take()):
-                    if event := refusal(request, self._vocabulary) or self._add(request, mine):
-                        yield event
-                if not mine and waiting.ended:
-                    return
-                if mine:
-                    yield from self._step(mine)
-        finally:
-            self._drop(mine)
-
-    def cancel(self, request_id: str) -> None:
-        if flight := self._active.get(request_id):
-            flight.cancelled = True
-
-    def close(self) -> None:
-        self._drop(dict(self._active))
-        with self._stepping:
-            self._pipeline = None
-
-    def _add(self, request: TokenRequest, mine: dict[str, _InFlight]) -> TokenEvent | None:
-        """Give the engine a request. Where it does not take it, that is the event."""
-        try:
-            with self._open() as pipeline:
-                handle = pipeline.add_request(next(self._numbers), _tensor(request), _generation_config(request))
-        except _FAILURES as error:
-            return failure(request.id, explained(error, self.info.device))
-        mine[request.id] = self._active[request.id] = _InFlight(request, handle)
-        return None
-
-    def _drop(self, flights: Mapping[str, _InFlight]) -> None:
-        """Stop what is still in flight of these and let the engine see it, so that its memory is freed."""
-        left = [flight for request_id, flight in flights.items() if self._active.pop(request_id, None)]
-        if not left:
-            return
-        with suppress(*_FAILURES), self._open() as pipeline:
-            for flight in left:
-                flight.handle.stop()
-            pipeline.step()
-
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The engine, for one thread at a time."""
-        with self._stepping:
-            if self._pipeline is None:
-                raise closed(self.name)
-            yield self._pipeline
-
-    def _step(self, mine: dict[str, _InFlight]) -> Iterator[TokenEvent]:
-        """One step of the engine, and what it gave to this stream's requests."""
-        try:
-            with self._open() as pipeline:
-                # Just before a step, which frees what a stopped request holds.
-                for flight in mine.values():
-                    if flight.cancelled:
-                        flight.handle.stop()
-                pipeline.step()
-        except _FAILURES as error:
-            for request_id in list(mine):
-                self._active.pop(request_id, None)
-                del mine[request_id]
-                yield failure(request_id, explained(error, self.info.device))
-            return
-        for request_id, flight in list(mine.items()):
-            for event in flight.read():
-                self.steps += len(event.token_ids)
-                if event.finish_reason is not None:
-                    del mine[request_id]
-                    self._active.pop(request_id, None)
-                yield event
-
-
-class _InFlight:
-    """A request in the engine. Its handle must be kept: dropping it stops the request."""
-
-    def __init__(self, request: TokenRequest, handle: genai.GenerationHandle) -> None:
-        self.request = request
-        self.handle = handle
-        self.generated = 0
-        self.cancelled = False
-
-    def read(self) -> Iterator[TokenEvent]:
-        """The tokens that are ready. `read` of the handle with nothing queued would wait for ever."""
-        reason = None
-        while reason is None and self.handle.can_read():
-            for output in self.handle.read().values():
-                for token in output.generated_ids:
-                    self.generated += 1
-                    reason = finish_reason(self.request, self.generated, token)
-                    yield TokenEvent(self.request.id, (token,), reason)
-        status = self.handle.get_status()
-        if reason is not None or status == genai.GenerationStatus.RUNNING:
-            return
-        # A step that had nothing else to do calls a stopped request IGNORED.
-        if self.cancelled or status in (genai.GenerationStatus.STOP, genai.GenerationStatus.CANCEL):
-            yield TokenEvent(self.request.id, finish_reason="stop")
-        elif status == genai.GenerationStatus.IGNORED:
-            yield failure(self.request.id, OutOfMemory("The KV cache has no room for this request."))
-        else:
-            yield failure(self.request.id, BackendError(f"OpenVINO ended after {self.generated} tokens: {status}."))
-
-
-def _tensor(request: TokenRequest) -> ov.Tensor:
-    """int64 [1, time]"""
-    return ov.Tensor(np.array([request.token_ids], dtype=np.int64))
-
-
-def _generation_config(request: TokenRequest) -> genai.GenerationConfig:
-    """Everything is set: the engine would take an end token that is not from the folder's own generation config."""
-    config, sampling = genai.GenerationConfig(), request.sampling
-    config.apply_chat_template = False
-    config.max_new_tokens = request.max_tokens
-    config.ignore_eos = not request.eos_token_ids
-    # Where there is none, an id that no model has: an unset one would be taken from the folder.
-    config.eos_token_id = min(request.eos_token_ids, default=_NO_TOKEN)
-    config.stop_token_ids = {config.eos_token_id, *request.eos_token_ids}
-    config.repetition_penalty = sampling.repetition_penalty
-    if sampling.temperature > 0:
-        config.do_sample = True
-        config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
-        config.rng_seed = sampling.seed
-        if sampling.top_k > 0:
-            config.top_k = sampling.top_k
-    return config

@@ -11,6 +11,7 @@ import pytest
 from hfpipe import backends, sources
 from hfpipe.backends import openvino as engine
 from hfpipe.backends import openvino_loading as loading
+from hfpipe.backends import openvino_paged as paged
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
@@ -55,7 +56,7 @@ def test_the_mode_goes_by_the_batch_size(tiny_llama_ov, batch_size, mode):
     with load(tiny_llama_ov, batch_size) as backend:
         assert backend.info.detail["mode"] == mode
         assert backend.info.device == "CPU"
-        assert getattr(backend, "batch_size", 1) == (batch_size or engine.DEFAULT_WINDOW)
+        assert getattr(backend, "batch_size", 1) == (batch_size or paged.DEFAULT_WINDOW)
 
 
 @pytest.mark.parametrize("end", ["whole", "cancelled", "closed", "failed"])
@@ -254,14 +255,14 @@ def test_an_engine_that_fails_ends_each_request_with_an_event(tiny_llama_ov, err
 def test_a_request_that_the_engine_does_not_take(monkeypatch, tiny_llama_ov):
     with load(tiny_llama_ov, 4) as backend:
         alone = ids(backend)["a"]
-        real = engine._generation_config
+        real = paged.generation_config
 
         def refuse(request: TokenRequest) -> object:
             if request.id == "bad":
                 raise RuntimeError(TRAIL)
             return real(request)
 
-        monkeypatch.setattr(engine, "_generation_config", refuse)
+        monkeypatch.setattr(paged, "generation_config", refuse)
         events = list(backend.stream([TokenRequest("bad", (1, 2), 5), ASK]))
     assert [event for event in events if event.request_id == "bad"] == [
         TokenEvent("bad", finish_reason="error", error=events[0].error)
@@ -275,7 +276,7 @@ def test_a_single_answer_that_fails(monkeypatch, tiny_llama_ov):
 
     with load(tiny_llama_ov, 1) as backend:
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "_generation_config", refuse)
+            patch.setattr(engine, "generation_config", refuse)
             events = list(backend.stream([ASK]))
         assert [event.finish_reason for event in events] == ["error"]
         assert events[0].error.message == "OpenVINO on CPU: The device was lost"

@@ -446,6 +446,7 @@ def _tensors_held_by(error: BaseException | None) -> Iterator[str]:
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
         MemoryError(),
         MemoryError("std::bad_alloc"),
+        RuntimeError("[GPU] Exceeded max size of memory object allocation: requested 8 bytes"),
     ],
 )
 def test_out_of_memory_is_told_apart(error):
