@@ -144,3 +144,24 @@ def test_leaving_a_stream_after_a_failure(roomy):
     assert roomy._active == {}
     assert memory.live() == 0
     assert ends(roomy, *GREEDY)[1] == {}
+
+
+def test_a_kv_cache_that_only_some_fit_into(monkeypatch, roomy, tiny_llama_ov):
+    """The engine's own limit: what it puts off goes on by itself, what it gives up is tried again, and what is larger
+    than all of the cache fails alone."""
+    whole, _ = ends(roomy, *GREEDY, *SAMPLED)
+    real = genai.SchedulerConfig
+
+    def small() -> object:
+        config = real()
+        config.num_kv_blocks = 6
+        return config
+
+    monkeypatch.setattr(genai, "SchedulerConfig", small)
+    big = TokenRequest("big", tuple(range(10, 390)), 5)
+    options = LoadOptions(batch_size=8, exact=True)
+    with backends.load("openvino", sources.resolve(str(tiny_llama_ov)), options) as backend:
+        found, errors = ends(backend, *GREEDY[:5], big, *GREEDY[5:], *SAMPLED)
+        assert {name: type(error) for name, error in errors.items()} == {"big": OutOfMemory}
+        assert found == whole
+        assert backend.batch_size == 8
