@@ -78,7 +78,12 @@ def results(
         yield from ready.take()
         on_progress()
         if max_errors is not None and tally.failed > max_errors:
-            raise TooManyErrors(f"{tally.failed} records have failed, and --max-errors is {max_errors}.")
+            raise TooManyErrors(f"{tally.failed:,} failed ({by_type(tally.errors)}), and --max-errors is {max_errors}.")
+
+
+def by_type(errors: Counter[str]) -> str:
+    """How many there are of each, the most first."""
+    return ", ".join(f"{count:,} {word}" for word, count in errors.most_common())
 
 
 class _Ready:

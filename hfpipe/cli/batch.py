@@ -56,6 +56,10 @@ def batch(
     variables = o.parse_variables(var)
     if retry_errors and (output is None or input == "-"):
         raise UsageError("--retry-errors needs the file of results, --output, and an input that is a file.")
+    if retry_errors and restart:
+        raise UsageError("--retry-errors and --restart exclude each other.", hint="After a restart nothing has failed.")
+    if max_errors is not None and max_errors < 0:
+        raise UsageError(f"--max-errors must be at least 0, not {max_errors}.")
     silence(verbose=verbose)
     from hfpipe.cli.batch_job import Asked, Job
 

@@ -17,7 +17,7 @@ from hfpipe.batch.journal import Journal
 from hfpipe.batch.lines import Line, open_input, read_lines
 from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.prompts import Prompts
-from hfpipe.batch.runner import RECORDS_FAILED, Tally, results
+from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
 from hfpipe.cli.batch_progress import Progress
 from hfpipe.cli.interrupt import unwinding
 from hfpipe.cli.loading import find, load_found
@@ -179,21 +179,29 @@ class Job:
         return self._journal.errors + self._tally.errors
 
     def _summary(self, seconds: float) -> str:
-        if self._stood and not self._tally.records:
-            return f"There is nothing to do: {self._stood:,} results stand in {self._output} already."
         rate = self._tally.completion_tokens / seconds
-        parts = [f"{self._tally.records:,} records in {seconds:.1f} s, {rate:,.1f} generated tokens a second"]
-        if self._stood and not self._retry:
+        done = f"{_counted(self._tally.records, 'record')} in {seconds:.1f} s, {rate:,.1f} generated tokens a second"
+        parts = [self._nothing() or done]
+        if self._stood and self._tally.records and not self._retry:
             parts.append(f"{self._stood:,} stood already")
         if errors := self._errors():
-            words = ", ".join(f"{count:,} {word}" for word, count in errors.most_common())
-            parts.append(f"{sum(errors.values()):,} failed ({words})")
+            parts.append(f"{errors.total():,} failed ({by_type(errors)})")
         return "; ".join(parts) + "."
+
+    def _nothing(self) -> str | None:
+        """That there was nothing to do, where it was so."""
+        if self._tally.records or not (self._stood or self._retry):
+            return None
+        standing = f"{_counted(self._stood, 'result')} in {self._output}"
+        return f"There is nothing to do: {standing}, " + (
+            "none of them failed" if self._retry else "one for each record"
+        )
 
     def _interrupted(self) -> str:
         if self._journal is None:
             return "Interrupted."
-        return f"Interrupted; {self._journal.count:,} results are in {self._output}. The same command again goes on."
+        written = _counted(self._journal.count, "result")
+        return f"Interrupted with {written} in {self._output}. The same command again goes on."
 
 
 def _form(asked: Asked) -> Format:
@@ -204,6 +212,10 @@ def _form(asked: Asked) -> Format:
     raise UsageError(
         f"Unknown format {asked.format!r}.", hint=nearest(asked.format, _FORMATS) or f"There are {', '.join(_FORMATS)}."
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _name(input: Path | None) -> str:
