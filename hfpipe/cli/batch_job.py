@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,8 @@ class Job:
         return RECORDS_FAILED if self._errors() else 0
 
     def _run(self, stack: ExitStack, talk: Talk) -> None:
-        stream = sys.stdin.buffer if self._asked.input is None else self._open(stack)
+        # As it is: a buffer of its own would wait for more than has come.
+        stream = FileIO(0, closefd=False) if self._asked.input is None else self._open(stack)
         found = find(self._asked.model, self._loading, talk)
         todo = self._begin(stack, read_lines(stream, _name(self._asked.input)), found, talk)
         if self._retry:

@@ -15,7 +15,8 @@ def unwinding() -> Iterator[None]:
 
     def interrupt(*_: object) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            # Of one that came with this one and is to be ignored Python would print a traceback.
+            signal.signal(number, lambda *_: None)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

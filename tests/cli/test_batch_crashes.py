@@ -1,0 +1,254 @@
+"""`hfpipe batch` disturbed in every way there is: what was written stays, and the same command goes on."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
+
+KILLS = 100
+RECORDS = 6000
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+FILL = """
+head -c 131072 /dev/zero > "$0"/filler
+"$@"
+first=$?
+rm "$0"/filler
+cp "$0"/out.jsonl "$0"/../part.jsonl
+"$@"
+echo $first $?
+cp "$0"/out.jsonl "$0"/../whole.jsonl
+"""
+
+
+def arguments(model, *args):
+    return ("batch", "-m", model, "-b", "echo", "-t", "raw", *args)
+
+
+def questions(path, count):
+    """Now and then a record that fails."""
+    kinds = [{"prompt": "Number {}"}, {"id": "é{}", "prompt": "{} is the number"}, {"x": "{}"}]
+    path.write_text("".join(json.dumps(kinds[i % 11 // 5]).replace("{}", str(i)) + "\n" for i in range(count)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def long(plain_model, tmp_path_factory):
+    """An input, and what an undisturbed run makes of it."""
+    source = questions(tmp_path_factory.mktemp("long") / "q.jsonl", RECORDS)
+    ended = run_hfpipe(*arguments(plain_model, source))
+    assert ended.code == 3, ended
+    return SimpleNamespace(source=source, whole=ended.out)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out.jsonl"
+
+
+def size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_for_more(process, output, before):
+    wait_for(lambda: process.poll() is not None or size(output) > before)
+
+
+def finish(model, long, output):
+    """The same command again, and what is said of what stood."""
+    stand = output.read_bytes() if output.exists() else b""
+    assert long.whole.startswith(stand)
+    ended = run_hfpipe(*arguments(model, long.source, "-o", output))
+    assert (ended.code, ended.out) == (3, b""), ended
+    assert output.read_bytes() == long.whole
+    count = stand.count(b"\n")
+    assert (f"{count:,} stood already" in ended.err.decode()) == bool(count)
+
+
+def test_killed_a_hundred_times_the_file_becomes_the_same(plain_model, long, output):
+    command = [*HFPIPE, *map(str, arguments(plain_model, long.source, "-o", output, "-q"))]
+    chance, kills, cut = random.Random(), 0, 0
+    while kills < KILLS:
+        before = size(output)
+        process = subprocess.Popen(command)
+        try:
+            if chance.random() < 0.1:
+                time.sleep(chance.random())
+            else:
+                wait_for_more(process, output, before)
+                time.sleep(chance.random() * 0.01)
+        finally:
+            process.kill()
+            code = process.wait()
+        stands = output.read_bytes() if output.exists() else b""
+        assert long.whole.startswith(stands)
+        cut += 0 < len(stands) < len(long.whole)
+        if code == -signal.SIGKILL:
+            kills += 1
+        else:
+            # It was quicker than the kills.
+            assert (code, stands) == (3, long.whole)
+            output.unlink()
+    assert cut > KILLS / 2
+    stood = output.read_bytes() if output.exists() else b""
+    if stood == long.whole:
+        output.unlink()
+    finish(plain_model, long, output)
+    assert [path.name for path in output.parent.iterdir() if path.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(plain_model, long, output, number):
+    with started(*arguments(plain_model, long.source, "-o", output)) as process:
+        wait_for(lambda: size(output))
+        end_by(process, number)
+        assert process.returncode == 130
+        (said,) = process.stderr.read().decode().splitlines()
+    written = output.read_bytes()
+    assert written.endswith(b"\n")
+    count = written.count(b"\n")
+    results = f"{count:,} result{'s' * (count != 1)}"
+    assert said == f"Interrupted with {results} in {output}. The same command again goes on."
+    finish(plain_model, long, output)
+
+
+def test_interrupted_several_times_in_a_row(plain_model, long, output):
+    with started(*arguments(plain_model, long.source, "-o", output)) as process:
+        wait_for(lambda: size(output))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+        assert process.wait(timeout=30) == 130
+        assert b"Traceback" not in process.stderr.read()
+    assert output.read_bytes().endswith(b"\n")
+
+
+def test_interrupted_on_the_way_to_stdout(plain_model, long):
+    with started(*arguments(plain_model, long.source)) as process:
+        seen = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"Interrupted.\n")
+    assert long.whole.startswith(seen + out)
+
+
+def test_interrupted_while_stdin_is_awaited(plain_model, output):
+    """What came in has its results; the rest may come with the next run."""
+    args = arguments(plain_model, "-", "-o", output, "--batch-size", "1")
+    records = b"".join(b'{"prompt": "%d"}\n' % i for i in range(9))
+    with started(*args, stdin=subprocess.PIPE) as process:
+        process.stdin.write(records)
+        process.stdin.flush()
+        wait_for(lambda: size(output) and output.read_bytes().count(b"\n") == 9)
+        end_by(process)
+        assert process.returncode == 130
+        assert f"Interrupted with 9 results in {output}." in process.stderr.read().decode()
+    ended = run_hfpipe(*args, input=records + b'{"prompt": "9"}\n')
+    assert ended.code == 0
+    assert [json.loads(line)["text"] for line in output.read_bytes().splitlines()] == [str(i) for i in range(10)]
+
+
+def test_two_runs_on_one_output(plain_model, long, output):
+    args = arguments(plain_model, "-", "-o", output)
+    with started(*args, stdin=subprocess.PIPE) as process:
+        lines = long.source.read_bytes().splitlines(keepends=True)
+        process.stdin.write(b"".join(lines[:30]))
+        process.stdin.flush()
+        wait_for(lambda: size(output))
+        for more in ([], ["--restart"], ["--retry-errors"]):
+            second = run_hfpipe(*arguments(plain_model, long.source, "-o", output, *more))
+            assert (second.code, second.out) == (1, b"")
+            assert second.error == f"Another hfpipe is writing to {output}."
+        _, err = process.communicate(b"".join(lines[30:]), timeout=60)
+    assert (process.returncode, output.read_bytes()) == (3, long.whole), err
+
+
+def test_the_reader_may_leave_when_it_has_enough(plain_model, long):
+    command = ["bash", "-c", '"$@" | head -1; exit ${PIPESTATUS[0]}', "bash", *HFPIPE]
+    ended = run_hfpipe(*arguments(plain_model, long.source), command=command)
+    assert (ended.code, ended.err) == (0, b"")
+    assert ended.out == long.whole.splitlines(keepends=True)[0]
+
+
+def test_stdout_on_a_full_disk(plain_model, long):
+    command = ["bash", "-c", '"$@" > /dev/full', "bash", *HFPIPE]
+    ended = run_hfpipe(*arguments(plain_model, long.source), command=command)
+    assert (ended.code, ended.error) == (1, "Cannot write the answer: No space left on device.")
+
+
+def test_a_full_disk(plain_model, long, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*on_a_disk_of("size=2m", disk)[: -len(HFPIPE)], "bash", "-c", FILL, str(disk), *HFPIPE]
+    # So much that it does not fit beside the filler.
+    args = arguments(plain_model, long.source, "-o", disk / "out.jsonl", "-q")
+    fill = 2 * 2**20 - len(long.whole) // 2 // 4096 * 4096
+    command = [word.replace("131072", str(fill)) for word in command]
+    ended = run_hfpipe(*args, command=command)
+    assert ended.out.splitlines()[0] == b"1 3", ended
+    assert ended.error == f"The disk of {disk / 'out.jsonl'} is full. What stands there is whole."
+    assert ended.hint == "Free some space and run the same command again: it goes on where it stopped."
+    part = (tmp_path / "part.jsonl").read_bytes()
+    assert long.whole.startswith(part)
+    assert part.endswith(b"\n")
+    assert (tmp_path / "whole.jsonl").read_bytes() == long.whole
+
+
+def test_the_folder_of_the_output_is_removed(plain_model, long, output):
+    folder = output.parent / "results"
+    folder.mkdir()
+    output = folder / "out.jsonl"
+    with started(*arguments(plain_model, long.source, "-o", output)) as process:
+        wait_for(lambda: size(output))
+        folder.rename(output.parent.parent / "moved")
+        assert process.wait(timeout=60) == 1
+        assert process.stdout.read() == b""
+        said, hint = process.stderr.read().decode().splitlines()
+    assert said == f"Error: {output} has been removed or renamed while hfpipe was writing to it."
+    assert hint.startswith("Put it back, with its manifest, and run the same command again: it goes on.")
+    (output.parent.parent / "moved").rename(folder)
+    assert output.read_bytes().endswith(b"\n")
+    finish(plain_model, long, output)
+    shutil.rmtree(folder)
+    refused = run_hfpipe(*arguments(plain_model, long.source, "-o", output))
+    assert (refused.code, refused.error) == (2, f"{output} has no folder: {folder} is none.")
+
+
+def test_a_retry_that_is_interrupted_changes_nothing(plain_model, long, output):
+    """All of them failed, let us say, so that it takes a while."""
+    finish(plain_model, long, output)
+    failed = {"text": "", "finish_reason": "error", "usage": None, "error": {"type": "engine", "message": "No."}}
+    ids = [json.loads(line)["id"] for line in long.whole.splitlines()]
+    output.write_bytes(b"".join(json.dumps({"id": one, **failed}).encode() + b"\n" for one in ids))
+    before = output.read_bytes()
+    with started(*arguments(plain_model, long.source, "-o", output, "--retry-errors")) as process:
+        wait_for(lambda: size(output.with_name(".out.jsonl.tmp")))
+        end_by(process, signal.SIGTERM)
+        assert process.returncode == 130
+    assert output.read_bytes() == before
+    ended = run_hfpipe(*arguments(plain_model, long.source, "-o", output, "--retry-errors"))
+    assert (ended.code, output.read_bytes()) == (3, long.whole)
+    assert not output.with_name(".out.jsonl.tmp").exists()
+
+
+def test_memory_does_not_grow_with_the_file(plain_model, tmp_path):
+    peaks = []
+    for count in (1_000, 20_000):
+        source = questions(tmp_path / f"{count}.jsonl", count)
+        command = [sys.executable, "-c", PEAK, *HFPIPE]
+        ended = run_hfpipe(*arguments(plain_model, source, "-o", tmp_path / f"{count}.out"), command=command)
+        code, peak = map(int, ended.out.split())
+        assert code == 3, ended
+        peaks.append(peak / 1024)
+    few, many = peaks
+    assert many - few < 20
