@@ -1,13 +1,18 @@
 """Completions: the stored scripts are those of today, and the real shells complete with them."""
 
+import fcntl
 import os
+import pty
 import re
 import shutil
+import struct
+import subprocess
 import sys
+import termios
 from pathlib import Path
 
-import pexpect
 import pytest
+from pexpect.fdpexpect import fdspawn
 
 from hfpipe.cli import completions
 from tests.cli.shell import run_hfpipe
@@ -45,15 +50,7 @@ def completed(request, tmp_path):
     if not shutil.which(request.param):
         pytest.skip(f"there is no {request.param} on this machine")
     arguments, setup = STARTS[request.param]
-    shell = pexpect.spawn(
-        request.param,
-        arguments,
-        env=shell_environment(tmp_path),
-        cwd=str(FOLDER.parent),
-        dimensions=(50, 200),
-        timeout=30,
-        encoding="utf-8",
-    )
+    shell, process = spawned([request.param, *arguments], shell_environment(tmp_path))
     shell.send(f"{setup}\recho R'EA'DY\r")
     shell.expect("READY\r?\n")
 
@@ -64,7 +61,21 @@ def completed(request, tmp_path):
         return shell.match[1].strip()
 
     yield press_tab
-    shell.close(force=True)
+    process.kill()
+    process.wait()
+    shell.close()
+
+
+def spawned(command, env):
+    """A shell on a terminal of its own. pexpect.spawn would fork, which is not safe in a process where engines have
+    threads: its child has died before it was a shell."""
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command], stdin=inside, stdout=inside, stderr=inside, env=env, cwd=FOLDER.parent
+    )
+    os.close(inside)
+    return fdspawn(terminal, timeout=30, encoding="utf-8"), process
 
 
 def shell_environment(home):
