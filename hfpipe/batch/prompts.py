@@ -57,8 +57,15 @@ class Prompts:
     def _variables(self, record: Record) -> dict[str, str]:
         variables = {**self.given, **record.variables}
         if record.prompt is not None:
-            variables[self.template.prompt_variable(variables) or "prompt"] = record.prompt
+            variables[self._place(variables)] = record.prompt
         elif self.template.variables == ("prompt",) and "prompt" not in variables and "question" in variables:
             # The usual name of what is asked fits the built-in templates, whichever the model has.
             variables["prompt"] = variables["question"]
         return variables
+
+    def _place(self, variables: Mapping[str, str]) -> str:
+        """The variable that a lone prompt stands for."""
+        place = self.template.prompt_variable(variables)
+        if place is None:
+            raise TemplateError(f"There is no place for the prompt in {self.template.name}: all of it is given.")
+        return place

@@ -117,3 +117,10 @@ def test_a_record_overrides_the_run():
 def test_what_the_template_names_is_no_override():
     asked = request({"seed": "42", "temperature": 0.5}, "Plant {seed}")
     assert (asked.prompt, asked.options) == ("Plant 42", GenerationOptions(temperature=0.5))
+
+
+def test_a_prompt_without_a_place_is_not_dropped():
+    with pytest.raises(TemplateError, match="no place for the prompt"):
+        request({"prompt": "Hi", "question": "Who?"})
+    with pytest.raises(TemplateError, match="no place for the prompt"):
+        request({"prompt": "Hi"}, "raw", given={"prompt": "Ho"})
