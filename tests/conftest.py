@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 TRACING = ("LANGCHAIN_TRACING", "LANGSMITH_", "LANGCHAIN_API_KEY", "LANGCHAIN_ENDPOINT", "LANGCHAIN_PROJECT")
@@ -30,6 +31,10 @@ for _name in list(os.environ):
     if _name.startswith(TRACING) or (_name.startswith("HFPIPE_") and _name != "HFPIPE_TEST_CACHE"):
         del os.environ[_name]
 os.environ.update(_environment())
+
+# A background job of a script begins with SIGINT ignored, and what it starts would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path  # noqa: E402
 

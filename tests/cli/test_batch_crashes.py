@@ -1,6 +1,7 @@
 """`hfpipe batch` disturbed in every way there is: what was written stays, and the same command goes on."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -135,7 +136,8 @@ def test_interrupted_several_times_in_a_row(plain_model, long, output):
 
 def test_interrupted_on_the_way_to_stdout(plain_model, long):
     with started(*arguments(plain_model, long.source)) as process:
-        seen = process.stdout.read(1)
+        # Unbuffered: what a buffer took, communicate would not see.
+        seen = os.read(process.stdout.fileno(), 1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"Interrupted.\n")
