@@ -17,7 +17,7 @@ import openvino as ov
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.cache import build_once, cache_root
-from hfpipe.conversion.optimum_cli import export_command, run_export
+from hfpipe.conversion.optimum_cli import export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -151,9 +151,7 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
     """The folder of the OpenVINO model: the source's own, or an export of it that is made once and kept."""
     if source.format == "openvino":
         return source.folder
-    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
-    # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
-    dtype = "fp32" if options.exact or own == "float32" else "fp16"
+    dtype = "fp32" if options.exact else own_format(source)
 
     def export(folder: Path) -> None:
         reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")

@@ -10,6 +10,14 @@ from hfpipe.conversion.child import run_child
 from hfpipe.types import ModelSource, Reporter
 
 _TASK = "text-generation-with-past"
+_16_BITS = ("float16", "bfloat16")
+
+
+def own_format(source: ModelSource) -> str:
+    """The weight format that keeps the model's own precision."""
+    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+    # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
+    return "fp16" if dtype in _16_BITS else "fp32"
 
 
 def export_command(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfpipe.conversion.optimum_cli import export_command
+from hfpipe.conversion.optimum_cli import export_command, own_format
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export.calibration import Calibration
 from hfpipe.export.estimate import START_BYTES, Estimate, foretell_export, gigabytes
@@ -23,7 +23,6 @@ from hfpipe.sources.folder import tensor_shapes
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
-_16_BITS = ("float16", "bfloat16")
 # Parameters from which on a verification is kept short: scoring all of the text would take many minutes.
 _LARGE = 300_000_000
 # Of the estimated size: with less disk than that it cannot end well.
@@ -68,13 +67,13 @@ class Plan:
     def parameters(self) -> float:
         """Of the source, as its files' sizes have it."""
         files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
-        return sum(path.stat().st_size for path in files) / (2 if _own_format(self.source) == "fp16" else 4)
+        return sum(path.stat().st_size for path in files) / (2 if own_format(self.source) == "fp16" else 4)
 
     def reference_dtype(self) -> str:
         """What the source is scored in: 32 bits, unless it is of 16 and too large for time or memory."""
         parameters = self.parameters
         fits = 4 * parameters + START_BYTES < available_memory()
-        return "float32" if _own_format(self.source) == "fp32" or (fits and parameters < _LARGE) else "bfloat16"
+        return "float32" if own_format(self.source) == "fp32" or (fits and parameters < _LARGE) else "bfloat16"
 
     def held_out_share(self) -> float:
         """How much of the held-out text is scored: all of it up to `_LARGE` parameters, then less, at least a tenth."""
@@ -103,7 +102,7 @@ def make_plan(
     """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail, unless
     `force`."""
     _check_source(source)
-    weight_format = options.weight_format or _own_format(source)
+    weight_format = options.weight_format or own_format(source)
     tensors = tensor_shapes(source.folder)
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
     quantization = decide(options, shapes, force=force) if weight_format == "int4" else None
@@ -112,7 +111,7 @@ def make_plan(
         output = output.resolve()
     estimate = None
     if shapes:
-        export = foretell_export(shapes, weight_format, quantization, _own_format(source))
+        export = foretell_export(shapes, weight_format, quantization, own_format(source))
         estimate = export.verified(source) if verify else export
         _check_disk(estimate, output, force)
     warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
@@ -128,13 +127,6 @@ def _check_source(source: ModelSource) -> None:
         raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
     # Without one, optimum-cli would make one that knows no word.
     require_tokenizer(source.folder)
-
-
-def _own_format(source: ModelSource) -> str:
-    """The weight format that keeps the model's own precision."""
-    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
-    # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
-    return "fp16" if dtype in _16_BITS else "fp32"
 
 
 def _check_disk(estimate: Estimate, output: Path, force: bool) -> None:
