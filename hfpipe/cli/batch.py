@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfpipe.cli import options as o
+from hfpipe.cli import options_batch as b
 from hfpipe.cli.quiet import silence
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import parse_template
 
 
 def batch(
-    input: o.InputArg,
+    input: b.InputArg,
     model: o.ModelOpt = "gpt2",
-    output: o.ResultsOpt = None,
-    format: o.FormatOpt = "hfpipe",
-    restart: o.RestartOpt = False,
-    retry_errors: o.RetryErrorsOpt = False,
-    max_errors: o.MaxErrorsOpt = None,
+    output: b.ResultsOpt = None,
+    format: b.FormatOpt = "hfpipe",
+    restart: b.RestartOpt = False,
+    retry_errors: b.RetryErrorsOpt = False,
+    max_errors: b.MaxErrorsOpt = None,
     backend: o.BackendOpt = "auto",
     device: o.DeviceOpt = None,
     device_map: o.DeviceMapOpt = None,
-    batch_size: o.BatchSizeOpt = None,
+    batch_size: b.BatchSizeOpt = None,
     dtype: o.DtypeOpt = None,
     attn: o.AttnOpt = None,
     ov_config: o.OvConfigOpt = None,

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from hfpipe.cli import options as o
+from hfpipe.cli import options_export as x
 from hfpipe.cli.interrupt import unwinding
 from hfpipe.cli.output import Answer, Talk, columns, tell
 from hfpipe.cli.quiet import silence
@@ -16,19 +17,19 @@ from hfpipe.cli.quiet import silence
 def export(
     context: typer.Context,
     model: o.ModelArg,
-    output: o.OutputFolderArg = None,
-    weight_format: o.WeightFormatOpt = None,
-    group_size: o.GroupSizeOpt = "auto",
-    sym: o.SymOpt = False,
-    ratio: o.RatioOpt = None,
-    awq: o.AwqOpt = False,
-    scale_estimation: o.ScaleEstimationOpt = False,
-    gptq: o.GptqOpt = False,
-    calibration: o.CalibrationOpt = None,
-    data_free: o.DataFreeOpt = False,
-    no_verify: o.NoVerifyOpt = False,
-    dry_run: o.DryRunOpt = False,
-    force: o.ForceOpt = False,
+    output: x.OutputFolderArg = None,
+    weight_format: x.WeightFormatOpt = None,
+    group_size: x.GroupSizeOpt = "auto",
+    sym: x.SymOpt = False,
+    ratio: x.RatioOpt = None,
+    awq: x.AwqOpt = False,
+    scale_estimation: x.ScaleEstimationOpt = False,
+    gptq: x.GptqOpt = False,
+    calibration: x.CalibrationOpt = None,
+    data_free: x.DataFreeOpt = False,
+    no_verify: x.NoVerifyOpt = False,
+    dry_run: x.DryRunOpt = False,
+    force: x.ForceOpt = False,
     revision: o.RevisionOpt = None,
     trust_remote_code: o.TrustOpt = False,
     allow_pickle: o.PickleOpt = False,
@@ -41,7 +42,7 @@ def export(
     What follows -- goes to optimum-cli as it is.
     """
     given = locals()
-    wanted = o.export_options(given, context.obj or ())
+    wanted = x.export_options(given, context.obj or ())
     silence(verbose=verbose)
     from hfpipe import sources
     from hfpipe.cli.export_report import planned, planned_as_data, result
