@@ -10,5 +10,6 @@ runner.py         what drives the generator over all of them
 sequencer.py      results in any order in, lines in input order out
 journal.py        the output: locked, resumed, appended to, a prefix of the finished file at every moment
 manifest.py       what stands beside it: the settings, and the fingerprints of what is done
+parity.py         how many answers are those that their prompts get alone and exactly
 standing.py       what stands in it      output.py   the same, open      disk.py   what makes bytes survive
 """

@@ -27,6 +27,10 @@ class Format(Protocol):
         """What a line of the output is the result of; None where it is no result."""
         ...
 
+    def read_text(self, line: bytes) -> str | None:
+        """The answer in a line of the output; None where it is an error, or no result."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HFPipeFormat:
@@ -45,3 +49,6 @@ class HFPipeFormat:
 
     def read_result(self, line: bytes) -> Standing | None:
         return results.read_result(line)
+
+    def read_text(self, line: bytes) -> str | None:
+        return results.read_text(line)

@@ -77,6 +77,15 @@ class OpenAIFormat:
                 return Standing(custom_id.decode())
         return _read_slowly(line)
 
+    def read_text(self, line: bytes) -> str | None:
+        """As `results.read_text`, of such lines."""
+        match read_json(line):
+            case {"response": {"body": {"choices": [{"message": {"content": str(text)}}]}}}:
+                return text
+            case {"response": {"body": {"choices": [{"text": str(text)}]}}}:
+                return text
+        return None
+
     def _body(self, record: Record, derived: str, completion: Completion) -> dict[str, Any]:
         chat = bool(record.messages)
         choice: dict[str, Any] = {"index": 0}

@@ -57,6 +57,15 @@ def read_result(line: bytes) -> Standing | None:
     return _read_slowly(line)
 
 
+def read_text(line: bytes) -> str | None:
+    """The answer in a result; None where it is an error, or no result."""
+    result = read_json(line)
+    if not isinstance(result, dict) or result.get("error") is not None:
+        return None
+    text = result.get("text")
+    return text if isinstance(text, str) else None
+
+
 def _read_slowly(line: bytes) -> Standing | None:
     result = read_json(line)
     if not isinstance(result, dict) or "error" not in result or not isinstance(result.get("id"), str):
