@@ -11,20 +11,35 @@ from pathlib import Path
 
 import psutil
 
+# A container's limit, its use, and what that is made of.
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
 
 
 def available_memory() -> int:
     """Bytes that a new process can have without swapping, within the limit of the container."""
     available: int = psutil.virtual_memory().available
-    for limit, used in _CGROUPS:
+    for limit, used, stat in _CGROUPS:
         # Without a limit there is "max", or no such file.
         with suppress(OSError, ValueError):
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            free = int(Path(limit).read_text()) - int(Path(used).read_text())
+            available = min(available, free + _cached_files(Path(stat)))
     return max(available, 0)
+
+
+def _cached_files(stat: Path) -> int:
+    """Bytes that count as used by a container and are given up first: files that were read some time ago."""
+    entries: dict[str, int] = {}
+    # A container may not say.
+    with suppress(OSError):
+        entries = {name: int(value) for name, value in map(str.split, stat.read_text().splitlines())}
+    return entries.get("total_inactive_file", entries.get("inactive_file", 0))
 
 
 def peak_memory_of_children() -> int:

@@ -11,8 +11,8 @@ from hfpipe.machine import available_memory, free_disk
 
 @pytest.fixture
 def cgroup(tmp_path, monkeypatch):
-    """Writes the limit and the use of a container; None leaves the file out."""
-    files = tmp_path / "limit", tmp_path / "used"
+    """Writes the limit and the use of a container, and what that is made of; None leaves the file out."""
+    files = tmp_path / "limit", tmp_path / "used", tmp_path / "stat"
     monkeypatch.setattr(machine, "_CGROUPS", [tuple(map(str, files))])
 
     def write(*texts):
@@ -48,7 +48,23 @@ def memory(monkeypatch):
     ids=["none", "max", "limited", "no limit of version 1", "over it", "half", "empty"],
 )
 def test_memory_is_what_the_container_leaves(cgroup, limit, used, available):
-    cgroup(limit, used)
+    cgroup(limit, used, None)
+    assert available_memory() == available
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize(
+    ("stat", "available"),
+    [
+        ("anon 100\ninactive_file 150\nactive_file 50\n", 250),
+        ("inactive_file 10\ntotal_inactive_file 150\n", 250),
+        ("anon 100\n", 100),
+        ("", 100),
+    ],
+    ids=["version 2", "version 1", "no such entry", "empty"],
+)
+def test_files_that_a_container_caches_are_not_in_the_way(cgroup, stat, available):
+    cgroup("900\n", "800\n", stat)
     assert available_memory() == available
 
 
