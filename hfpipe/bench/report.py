@@ -18,9 +18,9 @@ VERSION = 1
 class Sample:
     """What one process has measured in one round: `values` by the name of a metric.
 
-    `task` is what the process did: "start" (`hfpipe run`), "single", or "batch8". `itl_ms` are the times between tokens,
-    in their order. `others_cpu` is how much of the machine's processors other processes used meanwhile, from 0 to 1;
-    `frequency_mhz` what the processors ran at, None where it cannot be read.
+    `task` is what the process did: "start" (`hfpipe run`), "single", or "batch8". `itl_ms` are the times between
+    tokens, in their order. `others_cpu` is how much of the machine's processors other processes used meanwhile, from
+    0 to 1; `frequency_mhz` what the processors ran at, None where it cannot be read.
     """
 
     task: str
