@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -58,15 +58,16 @@ def read_lines(stream: BinaryIO, name: str = "the input") -> Iterator[Line]:
         raise HFPipeError(f"Reading {name} failed: {error}.") from error
 
 
-def _uncompressed(stream: BinaryIO) -> io.BufferedReader:
+def _uncompressed(stream: BinaryIO) -> Iterable[bytes]:
     """What `stream` holds. The first bytes decide whether it is compressed, not its name."""
     head = stream.read(len(_GZIP))
     while head and len(head) < len(_GZIP) and (more := stream.read(1)):
         head += more
-    whole: io.BufferedReader = io.BufferedReader(_Joined(head, stream), _BUFFER)
+    whole = _Joined(head, stream)
     if head != _GZIP:
-        return whole
-    return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=whole)), _BUFFER)
+        return io.BufferedReader(whole, _BUFFER)
+    # It has a buffer. One before it, or after it, would be filled before a line is seen.
+    return gzip.GzipFile(fileobj=cast(BinaryIO, whole), mode="rb")
 
 
 class _Joined(io.RawIOBase):
@@ -74,15 +75,15 @@ class _Joined(io.RawIOBase):
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self._head = head
-        self._read = getattr(stream, "readinto1", None) or stream.readinto  # type: ignore[attr-defined]
+        # Of a stream with a buffer, readinto1 would read on although there is something in it.
+        self._read = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        if not self._head:
-            return cast(int, self._read(buffer))
         view = memoryview(buffer)
-        taken, self._head = self._head[: len(view)], self._head[len(view) :]
-        view[: len(taken)] = taken
-        return len(taken)
+        data = self._head[: len(view)] or self._read(len(view))
+        self._head = self._head[len(view) :]
+        view[: len(data)] = data
+        return len(data)

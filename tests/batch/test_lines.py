@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
@@ -56,10 +57,16 @@ def files(draw):
     return data, expected
 
 
-@given(files(), st.lists(st.integers(1, 50), min_size=1, max_size=5), st.sampled_from([bytes, gzip.compress]))
-def test_any_file_in_any_chunks(file, sizes, packed):
+@given(
+    files(),
+    st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    st.sampled_from([bytes, gzip.compress]),
+    st.sampled_from([0, 1, 7, 8192]),
+)
+def test_any_file_in_any_chunks(file, sizes, packed, buffer):
     data, expected = file
-    found = list(read_lines(Chunks(packed(data), sizes)))
+    stream = Chunks(packed(data), sizes)
+    found = list(read_lines(io.BufferedReader(stream, buffer) if buffer else stream))
     assert [(line.number, line.content) for line in found] == expected
 
 
@@ -106,15 +113,30 @@ def test_the_first_bytes_decide_and_not_the_name(tmp_path, name, packed):
         assert [line.content for line in read_lines(stream)] == [b"1", b"2"]
 
 
-def test_a_line_from_a_pipe_does_not_wait_for_the_next():
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("buffering", [0, 16, -1])
+def test_a_line_from_a_pipe_does_not_wait_for_the_next(buffering, packed):
+    """Nor do several that came at once: what a buffer of the stream holds is not waited for."""
+    packer = zlib.compressobj(wbits=31) if packed else None
     reading, writing = os.pipe()
-    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as source:
+    with open(reading, "rb", buffering=buffering) as stream, open(writing, "wb", buffering=0) as source:
         lines = read_lines(stream)
-        for content in (b"1", b"22", b"333"):
-            source.write(content + b"\n")
-            assert next(lines).content == content
+        for contents in ([b"1"], [b"22"], [b"333", b"4"], [b"5" * 20, b"6"]):
+            data = b"".join(content + b"\n" for content in contents)
+            source.write(packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH) if packer else data)
+            assert [next(lines).content for _ in contents] == contents
+        source.write(packer.flush() if packer else b"")
         source.close()
         assert next(lines, None) is None
+
+
+def test_two_lines_that_begin_a_pipe():
+    """The first bytes decide what it is; a buffer of the stream then holds the rest."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as source:
+        source.write(b"1\n22\n")
+        lines = read_lines(stream)
+        assert [next(lines).content for _ in range(2)] == [b"1", b"22"]
 
 
 class Endless(io.RawIOBase):
