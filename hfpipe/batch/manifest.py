@@ -32,8 +32,11 @@ def digests_path(output: Path) -> Path:
 
 
 def save(output: Path, settings: Mapping[str, Any]) -> None:
-    content = {"version": _VERSION, "settings": settings}
-    replace_file(settings_path(output), json.dumps(content, indent=2).encode() + b"\n")
+    """Write the settings, where they do not stand there already."""
+    path, content = settings_path(output), {"version": _VERSION, "settings": settings}
+    data = json.dumps(content, indent=2).encode() + b"\n"
+    if not path.is_file() or path.read_bytes() != data:
+        replace_file(path, data)
 
 
 def check(output: Path, settings: Mapping[str, Any]) -> None:

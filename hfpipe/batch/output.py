@@ -23,7 +23,7 @@ class Output:
             self._digests = os.open(manifest.digests_path(path), os.O_WRONLY | os.O_CREAT, 0o666)
             # Without half an entry, which a power cut may leave: one that is missing reads as zeros.
             entries = min(count, os.fstat(self._digests).st_size // manifest.ENTRY)
-            os.ftruncate(self._digests, entries * manifest.ENTRY)
+            _cut(self._digests, entries * manifest.ENTRY)
             self._open()
 
     @property
@@ -89,9 +89,15 @@ class Output:
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.ftruncate(self._file, self.size)
+        _cut(self._file, self.size)
         sync_folder(self.path.parent)
         opened = os.fstat(self._file)
         self._place = (opened.st_dev, opened.st_ino)
         # The digests first, as they are written.
         self._syncer = Syncer(self._digests, self._file)
+
+
+def _cut(file: int, size: int) -> None:
+    """Where there is nothing to cut, the file is not touched: its time of change would be another."""
+    if os.fstat(file).st_size != size:
+        os.ftruncate(file, size)

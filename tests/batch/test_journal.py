@@ -14,6 +14,7 @@ from tests.batch.work import (
     FORM,
     SETTINGS,
     answer,
+    digests,
     files,
     finished,
     journal,
@@ -62,6 +63,19 @@ def test_no_input_is_a_finished_run(source, output):
     write_questions(source, 5)
     run(source, output)
     assert output.read_bytes() == finished(source)
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_run_with_nothing_to_do_touches_nothing(tmp_path, output, count):
+    source = write_questions(tmp_path / "q.jsonl", count)
+    run(source, output)
+    paths = (output, manifest(output), digests(output))
+    before = [(path.read_bytes(), path.stat()) for path in paths]
+    run(source, output)
+    assert [path.read_bytes() for path in paths] == [data for data, _ in before]
+    for path, (_, stood) in zip(paths, before, strict=True):
+        now = path.stat()
+        assert (now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (stood.st_mtime_ns, stood.st_ctime_ns, stood.st_ino)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"{}\n{}\n", b"\n{}\n"])
