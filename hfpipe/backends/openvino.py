@@ -19,7 +19,9 @@ import openvino_genai as genai
 from typing_extensions import Self
 
 from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.kv_cache import bytes_per_token
 from hfpipe.backends.openvino_loading import (
+    bytes_per_cached_value,
     check_device,
     compile_cache,
     explained,
@@ -39,6 +41,8 @@ class OpenVINOBackend(Backend):
     name = "openvino"
     mode: ClassVar[str]
     _vocabulary: int | None = None
+    # Of the KV cache; None where it is not known, or not in this machine's memory.
+    _bytes_per_token: int | None = None
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
@@ -54,6 +58,8 @@ class OpenVINOBackend(Backend):
         with readable(device):
             backend: Self = mode(str(folder), device, used, options.batch_size)
         backend._vocabulary = vocabulary_size(source.config)
+        if not device.startswith(("GPU", "NPU")):
+            backend._bytes_per_token = bytes_per_token(source.config, bytes_per_cached_value(folder, used))
         brought = {key: f"{value} (from the export)" for key, value in used.items() if _brought(key, options, runtime)}
         backend.info = replace(backend.info, detail={**backend.info.detail, **brought})
         return backend

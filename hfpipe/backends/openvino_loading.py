@@ -16,6 +16,7 @@ from typing import Any
 import openvino as ov
 
 from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.kv_cache import BYTES_PER_VALUE
 from hfpipe.cache import build_once, cache_root
 from hfpipe.conversion.optimum_cli import export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
@@ -29,6 +30,7 @@ _KEPT_BLOBS = 4
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
+_CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 PRECISIONS = {
     "f32": "float32",
     "f16": "float16",
@@ -183,3 +185,16 @@ def weight_format(folder: str) -> str:
         precision = PRECISIONS.get(kind.decode(), kind.decode())
         counts[precision] += int(size) * 8 // int(re.sub(r"\D", "", precision) or 8)
     return counts.most_common(1)[0][0] if counts else "unknown"
+
+
+def bytes_per_cached_value(folder: Path, used: Mapping[str, Any]) -> float:
+    """What the engine keeps a key or a value in, on a CPU: as the properties say, else the model, else 8 bits. The most
+    for a precision that is not known here."""
+    keys = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
+    named = [str(used[key]).lower() for key in keys if key in used]
+    if not named and str(used.get("EXECUTION_MODE_HINT")).upper() == "ACCURACY":
+        named = ["f32"]
+    if not named:
+        own = _CACHE_PRECISION.search((folder / "openvino_model.xml").read_bytes())
+        named = [own[1].decode() if own else "u8"]
+    return max(BYTES_PER_VALUE.get(precision, max(BYTES_PER_VALUE.values())) for precision in named)

@@ -12,10 +12,12 @@ from typing import Any
 import openvino_genai as genai
 
 from hfpipe.backends.base import Intake, closed, failure, refusal
+from hfpipe.backends.kv_cache import token_budget
 from hfpipe.backends.openvino import OpenVINOBackend
 from hfpipe.backends.openvino_loading import explained
 from hfpipe.backends.openvino_requests import FAILURES, Flight, generation_config, tensor
 from hfpipe.errors import HFPipeError, OutOfMemory
+from hfpipe.machine import available_memory
 from hfpipe.types import TokenEvent, TokenRequest
 
 DEFAULT_WINDOW = 64
@@ -24,7 +26,9 @@ DEFAULT_WINDOW = 64
 class PagedBackend(OpenVINOBackend):
     """Up to `batch_size` requests in flight, in paged mode. Streams in several threads share the engine's steps.
 
-    Where memory runs out, `batch_size` becomes half of what was in flight, and that is given to the engine again.
+    Of a stream one is always in flight. More are, in the order in which they came, only while the prompts and answers
+    of all in the engine fit into a share of the memory that was available when the stream began. Where memory runs out
+    all the same, `batch_size` becomes half of what was in flight, and that is given to the engine again.
     """
 
     mode = "paged"
@@ -43,9 +47,14 @@ class PagedBackend(OpenVINOBackend):
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         waiting = _Waiting(requests)
         mine: dict[str, Flight] = {}
+        budget = self._token_budget()
         try:
             while mine or not waiting.ended:
                 while len(mine) < self.batch_size and (flight := waiting.take()):
+                    if mine and not flight.cancelled and flight.tokens > budget - self._tokens_in_flight():
+                        self._active[flight.request.id] = flight
+                        waiting.give_back([flight])
+                        break
                     yield from self._add(flight, mine, waiting)
                 if mine:
                     yield from self._step(mine, waiting)
@@ -61,14 +70,23 @@ class PagedBackend(OpenVINOBackend):
         with self._stepping:
             self._pipeline = None
 
+    def _token_budget(self) -> float:
+        """The tokens that all in flight may come to. What the engine's cache has taken it keeps, and uses again."""
+        with self._open() as pipeline:
+            taken: int = pipeline.get_metrics().cache_size_in_bytes
+        return token_budget(available_memory() + taken, self._bytes_per_token)
+
+    def _tokens_in_flight(self) -> int:
+        """Of all streams: the engine reserves an answer's memory when it takes the request."""
+        return sum(flight.tokens for flight in list(self._active.values()) if flight.handle is not None)
+
     def _add(self, flight: Flight, mine: dict[str, Flight], waiting: _Waiting) -> Iterator[TokenEvent]:
         """Give the engine a request. Where it does not take it, say so."""
-        if refused := refusal(flight.request, self._vocabulary):
-            yield refused
-            return
-        if flight.cancelled:
+        refused = refusal(flight.request, self._vocabulary)
+        if refused or flight.cancelled:
+            # It may have waited, where it can be cancelled.
             self._active.pop(flight.request.id, None)
-            yield TokenEvent(flight.request.id, finish_reason="stop")
+            yield refused or TokenEvent(flight.request.id, finish_reason="stop")
             return
         left = flight.left()
         mine[left.id] = self._active[left.id] = flight

@@ -33,6 +33,11 @@ class Flight:
         self.window = 0
 
     @property
+    def tokens(self) -> int:
+        """What it may come to: its prompt and the longest answer."""
+        return len(self.request.token_ids) + self.request.max_tokens
+
+    @property
     def can_go_on(self) -> bool:
         """Whether the engine could be given what is left: what was drawn so far cannot be drawn again."""
         return not self.token_ids or self.request.sampling.temperature == 0
