@@ -9,10 +9,10 @@ from typing_extensions import Self
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.export.quantization import Quantization, calibration_seconds, gptq_seconds
 from hfpipe.export.shapes import Shapes, export_bytes
+from hfpipe.quality.effort import START_BYTES
 from hfpipe.types import ModelSource
 
 # Measured on two cores, with models of 0.1 and 1 billion parameters.
-START_BYTES = 1_300_000_000
 _READ_TIMES = 1.2
 _CALIBRATION_BYTES_PER_WEIGHT = 8
 _START_S = 12.0

@@ -19,6 +19,7 @@ from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, 
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
 from hfpipe.quality import held_out, make_reference
+from hfpipe.quality.effort import held_out_share, reference_dtype
 from hfpipe.types import Reporter, Silent
 
 
@@ -125,8 +126,8 @@ def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> d
         make_reference(
             plan.source,
             folder,
-            dtype=plan.reference_dtype(),
-            texts=held_out(plan.held_out_share()),
+            dtype=reference_dtype(plan.source),
+            texts=held_out(held_out_share(plan.source)),
             trust_remote_code=plan.options.trust_remote_code,
             allow_pickle=plan.options.allow_pickle,
             reporter=reporter,

@@ -14,7 +14,7 @@ from typing import Any
 from hfpipe.conversion.optimum_cli import export_command, own_format
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export.calibration import Calibration
-from hfpipe.export.estimate import START_BYTES, Estimate, foretell_export, gigabytes
+from hfpipe.export.estimate import Estimate, foretell_export, gigabytes
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.quantization import Quantization, calibration_seconds, decide
 from hfpipe.export.shapes import Shapes, classify
@@ -23,8 +23,6 @@ from hfpipe.sources.folder import tensor_shapes
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
-# Parameters from which on a verification is kept short: scoring all of the text would take many minutes.
-_LARGE = 300_000_000
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
 
@@ -62,22 +60,6 @@ class Plan:
     @property
     def in_8_bits(self) -> tuple[str, ...]:
         return self.quantization.in_8_bits if self.quantization else ()
-
-    @property
-    def parameters(self) -> float:
-        """Of the source, as its files' sizes have it."""
-        files = [*self.source.folder.glob("*.safetensors"), *self.source.folder.glob("pytorch_model*.bin")]
-        return sum(path.stat().st_size for path in files) / (2 if own_format(self.source) == "fp16" else 4)
-
-    def reference_dtype(self) -> str:
-        """What the source is scored in: 32 bits, unless it is of 16 and too large for time or memory."""
-        parameters = self.parameters
-        fits = 4 * parameters + START_BYTES < available_memory()
-        return "float32" if own_format(self.source) == "fp32" or (fits and parameters < _LARGE) else "bfloat16"
-
-    def held_out_share(self) -> float:
-        """How much of the held-out text is scored: all of it up to `_LARGE` parameters, then less, at least a tenth."""
-        return min(1.0, max(0.1, _LARGE / self.parameters))
 
     def request(self) -> dict[str, Any]:
         """What tells one export of a model from another."""

@@ -280,26 +280,6 @@ def test_too_little_memory_is_a_warning(model, monkeypatch):
     assert not plan(model).warnings
 
 
-def test_a_source_is_scored_in_float32_where_there_is_time_and_memory_for_it(tmp_path, monkeypatch):
-    made = {name: plan(write_llama(tmp_path / name, dtype=name), None) for name in ("float32", "bfloat16")}
-    assert {name: one.reference_dtype() for name, one in made.items()} == dict.fromkeys(made, "float32")
-    expected = {"float32": "float32", "bfloat16": "bfloat16"}
-    with monkeypatch.context() as patch:
-        patch.setattr(planning, "available_memory", lambda: 0)
-        assert {name: one.reference_dtype() for name, one in made.items()} == expected
-    monkeypatch.setattr(planning, "_LARGE", 1)
-    assert {name: one.reference_dtype() for name, one in made.items()} == expected
-
-
-def test_of_a_large_model_less_text_is_scored(model, monkeypatch):
-    made = plan(model)
-    assert made.held_out_share() == 1
-    monkeypatch.setattr(planning, "_LARGE", made.parameters / 2)
-    assert made.held_out_share() == 0.5
-    monkeypatch.setattr(planning, "_LARGE", 1)
-    assert made.held_out_share() == 0.1
-
-
 # Names
 
 
