@@ -20,7 +20,15 @@ from hfpipe.backends.base import (
     refusal,
     vocabulary_size,
 )
-from hfpipe.backends.torch_loading import check_cache, device_name, forward_parameters, input_device, load_model
+from hfpipe.backends.kv_cache import bytes_per_token, token_budget
+from hfpipe.backends.torch_loading import (
+    check_cache,
+    device_name,
+    forward_parameters,
+    free_memory,
+    input_device,
+    load_model,
+)
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.errors import HFPipeError, OutOfMemory
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
@@ -34,8 +42,9 @@ _LOOK_AHEAD = 8
 class TorchBackend(Backend):
     """Runs a transformers causal language model: `batch_size` rows at once, one alone with `exact`.
 
-    Batches are made of similar requests among `look_ahead`, so that little is padding. Where memory runs out,
-    `batch_size` becomes what is left of it.
+    Batches are made of similar requests among `look_ahead`, so that little is padding, and of no more than fit into a
+    share of the memory that was available when the stream began. Where memory runs out all the same, `batch_size`
+    becomes what is left of it.
     """
 
     name = "torch"
@@ -50,9 +59,11 @@ class TorchBackend(Backend):
             self.name,
             device_name(model),
             str(model.dtype).removeprefix("torch."),
-            {"attention": str(model.config._attn_implementation)},
+            {"window": str(self.batch_size), "attention": str(model.config._attn_implementation)},
         )
-        self._vocabulary = vocabulary_size(model.config.to_dict())
+        config = model.config.to_dict()
+        self._vocabulary = vocabulary_size(config)
+        self._bytes_per_token = bytes_per_token(config, model.dtype.itemsize)
         self._active: dict[str, _Row] = {}
         parameters = forward_parameters(model)
         self._takes_positions = "position_ids" in parameters
@@ -65,6 +76,7 @@ class TorchBackend(Backend):
 
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         device = input_device(self._open_model())
+        budget = token_budget(free_memory(device), self._bytes_per_token)
         intake = Intake(requests)
         waiting: list[_Row] = []
         rows: list[_Row] = []
@@ -79,7 +91,7 @@ class TorchBackend(Backend):
                 self._leave(left)
                 yield from [row.end() for row in left]
                 waiting = [row for row in waiting if not row.done]
-                rows = _similar(waiting, self.batch_size)
+                rows = _similar(waiting, self.batch_size, budget)
                 waiting = [row for row in waiting if row not in rows]
                 for row in rows:
                     row.sampler = Sampler(row.request.sampling, device)
@@ -168,12 +180,22 @@ class TorchBackend(Backend):
         return logits[:, -1].float()
 
 
-def _similar(waiting: list[_Row], size: int) -> list[_Row]:
-    """The row that has waited longest, so that none waits for ever, and those most like it."""
-    if len(waiting) <= size:
+def _similar(waiting: list[_Row], size: int, budget: float) -> list[_Row]:
+    """The row that has waited longest, so that none waits for ever, and those most like it: at most `size`, and of them
+    as many as come to no more than `budget` tokens."""
+    if len(waiting) <= size and _tokens(waiting) <= budget:
         return waiting
     oldest = waiting[0]
-    return sorted(waiting, key=lambda row: _waste(row.request, oldest.request))[:size]
+    rows = sorted(waiting, key=lambda row: _waste(row.request, oldest.request))[:size]
+    while len(rows) > 1 and _tokens(rows) > budget:
+        rows.pop()
+    return rows
+
+
+def _tokens(rows: list[_Row]) -> int:
+    """What a batch of these may come to, padding included."""
+    widest = max((len(row.request.token_ids) for row in rows), default=0)
+    return len(rows) * (widest + max((row.request.max_tokens for row in rows), default=0))
 
 
 def _waste(one: TokenRequest, other: TokenRequest) -> int:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
+from hfpipe.machine import available_memory
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _OWN_CACHE = ("recurrent_gemma",)
@@ -86,6 +87,15 @@ def input_device(model: Any) -> torch.device:
         return device
     places = [place for place in getattr(model, "hf_device_map", {}).values() if place != "disk"]
     return torch.device(places[0]) if places else torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that new tensors on `device` can take; None where it is not known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # torch keeps what was freed, and uses it again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return available_memory() if device.type in ("cpu", "mps") else None
 
 
 def forward_parameters(model: Any) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The torch engine: architectures, loading, and what it does when transformers fails."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterator
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hfpipe import backends, sources
 from hfpipe.backends.base import as_backend_error, closed
-from hfpipe.backends.torch import TorchBackend
-from hfpipe.backends.torch_loading import parse_device
+from hfpipe.backends.kv_cache import SHARE
+from hfpipe.backends.torch import TorchBackend, _Row, _similar
+from hfpipe.backends.torch_loading import free_memory, parse_device
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
 from tests import tiny
@@ -671,6 +675,100 @@ def test_weights_that_are_damaged(copy):
     weights.write_bytes(b"\xff" * 7 + weights.read_bytes()[7:])
     with pytest.raises(BackendError, match="Safetensor"):
         backends.load("torch", source, LoadOptions())
+
+
+# Batches that fit into memory
+
+# The model qwen2: two layers with two heads of 8 keys and values, in float32.
+PER_TOKEN = 2 * 2 * 2 * 8 * 4
+
+
+def leave_room(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Memory for so many tokens."""
+    monkeypatch.setattr("hfpipe.backends.torch_loading.available_memory", lambda: int(tokens * PER_TOKEN / SHARE))
+
+
+def cached_bytes(cache: DynamicCache) -> int:
+    """What keys and values take in the layers that have such."""
+    kept = [
+        tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+    ]
+    return sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
+
+
+# Families whose heads all have keys and values of their own, whatever their configuration is given.
+UNGROUPED = {"opt", "bloom", "mpt", "gpt_neox", "gpt2", "gptj"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_takes_no_more_than_is_foretold(family):
+    model = model_of(family, **({"num_key_value_heads": None} if family in UNGROUPED else {}))
+    backend, cache = TorchBackend(model), DynamicCache(config=model.config)
+    ids = torch.tensor(random_prompts(10, 10))
+    backend._forward(ids, torch.ones_like(ids), cache)
+    assert 0 < cached_bytes(cache) <= 2 * 10 * backend._bytes_per_token
+    if family == "qwen2":
+        assert cached_bytes(cache) == 2 * 10 * PER_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(10**6, 4), (4 * 14, 4), (4 * 14 - 1, 3), (28, 2), (14, 1), (5, 1), (0, 1)]
+)
+def test_a_batch_is_of_rows_that_fit(monkeypatch, qwen2, tokens, rows):
+    """Each comes to 14 tokens. One alone runs even where it does not fit."""
+    requests = [TokenRequest(str(i), prompt, 5) for i, prompt in enumerate(random_prompts(*[9] * 12))]
+    backend = TorchBackend(qwen2, batch_size=4)
+    leave_room(monkeypatch, 10**6)
+    whole = answers(backend, requests)
+    leave_room(monkeypatch, tokens)
+    padding = Padding(monkeypatch, backend)
+    found = answers(backend, requests)
+    assert found == whole
+    assert list(found) == [str(i) for i in range(12)]
+    assert [count for count, _ in padding.prefills] == [rows] * (12 // rows)
+    assert backend.info.detail["window"] == "4"
+
+
+def test_padding_counts_in_a_batch_that_fits(monkeypatch, qwen2):
+    """The long one comes to 60 tokens a row, in whatever batch it is; of the short ones four fit."""
+    prompts = random_prompts(5, 50, 5, 5, 5, 5, 5, 5, 5)
+    requests = [TokenRequest(str(i), prompt, 10) for i, prompt in enumerate(prompts)]
+    whole = answers(TorchBackend(qwen2, batch_size=8), requests)
+    leave_room(monkeypatch, 60)
+    backend = TorchBackend(qwen2, batch_size=8)
+    padding = Padding(monkeypatch, backend)
+    assert answers(backend, requests) == whole
+    assert padding.prefills == [(4, 5), (1, 50), (4, 5)]
+    assert padding.padded == 0
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=20),
+    size=st.integers(1, 8),
+    budget=st.one_of(st.integers(0, 1000), st.just(math.inf)),
+)
+def test_any_batch_fits_or_is_the_oldest_alone(sizes, size, budget):
+    waiting = [_Row(TokenRequest(str(i), (5,) * prompt, answer)) for i, (prompt, answer) in enumerate(sizes)]
+    rows = _similar(waiting, size, budget)
+    assert waiting[0] in rows
+    assert len(rows) == len(set(map(id, rows))) <= size
+    requests = [row.request for row in rows]
+    widest = max(len(one.token_ids) for one in requests) + max(one.max_tokens for one in requests)
+    assert rows == waiting[:1] or len(rows) * widest <= budget
+    if budget == math.inf:
+        assert len(rows) == min(size, len(waiting))
+
+
+@pytest.mark.parametrize(("kind", "known"), [("cpu", True), ("mps", True), ("xpu", False)])
+def test_the_memory_that_is_free(monkeypatch, kind, known):
+    monkeypatch.setattr("hfpipe.backends.torch_loading.available_memory", lambda: 1000)
+    assert free_memory(torch.device(kind)) == (1000 if known else None)
+
+
+def test_on_cuda_what_torch_keeps_is_free(monkeypatch):
+    for name, number in {"mem_get_info": (700, 1000), "memory_reserved": 200, "memory_allocated": 50}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert free_memory(torch.device("cuda", 0)) == 850
 
 
 # A GPU
