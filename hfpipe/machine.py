@@ -42,10 +42,26 @@ def _cached_files(stat: Path) -> int:
     return entries.get("total_inactive_file", entries.get("inactive_file", 0))
 
 
+def peak_memory() -> int:
+    """The most bytes that this process held at once."""
+    return _bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def peak_memory_of_children() -> int:
     """The most bytes that one of the ended child processes held at once."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return _bytes(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def peak_gpu_memory() -> int | None:
+    """The most bytes that torch held on its GPU; None where it is not loaded, or has used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
+def _bytes(ru_maxrss: int) -> int:
+    return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
 
 
 def free_disk(folder: Path) -> int:

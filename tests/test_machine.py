@@ -1,12 +1,14 @@
-"""What this machine has left, within the limits that a container sets."""
+"""What this machine has left, within the limits that a container sets, and what a process has taken of it."""
 
 import shutil
+import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from hfpipe import machine
-from hfpipe.machine import available_memory, free_disk
+from hfpipe.machine import available_memory, free_disk, peak_gpu_memory, peak_memory
 
 
 @pytest.fixture
@@ -76,3 +78,26 @@ def test_the_disk_of_a_folder_that_does_not_stand_is_that_above_it(tmp_path):
     total = shutil.disk_usage(tmp_path).total
     for folder in (tmp_path, tmp_path / "a" / "b"):
         assert 0 < free_disk(folder) <= total
+
+
+def test_the_most_memory_of_this_process_is_no_less_than_what_it_has():
+    before = peak_memory()
+    block = bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    assert peak_memory() >= psutil.Process().memory_info().rss
+    assert peak_memory() >= before
+    del block
+    assert peak_memory() > 200_000_000
+
+
+def test_a_gpu_that_is_not_used_has_no_memory_in_use(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert peak_gpu_memory() is None
+
+
+def test_the_memory_of_a_gpu(monkeypatch):
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 5)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert peak_gpu_memory() == 5
+    cuda.is_initialized = lambda: False
+    assert peak_gpu_memory() is None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfpipe.machine import peak_memory
 from hfpipe.types import Timing, Usage
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
         "cold_ttft_s": _rounded(_since_process_start(timing.first_token), 3),
         "prefill_tps": _rounded(timing.prefill_tps(usage), 1),
         "decode_tps": _rounded(timing.decode_tps(usage), 1),
-        "peak_rss_mb": round(_peak_rss_mb(), 1),
+        "peak_rss_mb": round(peak_memory() / 1e6, 1),
     }
 
 
@@ -86,9 +86,3 @@ def _process_age() -> float:
 
     age: float = time.time() - psutil.Process().create_time()
     return age
-
-
-def _peak_rss_mb() -> float:
-    """The most memory that the process held at once, in 10**6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
