@@ -80,14 +80,13 @@ def test_the_disk_of_a_folder_that_does_not_stand_is_that_above_it(tmp_path):
         assert 0 < free_disk(folder) <= total
 
 
-def test_the_most_memory_of_this_process_is_no_less_than_what_it_has():
-    before = peak_memory()
-    block = bytearray(200_000_000)
+def test_the_most_memory_of_this_process_stays_when_it_is_freed():
+    before = psutil.Process().memory_info().rss
+    block = bytearray(400_000_000)
     block[::4096] = b"x" * len(block[::4096])
-    assert peak_memory() >= psutil.Process().memory_info().rss
-    assert peak_memory() >= before
     del block
-    assert peak_memory() > 200_000_000
+    # The kernel counts in portions of its own.
+    assert peak_memory() > before + 390_000_000
 
 
 def test_a_gpu_that_is_not_used_has_no_memory_in_use(monkeypatch):
