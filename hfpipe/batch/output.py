@@ -46,7 +46,10 @@ class Output:
             self._done = (count + 1, size + len(line))
         except BaseException as error:
             with suppress(OSError):
-                os.ftruncate(self._file, self.size)
+                # An interrupt may come after the write.
+                if os.fstat(self._file).st_size == size + len(line):
+                    self._done = (count + 1, size + len(line))
+                _cut(self._file, self.size)
             if isinstance(error, OSError):
                 raise unwritable(self.path, error) from error
             raise

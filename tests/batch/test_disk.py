@@ -166,3 +166,21 @@ def test_an_interrupt_between_two_parts_leaves_whole_lines(source, output, monke
         assert output.read_bytes() == results[0]
         opened.append(results[1])
     assert output.read_bytes() == b"".join(results[:2])
+
+
+def test_an_interrupt_after_a_line_leaves_it(source, output, monkeypatch):
+    write = os.write
+
+    def interrupted(descriptor, data):
+        write(descriptor, data)
+        raise KeyboardInterrupt
+
+    with open_input(source) as stream, journal(output) as opened:
+        results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+        with monkeypatch.context() as patch:
+            patch.setattr(disk.os, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                opened.append(results[0])
+        assert (opened.count, output.read_bytes()) == (1, results[0])
+        opened.append(results[1])
+    assert output.read_bytes() == b"".join(results[:2])
