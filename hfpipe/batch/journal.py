@@ -28,7 +28,8 @@ class Journal:
 
     A context manager: entered, it locks the output against other runs for as long as it is open and its process lives,
     and checks that what stands there was made with the same `settings` (JSON values by name). `resume` then finds the
-    place to go on, and `append` writes. With `restart`, what stands is renamed instead. For one thread at a time.
+    place to go on, and `append` writes. With `restart`, what stands is renamed instead. For one thread at a time;
+    another may take the lines.
 
     Of the results found, `failed` are the positions (from 0) of errors, and `errors` counts their words. `set_aside` is
     the old output's new name.

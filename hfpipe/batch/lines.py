@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import io
 import os
+import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from hfpipe.errors import HFPipeError, UsageError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BUFFER = 1 << 18
+_AHEAD = 256
 
 
 class Line(NamedTuple):
@@ -56,6 +59,45 @@ def read_lines(stream: BinaryIO, name: str = "the input") -> Iterator[Line]:
                 yield Line(number, content, digest)
     except (OSError, EOFError, zlib.error) as error:
         raise HFPipeError(f"Reading {name} failed: {error}.") from error
+
+
+class Arriving:
+    """Lines that may keep one waiting, read by a thread.
+
+    None says that there is none as yet: while some of those that were given have no answer, of which `answered` says
+    how many there are. Else the next is waited for.
+    """
+
+    def __init__(self, lines: Iterable[Line], answered: Callable[[], int]) -> None:
+        self._lines = lines
+        self._answered = answered
+        self._given = 0
+        # Bounded, so that memory is.
+        self._read: Queue[Line | Exception] = Queue(_AHEAD)
+        threading.Thread(target=self._read_all, name="hfpipe-lines", daemon=True).start()
+
+    def __iter__(self) -> Iterator[Line | None]:
+        return self
+
+    def __next__(self) -> Line | None:
+        try:
+            line = self._read.get(block=self._given <= self._answered())
+        except Empty:
+            return None
+        if isinstance(line, Exception):
+            self._read.put(line)
+            raise line
+        self._given += 1
+        return line
+
+    def _read_all(self) -> None:
+        end: Exception = StopIteration()
+        try:
+            for line in self._lines:
+                self._read.put(line)
+        except Exception as error:
+            end = error
+        self._read.put(end)
 
 
 def _uncompressed(stream: BinaryIO) -> Iterable[bytes]:

@@ -54,7 +54,7 @@ class TooManyErrors(HFPipeError):
 
 
 def results(
-    lines: Iterable[Line],
+    lines: Iterable[Line | None],
     answers: Answers,
     prompts: Prompts,
     form: Format,
@@ -65,8 +65,9 @@ def results(
 ) -> Iterator[bytes]:
     """The lines of the output, in the order of the input, each as soon as it and all before it are there.
 
-    What is wrong with one record is its result, and the others go on. Raises TooManyErrors once more than `max_errors`
-    have failed, and an HFPipeError for what no record is to blame for.
+    None among the `lines` is: none as yet, as in Backend.stream. What is wrong with one record is its result, and the
+    others go on. Raises TooManyErrors once more than `max_errors` have failed, and an HFPipeError for what no record is
+    to blame for.
     """
     ready = _Ready()
     sequencer = Sequencer(ready, AHEAD)
@@ -103,13 +104,14 @@ class _Ready:
 
 
 class _Admission:
-    """Requests as the engine has room for them: an iterator that gives None while too many results wait.
+    """Requests as the engine has room for them: an iterator that gives None while too many results wait, or no line is
+    there.
 
     A record that cannot be asked goes in as an empty prompt, which comes back at once: so its result, too, is made when
     there is room for it.
     """
 
-    def __init__(self, lines: Iterable[Line], prompts: Prompts, form: Format, sequencer: Sequencer) -> None:
+    def __init__(self, lines: Iterable[Line | None], prompts: Prompts, form: Format, sequencer: Sequencer) -> None:
         self._flying: dict[int, tuple[Record, RecordError | None]] = {}
         self._lines = iter(lines)
         self._prompts = prompts
@@ -123,7 +125,9 @@ class _Admission:
     def __next__(self) -> TextRequest | None:
         if not self._sequencer.room(self._position):
             return None
-        record = self._form.read_record(next(self._lines))
+        if (line := next(self._lines)) is None:
+            return None
+        record = self._form.read_record(line)
         position, self._position = self._position, self._position + 1
         request, error = self._asked(str(position), record)
         self._flying[position] = record, error

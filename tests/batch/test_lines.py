@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.lines import Arriving, open_input, read_lines
 from hfpipe.errors import HFPipeError, UsageError
 
 BOM = b"\xef\xbb\xbf"
@@ -139,6 +139,34 @@ def test_two_lines_that_begin_a_pipe():
         assert [next(lines).content for _ in range(2)] == [b"1", b"22"]
 
 
+def test_lines_that_arrive():
+    """While an answer is awaited none is waited for."""
+    answered = 0
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as stream, open(writing, "wb", buffering=0) as source:
+        lines = Arriving(read_lines(stream), lambda: answered)
+        source.write(b"1\n")
+        assert next(lines).content == b"1"
+        assert [next(lines) for _ in range(3)] == [None] * 3
+        source.write(b"2\n")
+        assert next(line for line in lines if line).content == b"2"
+        assert next(lines) is None
+        answered = 2
+        source.write(b"3\n")
+        assert next(lines).content == b"3"
+        answered = 3
+        source.close()
+        for _ in range(2):
+            assert list(lines) == []
+
+
+def test_what_goes_wrong_while_lines_arrive():
+    packed = gzip.compress(os.urandom(20_000) + b"\n" + os.urandom(20_000))
+    lines = Arriving(read_lines(io.BytesIO(packed[:-9])), lambda: 9)
+    with pytest.raises(HFPipeError, match=r"^Reading the input failed"):
+        list(lines)
+
+
 class Endless(io.RawIOBase):
     """The same line for ever."""
 
@@ -155,9 +183,12 @@ class Endless(io.RawIOBase):
         return len(data)
 
 
-def test_only_what_is_asked_for_is_read():
+@pytest.mark.parametrize("arriving", [False, True])
+def test_only_what_is_asked_for_is_read(arriving):
     tracemalloc.start()
     lines = read_lines(Endless())
+    if arriving:
+        lines = Arriving(lines, lambda: 2**30)
     for _ in range(20_000):
         assert next(lines).content == b'{"question": "x"}'
     _, peak = tracemalloc.get_traced_memory()
