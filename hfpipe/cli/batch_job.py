@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from hfpipe.batch.formats import Format, HFPipeFormat
 from hfpipe.batch.journal import Journal
-from hfpipe.batch.lines import Line, open_input, read_lines
+from hfpipe.batch.lines import Arriving, Line, open_input, read_lines
 from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
 from hfpipe.cli.batch_progress import Progress
-from hfpipe.cli.interrupt import unwinding
+from hfpipe.cli.interrupt import ending, unwinding
 from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.output import Answer, Talk, tell
 from hfpipe.errors import UsageError, nearest
@@ -79,6 +79,7 @@ class Job:
     def run(self, *, quiet: bool, verbose: bool) -> int:
         """Do it, and give the exit code."""
         begun = time.perf_counter()
+        ending(self._interrupted)
         try:
             with ExitStack() as stack:
                 self._run(stack, stack.enter_context(Talk(quiet=quiet, verbose=verbose, plain=True)))
@@ -99,14 +100,19 @@ class Job:
         first = next(todo, None)
         if first is None:
             return
+        waiting: Iterable[Line | None] = chain([first], todo)
+        if not _is_file(self._asked.input):
+            # The engine is not to wait for the next record with the answers to the last ones.
+            waiting = Arriving(chain([first], todo), lambda: self._tally.records)
         # Each request carries its options whole.
         llm = load_found(found, self._loading, GenerationOptions(), talk)
-        progress = Progress(talk, self._tally, None if self._retry else self._asked.input, self._stood)
+        counted = self._asked.input if _is_file(self._asked.input) and not self._retry else None
+        progress = Progress(talk, self._tally, counted, self._stood)
         with unwinding():
             self._write(
                 stack,
                 results(
-                    chain([first], todo),
+                    waiting,
                     lambda requests: (completion for _, completion in llm.stream_batch(requests)),
                     self._prompts(llm),
                     self._form,
@@ -124,12 +130,12 @@ class Job:
         """The lines that are still to be answered. Raises HFPipeError where what stands is of another run."""
         if self._output is None:
             return lines
-        self._journal = Journal(self._output, self._settings(found), self._form, restart=self._restart)
-        stack.enter_context(self._journal)
-        todo = self._journal.resume(lines)
-        self._stood = self._journal.count
-        if self._journal.set_aside:
-            talk.note(f"The results that stood are in {self._journal.set_aside}.")
+        journal = Journal(self._output, self._settings(found), self._form, restart=self._restart)
+        stack.enter_context(journal)
+        todo = journal.resume(lines)
+        self._journal, self._stood = journal, journal.count
+        if journal.set_aside:
+            talk.note(f"The results that stood are in {journal.set_aside}.")
         return todo
 
     def _failed(self, lines: Iterator[Line]) -> Iterator[Line]:
@@ -199,10 +205,13 @@ class Job:
         )
 
     def _interrupted(self) -> str:
-        if self._journal is None:
+        if self._output is None:
             return "Interrupted."
+        if self._journal is None:
+            return "Interrupted. The same command again goes on."
         written = _counted(self._journal.count, "result")
-        return f"Interrupted with {written} in {self._output}. The same command again goes on."
+        again = "The same command without --restart" if self._restart else "The same command again"
+        return f"Interrupted with {written} in {self._output}. {again} goes on."
 
 
 def _form(asked: Asked) -> Format:
@@ -217,6 +226,11 @@ def _form(asked: Asked) -> Format:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def _is_file(input: Path | None) -> bool:
+    """Not a pipe: what is read of one is gone, and its end may be far."""
+    return input is not None and input.is_file()
 
 
 def _name(input: Path | None) -> str:

@@ -62,6 +62,11 @@ def size(path):
     return path.stat().st_size if path.exists() else 0
 
 
+def count_of(output):
+    count = output.read_bytes().count(b"\n")
+    return f"{count:,} result{'s' * (count != 1)}"
+
+
 def wait_for_more(process, output, before):
     wait_for(lambda: process.poll() is not None or size(output) > before)
 
@@ -109,6 +114,40 @@ def test_killed_a_hundred_times_the_file_becomes_the_same(plain_model, long, out
     assert [path.name for path in output.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
+@pytest.fixture
+def pipe(tmp_path):
+    """An input that ends when the test closes it."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.2, 0.4])
+def test_interrupted_before_there_is_a_result(plain_model, pipe, output, number, after_s):
+    """While modules are imported, the output is looked at, or the model is loaded."""
+    with started(*arguments(plain_model, pipe, "-o", output)) as process, pipe.open("wb", buffering=0) as source:
+        # That the pipe has a reader says that hfpipe is at work.
+        source.write(b'{"prompt": "one"}\n' if after_s else b"")
+        time.sleep(after_s)
+        end_by(process, number)
+        assert process.returncode == 130
+        (said,) = process.stderr.read().decode().splitlines()
+    with_results = f" with {count_of(output)} in {output}" if " with " in said else ""
+    assert said == f"Interrupted{with_results}. The same command again goes on."
+
+
+def test_interrupted_while_it_is_compared_with_what_stands(plain_model, long, pipe, output):
+    run_hfpipe(*arguments(plain_model, long.source, "-o", output))
+    lines = long.source.read_bytes().splitlines(keepends=True)
+    with started(*arguments(plain_model, pipe, "-o", output)) as process, pipe.open("wb", buffering=0) as source:
+        # More than the pipe holds: most of it has been read.
+        source.write(b"".join(lines[:-1]))
+        end_by(process, signal.SIGTERM)
+        assert process.returncode == 130
+        assert process.stderr.read() == b"Interrupted. The same command again goes on.\n"
+    assert output.read_bytes() == long.whole
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(plain_model, long, output, number):
     with started(*arguments(plain_model, long.source, "-o", output)) as process:
@@ -116,11 +155,8 @@ def test_interrupted(plain_model, long, output, number):
         end_by(process, number)
         assert process.returncode == 130
         (said,) = process.stderr.read().decode().splitlines()
-    written = output.read_bytes()
-    assert written.endswith(b"\n")
-    count = written.count(b"\n")
-    results = f"{count:,} result{'s' * (count != 1)}"
-    assert said == f"Interrupted with {results} in {output}. The same command again goes on."
+    assert output.read_bytes().endswith(b"\n")
+    assert said == f"Interrupted with {count_of(output)} in {output}. The same command again goes on."
     finish(plain_model, long, output)
 
 
@@ -158,6 +194,49 @@ def test_interrupted_while_stdin_is_awaited(plain_model, output):
     ended = run_hfpipe(*args, input=records + b'{"prompt": "9"}\n')
     assert ended.code == 0
     assert [json.loads(line)["text"] for line in output.read_bytes().splitlines()] == [str(i) for i in range(10)]
+
+
+def say(process, *records):
+    for record in records:
+        process.stdin.write(b'{"prompt": "%s"}\n' % record)
+    process.stdin.flush()
+
+
+def heard(process):
+    """The text of the next result."""
+    return json.loads(process.stdout.readline())["text"].encode()
+
+
+@pytest.mark.parametrize("width", [[], ["--batch-size", "1"], ["--batch-size", "3"]])
+def test_a_conversation(plain_model, width):
+    """Each record of a pipe is answered before the next one comes, and Ctrl-C is heard while none does."""
+    with started(*arguments(plain_model, "-", *width), stdin=subprocess.PIPE) as process:
+        for record in (b"one", b"two and more", b"three"):
+            say(process, record)
+            assert heard(process) == record
+        say(process, b"a longer one", b"five")
+        assert [heard(process) for _ in range(2)] == [b"a longer one", b"five"]
+        end_by(process)
+        assert process.returncode == 130
+        assert process.stderr.read() == b"Interrupted.\n"
+
+
+def test_a_conversation_that_ends(plain_model, output):
+    args = arguments(plain_model, "-", "-o", output)
+    with started(*args, stdin=subprocess.PIPE) as process:
+        for done in range(1, 4):
+            say(process, b"%d" % done)
+            wait_for(lambda done=done: size(output) and output.read_bytes().count(b"\n") == done)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert err.decode().startswith("3 records in ")
+
+
+def test_a_pipe_by_name(plain_model, long):
+    """As `<(...)` is one: nobody else may read of it what there is to be answered."""
+    command = ["bash", "-c", 'input=$1; shift; "$@" <(cat "$input")', "bash", long.source, *HFPIPE]
+    ended = run_hfpipe(*arguments(plain_model), command=command)
+    assert (ended.code, ended.out) == (3, long.whole), ended
 
 
 def test_two_runs_on_one_output(plain_model, long, output):
