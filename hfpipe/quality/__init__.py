@@ -1,44 +1,31 @@
 """How much a model has changed against another: perplexity, share of equal next tokens, KL divergence.
 
-`make_reference` has the one model score texts, and keeps what it said on disk; `score` compares the other with that.
+`make_reference` has the one model score texts, and keeps what it said on disk; `compare_source` compares another with
+that, and score_openvino.score an OpenVINO folder in this process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from hfpipe.backends.base import vocabulary_size
-from hfpipe.conversion.child import run_child, silence_openvino_telemetry
+from hfpipe.conversion.child import run_child
 from hfpipe.quality.compare import Change, Quality
-from hfpipe.quality.reference import Reference, read_reference, size_on_disk
+from hfpipe.quality.reference import Reference, read_reference
 from hfpipe.quality.texts import calibration, held_out
-from hfpipe.quality.windows import model_windows
-from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import ModelSource, Reporter
+from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 __all__ = [
     "Change",
     "Quality",
     "Reference",
     "calibration",
+    "compare_source",
     "held_out",
     "make_reference",
     "read_reference",
-    "reference_size",
-    "score",
 ]
-
-
-def reference_size(
-    source: ModelSource, *, texts: Mapping[str, str] | None = None, trust_remote_code: bool = False
-) -> int:
-    """How many bytes `make_reference` will write. Only the tokenizer is loaded."""
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    windows = model_windows(tokenizer, held_out() if texts is None else texts, source.context_length)
-    return size_on_disk(windows, vocabulary_size(source.config) or tokenizer.vocab_size)
 
 
 def make_reference(
@@ -54,7 +41,8 @@ def make_reference(
 ) -> Reference:
     """Score `texts` by kind, else the held-out ones, with a transformers model on the CPU, in a child process.
 
-    `folder` exists, and gets a file of `reference_size` bytes. `dtype` is float32 or bfloat16.
+    `folder` exists, and gets a file of 2 bytes for each scored token and each token of the vocabulary. `dtype` is
+    float32 or bfloat16.
     """
     arguments = {
         "reference": source.reference,
@@ -70,16 +58,23 @@ def make_reference(
     return read_reference(folder)
 
 
-def score(
-    folder: Path,
-    properties: Mapping[str, Any],
+def compare_source(
+    source: ModelSource,
+    options: LoadOptions,
     reference: Reference,
     *,
-    device: str = "CPU",
     reporter: Reporter | None = None,
+    verbose: bool = False,
 ) -> Quality:
-    """Compare the OpenVINO model in `folder`, compiled with these properties, with the reference. In this process."""
-    silence_openvino_telemetry()
-    leaf = import_module("hfpipe.quality.score_openvino")
-    quality: Quality = leaf.score(folder, properties, reference, device=device, reporter=reporter)
-    return quality
+    """Compare a model, on the backend torch or openvino and with all else that `options` say, with the reference. In a
+    child process."""
+    arguments = {
+        "reference": source.reference,
+        "folder": str(source.folder.absolute()),
+        "loading": asdict(options),
+        "reference_folder": str(reference.folder.absolute()),
+    }
+    what = f"Scoring {source.reference}"
+    found = run_child("hfpipe.quality.score_child", arguments, what=what, reporter=reporter, verbose=verbose)
+    kinds = {kind: Change(**change) for kind, change in found["kinds"].items()}
+    return Quality(**{**found, "kinds": kinds})

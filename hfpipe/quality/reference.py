@@ -53,11 +53,6 @@ def scored_tokens(windows: Iterable[Window]) -> int:
     return sum(len(window.targets) for window in windows)
 
 
-def size_on_disk(windows: Iterable[Window], vocabulary: int) -> int:
-    """How many bytes a reference of these windows takes, but for a few thousand that describe it."""
-    return scored_tokens(windows) * vocabulary * _STORED.itemsize
-
-
 def write_reference(
     folder: Path, windows: Sequence[Window], logits: Iterable[NDArray[Any]], *, dtype: str
 ) -> Reference:

@@ -10,12 +10,19 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino_loading import readable
+from hfpipe.backends.openvino_loading import check_device, properties, readable
 from hfpipe.errors import UnsupportedModel
 from hfpipe.quality.compare import Comparison, Quality, log_softmax
 from hfpipe.quality.reference import Reference
 from hfpipe.quality.windows import Window
-from hfpipe.types import Reporter, Silent
+from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
+
+
+def compare(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
+    """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference."""
+    device = check_device(options.device, reporter)
+    used = properties(options, source.runtime if device == "CPU" else None)
+    return score(source.folder, used, reference, device=device, reporter=reporter)
 
 
 def score(

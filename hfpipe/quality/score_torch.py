@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from hfpipe.backends.base import as_backend_error
-from hfpipe.backends.torch_loading import forward_parameters, load_model
-from hfpipe.quality.reference import scored_tokens, write_reference
+from hfpipe.backends.torch_loading import forward_parameters, input_device, load_model
+from hfpipe.quality.compare import Comparison, Quality
+from hfpipe.quality.reference import Reference, scored_tokens, write_reference
 from hfpipe.quality.texts import held_out
 from hfpipe.quality.windows import Window, model_windows
 from hfpipe.sources.folder import inspect_folder
@@ -37,22 +38,31 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     write_reference(Path(arguments["folder"]), windows, logits, dtype=str(model.dtype).removeprefix("torch."))
 
 
+def compare(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
+    """Compare a transformers model, loaded with these options, with the reference."""
+    model, comparison = load_model(source, options, reporter), Comparison()
+    logits = _logits_of_all(model, source, reference.windows, reporter)
+    for (window, log_probabilities), ours in zip(reference.scored(), logits, strict=True):
+        comparison.add(window, log_probabilities, ours)
+    return comparison.quality()
+
+
 def _logits_of_all(
     model: Any, source: ModelSource, windows: Sequence[Window], reporter: Reporter
 ) -> Iterator[NDArray[np.float32]]:
     done, total = 0, scored_tokens(windows)
     for window in windows:
         reporter.progress(f"Scoring {source.reference}", done, total, "steps")
-        yield window_logits(model, window)
+        yield window_logits(model, window, input_device(model))
         done += len(window.targets)
     reporter.progress(f"Scoring {source.reference}", done, total, "steps")
 
 
 @torch.inference_mode()
-def window_logits(model: Any, window: Window) -> NDArray[np.float32]:
-    """float32 [scored tokens, vocabulary]: the logits of the window's targets."""
+def window_logits(model: Any, window: Window, device: torch.device | None = None) -> NDArray[np.float32]:
+    """float32 [scored tokens, vocabulary]: the logits of the window's targets. `device` is the model's."""
     wanted = len(window.targets)
-    ids = torch.tensor([window.inputs])
+    ids = torch.tensor([window.inputs], device=device)
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
     if "logits_to_keep" in forward_parameters(model):
         arguments["logits_to_keep"] = wanted
@@ -61,5 +71,5 @@ def window_logits(model: Any, window: Window) -> NDArray[np.float32]:
     except (RuntimeError, IndexError) as error:
         raise as_backend_error(error) from error
     # All positions, where the model has no logits_to_keep.
-    kept: NDArray[np.float32] = logits[0, -wanted:].float().numpy()
+    kept: NDArray[np.float32] = logits[0, -wanted:].float().cpu().numpy()
     return kept

@@ -1,5 +1,6 @@
 """Real models: torch as the reference, OpenVINO against it."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from hfpipe.errors import BackendError, UnsupportedModel, UsageError
 from hfpipe.quality import score_openvino, score_torch
 from hfpipe.quality.reference import read_reference
 from hfpipe.quality.windows import Window
-from hfpipe.types import Silent
+from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 
 TEXTS = {"prose": " ".join(tiny.SENTENCES * 4), "code": "print('x')\n" * 60}
@@ -56,7 +57,7 @@ def test_an_exact_export_has_changed_nothing(request, tmp_path, model):
     reference = reference_of(source, tmp_path)
     assert reference.dtype == "float32"
     assert reference.vocabulary == tiny.VOCABULARY
-    found = quality.score(export, EXACT, reference)
+    found = score_openvino.score(export, EXACT, reference)
     assert found.tokens == reference.tokens > 500
     assert found.mean_kl < 1e-6
     assert found.same_top == 1
@@ -100,7 +101,7 @@ def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, t
     for noise in (0.001, 0.01, 0.1):
         model = perturbed(tiny_llama, tmp_path / f"model-{noise}", noise)
         (tmp_path / f"{noise}").mkdir()
-        found.append(quality.score(tiny_llama_ov, EXACT, reference_of(model, tmp_path / f"{noise}")))
+        found.append(score_openvino.score(tiny_llama_ov, EXACT, reference_of(model, tmp_path / f"{noise}")))
     assert 1e-6 < found[0].mean_kl < found[1].mean_kl / 10 < found[2].mean_kl / 100
     assert 1 > found[1].same_top > found[2].same_top
 
@@ -108,13 +109,13 @@ def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, t
 def test_the_reference_runs_in_the_dtype_that_is_asked_for(tiny_llama, tiny_llama_ov, tmp_path):
     reference = reference_of(tiny_llama, tmp_path, dtype="bfloat16")
     assert reference.dtype == "bfloat16"
-    assert quality.score(tiny_llama_ov, EXACT, reference).mean_kl > 1e-6
+    assert score_openvino.score(tiny_llama_ov, EXACT, reference).mean_kl > 1e-6
 
 
 def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
     progress = Progress()
     reference = reference_of(tiny_llama, tmp_path, reporter=progress)
-    quality.score(tiny_llama_ov, {}, reference, reporter=progress)
+    score_openvino.score(tiny_llama_ov, {}, reference, reporter=progress)
     ours = [step for step in progress.steps if step[0] != "Scoring tiny"]
     theirs = [step for step in progress.steps if step[0] == "Scoring tiny"]
     assert {step[0] for step in ours} == {f"Scoring {tiny_llama_ov.name}"}
@@ -127,9 +128,32 @@ def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
 def test_the_reference_is_made_in_a_child_process(tiny_llama, tiny_llama_ov, tmp_path, reference):
     source = sources.resolve(str(tiny_llama))
     made = quality.make_reference(source, tmp_path, texts=TEXTS)
-    assert (tmp_path / "log_probabilities.f16").stat().st_size == quality.reference_size(source, texts=TEXTS)
     assert (made.windows, made.vocabulary, made.dtype) == (reference.windows, reference.vocabulary, reference.dtype)
-    assert quality.score(tiny_llama_ov, EXACT, made).mean_kl < 1e-6
+    assert score_openvino.score(tiny_llama_ov, EXACT, made).mean_kl < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"),
+    [
+        (LoadOptions(backend="torch", dtype="float32"), 0, 1e-6),
+        (LoadOptions(backend="torch", dtype="bfloat16"), 1e-6, 1),
+        (LoadOptions(backend="openvino", exact=True), 0, 1e-6),
+        (LoadOptions(backend="openvino", ov_config={"INFERENCE_PRECISION_HINT": "bf16"}), 1e-6, 1),
+    ],
+    ids=["torch", "torch in bfloat16", "openvino", "openvino in bfloat16"],
+)
+def test_a_model_as_a_backend_loads_it(tiny_llama, tiny_llama_ov, reference, options, least, most):
+    folder = tiny_llama if options.backend == "torch" else tiny_llama_ov
+    found = quality.compare_source(sources.resolve(str(folder)), options, reference)
+    assert least <= found.mean_kl < most
+    assert set(found.kinds) == set(TEXTS)
+    assert found.kinds["prose"].tokens < found.tokens == reference.tokens
+
+
+def test_the_runtime_options_of_an_export_are_those_it_is_compared_with(tiny_llama_ov, reference):
+    source = replace(sources.resolve(str(tiny_llama_ov)), runtime={"NO_SUCH": "1"})
+    with pytest.raises(UsageError, match="NO_SUCH"):
+        score_openvino.compare(source, LoadOptions(backend="openvino"), reference, Silent())
 
 
 def test_the_held_out_texts_are_those_measured_on(tiny_llama, tmp_path):
@@ -173,7 +197,7 @@ def stateless(folder: Path, *names: str) -> Path:
 
 
 def test_a_model_without_positions_or_state(tmp_path, reference):
-    found = quality.score(stateless(tmp_path, "input_ids"), {}, reference)
+    found = score_openvino.score(stateless(tmp_path, "input_ids"), {}, reference)
     assert found.tokens == reference.tokens
     assert found.mean_kl > 0.1
 
@@ -185,7 +209,7 @@ def test_a_model_with_other_inputs(tmp_path, reference):
 
 def test_a_property_that_does_not_exist(tiny_llama_ov, reference):
     with pytest.raises(UsageError, match="OpenVINO on CPU"):
-        quality.score(tiny_llama_ov, {"NO_SUCH": "1"}, reference)
+        score_openvino.score(tiny_llama_ov, {"NO_SUCH": "1"}, reference)
 
 
 def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):
