@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.cli.kills import killed_until_done
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
 
 KILLS = 100
@@ -67,10 +67,6 @@ def count_of(output):
     return f"{count:,} result{'s' * (count != 1)}"
 
 
-def wait_for_more(process, output, before):
-    wait_for(lambda: process.poll() is not None or size(output) > before)
-
-
 def finish(model, long, output):
     """The same command again, and what is said of what stood."""
     stand = output.read_bytes() if output.exists() else b""
@@ -82,36 +78,9 @@ def finish(model, long, output):
     assert (f"{count:,} stood already" in ended.err.decode()) == bool(count)
 
 
-def test_killed_a_hundred_times_the_file_becomes_the_same(plain_model, long, output):
-    command = [*HFPIPE, *map(str, arguments(plain_model, long.source, "-o", output, "-q"))]
-    chance, kills, cut = random.Random(), 0, 0
-    while kills < KILLS:
-        before = size(output)
-        process = subprocess.Popen(command)
-        try:
-            if chance.random() < 0.1:
-                time.sleep(chance.random())
-            else:
-                wait_for_more(process, output, before)
-                time.sleep(chance.random() * 0.01)
-        finally:
-            process.kill()
-            code = process.wait()
-        stands = output.read_bytes() if output.exists() else b""
-        assert long.whole.startswith(stands)
-        cut += 0 < len(stands) < len(long.whole)
-        if code == -signal.SIGKILL:
-            kills += 1
-        else:
-            # It was quicker than the kills.
-            assert (code, stands) == (3, long.whole)
-            output.unlink()
+def test_killed_a_hundred_times_the_file_becomes_the_same(plain_model, long, tmp_path):
+    cut = killed_until_done(tmp_path, arguments(plain_model, long.source), long.whole, KILLS, "echo")
     assert cut > KILLS / 2
-    stood = output.read_bytes() if output.exists() else b""
-    if stood == long.whole:
-        output.unlink()
-    finish(plain_model, long, output)
-    assert [path.name for path in output.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
 @pytest.fixture
