@@ -30,7 +30,7 @@ def test_exactly_the_same_however_often_it_is_killed(request, tmp_path, source, 
     whole = undisturbed.out
     assert run_hfpipe(*args, "--batch-size", "1").out == whole
     assert len({json.loads(line)["text"] for line in whole.splitlines()}) > 20
-    assert killed_until_done(tmp_path, args, whole, KILLS, engine) > KILLS / 2
+    assert killed_until_done(tmp_path, args, whole, KILLS, engine) >= KILLS // 4
 
 
 def test_as_the_readme_has_it(tiny_llama, source):
