@@ -93,6 +93,8 @@ class Job:
     def _run(self, stack: ExitStack, talk: Talk) -> None:
         # As it is: a buffer of its own would wait for more than has come.
         stream = FileIO(0, closefd=False) if self._asked.input is None else self._open(stack)
+        if self._retry and not _is_file(self._asked.input):
+            raise UsageError(f"--retry-errors reads its input twice, and {self._asked.input} is not a file.")
         found = find(self._asked.model, self._loading, talk)
         todo = self._begin(stack, read_lines(stream, _name(self._asked.input)), found, talk)
         if self._retry:
@@ -210,8 +212,8 @@ class Job:
         if self._journal is None:
             return "Interrupted. The same command again goes on."
         written = _counted(self._journal.count, "result")
-        again = "The same command without --restart" if self._restart else "The same command again"
-        return f"Interrupted with {written} in {self._output}. {again} goes on."
+        again = "without --restart" if self._restart else "again"
+        return f"Interrupted with {written} in {self._output}. The same command {again} goes on."
 
 
 def _form(asked: Asked) -> Format:

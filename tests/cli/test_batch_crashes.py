@@ -117,15 +117,17 @@ def test_interrupted_while_it_is_compared_with_what_stands(plain_model, long, pi
     assert output.read_bytes() == long.whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(plain_model, long, output, number):
-    with started(*arguments(plain_model, long.source, "-o", output)) as process:
+@pytest.mark.parametrize(
+    ("number", "more", "again"), [(signal.SIGINT, [], "again"), (signal.SIGTERM, ["--restart"], "without --restart")]
+)
+def test_interrupted(plain_model, long, output, number, more, again):
+    with started(*arguments(plain_model, long.source, "-o", output, *more)) as process:
         wait_for(lambda: size(output))
         end_by(process, number)
         assert process.returncode == 130
         (said,) = process.stderr.read().decode().splitlines()
     assert output.read_bytes().endswith(b"\n")
-    assert said == f"Interrupted with {count_of(output)} in {output}. The same command again goes on."
+    assert said == f"Interrupted with {count_of(output)} in {output}. The same command {again} goes on."
     finish(plain_model, long, output)
 
 
@@ -201,11 +203,14 @@ def test_a_conversation_that_ends(plain_model, output):
     assert err.decode().startswith("3 records in ")
 
 
-def test_a_pipe_by_name(plain_model, long):
+def test_a_pipe_by_name(plain_model, long, output):
     """As `<(...)` is one: nobody else may read of it what there is to be answered."""
     command = ["bash", "-c", 'input=$1; shift; "$@" <(cat "$input")', "bash", long.source, *HFPIPE]
     ended = run_hfpipe(*arguments(plain_model), command=command)
     assert (ended.code, ended.out) == (3, long.whole), ended
+    retried = run_hfpipe(*arguments(plain_model), "-o", output, "--retry-errors", command=command)
+    assert retried.code == 2
+    assert retried.error.startswith("--retry-errors reads its input twice, and /dev/fd/")
 
 
 def test_two_runs_on_one_output(plain_model, long, output):
