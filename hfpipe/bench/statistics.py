@@ -104,8 +104,11 @@ def paired(own: Mapping[int, float], reference: Mapping[int, float], metric: Met
     """`own` against `reference`, both by round: those that one of them lacks are left out. None without a common one.
 
     Rounds are interleaved over the configurations, so that both samples of a round were taken in nearly the same state
-    of the machine; what slows both cancels in their ratio. The verdict's ratio is the median of those by round, its
-    interval the hull of the percentile bootstrap of that median over the rounds and of Student's t on the logarithms.
+    of the machine; what slows both cancels in their ratio. A machine that gets slower all the time still favours the
+    one that each round begins with: rounds of alternating order, A B C C B A, take care of that.
+
+    The verdict's ratio is the median of those by round, its interval the hull of the percentile bootstrap of that
+    median over the rounds and of Student's t on the logarithms.
     """
     common = sorted(own.keys() & reference.keys())
     pairs = [(own[one], reference[one]) for one in common if _positive(own[one]) and _positive(reference[one])]

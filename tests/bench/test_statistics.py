@@ -75,6 +75,21 @@ def test_what_slows_both_sides_of_a_round_hides_nothing():
     assert sum(one.faster for one in verdicts("drift", unpaired, count=500, ratio=1.1)) <= 400
 
 
+def steady(rng, alternating):
+    """The first and the last of 4 in each round, of a machine that slows by a fifth over the run."""
+    places = np.arange(ROUNDS * 4).reshape(ROUNDS, 4) / (ROUNDS * 4)
+    if alternating:
+        places[1::2] = places[1::2, ::-1]
+    speeds = 100 * np.exp(-0.2 * places + 0.01 * rng.standard_normal(places.shape))
+    return by_round(speeds[:, 0], speeds[:, -1])
+
+
+def test_a_steady_drift_within_the_rounds_cancels_where_their_order_alternates():
+    rng = np.random.default_rng(1)
+    assert sum(steady(rng, alternating=True).resolved for _ in range(COMPARISONS)) <= COMPARISONS / 20
+    assert sum(steady(rng, alternating=False).faster for _ in range(COMPARISONS)) > COMPARISONS / 2
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.8, 0.95, 1.05, 1.42, 10])
 @pytest.mark.parametrize("compare", [by_round, unpaired])
 def test_a_known_ratio_is_within_the_interval(ratio, compare):
