@@ -1,0 +1,100 @@
+"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html.
+
+plot.py           which files, and their writing; without matplotlib
+plot_data.py      what the pictures show, and the Pareto front
+plot_labels.py    where labels stand
+plot_sheet.py     colours, type, a sheet with a title and notes
+plot_tradeoff.py  decode speed against loss of quality
+plot_rows.py      times between tokens; bars of speeds
+plot_draw.py      both as the bytes of files
+plot_html.py      a page with both, and tables
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hfpipe.batch.disk import replace_file
+from hfpipe.bench.report import Report
+from hfpipe.errors import HFPipeError, UsageError
+
+SUFFIXES = (".png", ".svg", ".html")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def check_plot_path(path: Path) -> None:
+    """Raises UsageError for a suffix that `plot` does not know, and HFPipeError for a folder that is not there."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"--plot {path} is of no kind that can be drawn.",
+            hint=f"Its name has to end in one of {', '.join(SUFFIXES)}.",
+        )
+    if path.is_dir():
+        raise HFPipeError(f"Cannot write {path}: it is a folder.")
+    if not path.parent.is_dir():
+        raise HFPipeError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+
+
+def plot(report: Report, path: Path) -> list[Path]:
+    """Draw a report. Returns the files, all of them written at the end, each beside its place and renamed into it.
+
+    FILE.png and FILE.svg show decode speed against loss of quality, or speeds where there is no quality;
+    FILE-latency.png and .svg the times between tokens, where there are some. FILE.html has both and the numbers.
+    """
+    check_plot_path(path)
+    with _writing(path):
+        files = _drawn(report, path)
+        for file, data in files.items():
+            replace_file(file, data)
+    return list(files)
+
+
+def _drawn(report: Report, path: Path) -> dict[Path, bytes]:
+    with _quiet():
+        # Half a second, and where matplotlib is new some seconds for its list of fonts.
+        from hfpipe.bench.plot_draw import draw
+
+        kind = path.suffix.lower()[1:]
+        if kind == "html":
+            from hfpipe.bench.plot_html import page
+
+            return {path: page(report, draw(report, "svg")).encode()}
+        names = [path, path.with_name(f"{path.stem}-latency{path.suffix}")]
+        return dict(zip(names, draw(report, kind), strict=False))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Matplotlib tells of fonts, caches and folders, which are no concern of a user; no window is opened."""
+    logger = logging.getLogger("matplotlib")
+    level, backend = logger.level, os.environ.get("MPLBACKEND")
+    logger.setLevel(logging.CRITICAL + 1)
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        del os.environ["MPLBACKEND"]
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise HFPipeError(
+                f"The disk of {path} is full.", hint="Free some space, or choose another disk."
+            ) from error
+        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -1,0 +1,180 @@
+"""What the pictures show of a report: numbers, the Pareto front, and texts. Nothing here draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfpipe.bench.report import Configuration, Report
+
+# Of these the front takes no notice, and a label rounds them away. In percent.
+_SEEN_LOSS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some samples, with the least and the greatest."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A configuration with a speed and a quality. `loss` is the change of the perplexity in percent."""
+
+    name: str
+    backend: str
+    speed: Spread
+    loss: float
+    loss_error: float
+    size_mb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """The times between tokens of a configuration in ms, of all rounds, and the median of its tpot_ms."""
+
+    name: str
+    backend: str
+    times: np.ndarray
+    tpot: float | None
+
+    def percentile(self, percent: float) -> float:
+        return float(np.percentile(self.times, percent))
+
+
+def spread(configuration: Configuration, metric: str) -> Spread | None:
+    """None where it was not measured."""
+    values = [value for value in configuration.values(metric).values() if math.isfinite(value)]
+    return Spread(min(values), float(np.median(values)), max(values)) if values else None
+
+
+def decode_metric(report: Report) -> str:
+    return f"tg{report.arguments['new_tokens']}"
+
+
+def speed_metrics(report: Report) -> list[str]:
+    """The speeds that at least one configuration has, in the order of a table."""
+    arguments = report.arguments
+    names = [f"pp{arguments['prompt_tokens']}", decode_metric(report)]
+    names += [f"batch{size}_tps" for size in arguments["batches"] if size > 1]
+    return [name for name in names if any(spread(row, name) for row in report.configurations)]
+
+
+def points(report: Report) -> list[Point]:
+    """The configurations that have both a decode speed and a quality."""
+    return [point for row in report.configurations if (point := _point(row, decode_metric(report)))]
+
+
+def _point(row: Configuration, metric: str) -> Point | None:
+    speed = spread(row, metric)
+    if speed is None or row.quality is None or not math.isfinite(row.quality.perplexity_change):
+        return None
+    error = row.quality.perplexity_change_error or 0.0
+    loss = 100 * row.quality.perplexity_change
+    return Point(clean(row.name), row.backend, speed, loss, 100 * error if math.isfinite(error) else 0.0, row.size_mb)
+
+
+def latencies(report: Report) -> list[Latency]:
+    """The configurations that have times between tokens, each without those of batches."""
+    found = []
+    for row in report.configurations:
+        samples = [sample.itl_ms for sample in row.samples if not sample.task.startswith("batch")]
+        times = np.asarray([time for sample in samples for time in sample if math.isfinite(time) and time > 0])
+        tpot = spread(row, "tpot_ms")
+        if times.size:
+            found.append(Latency(clean(row.name), row.backend, times, tpot.middle if tpot else None))
+    return found
+
+
+def pareto(choices: Sequence[tuple[float, float]]) -> list[int]:
+    """Which (speed, loss) no other beats, by speed. What beats another is no worse in both, and better in one."""
+    best: list[int] = []
+    for index in sorted(range(len(choices)), key=lambda one: (-choices[one][0], choices[one][1])):
+        speed, loss = choices[index]
+        if not best or loss < choices[best[-1]][1] or (speed, loss) == choices[best[-1]]:
+            best.append(index)
+    return best[::-1]
+
+
+def front(shown: Sequence[Point]) -> list[Point]:
+    """The points on the Pareto front, by speed. Losses that a label shows as equal are."""
+    rounded = [(point.speed.middle, round(point.loss / _SEEN_LOSS)) for point in shown]
+    return [shown[index] for index in pareto(rounded)]
+
+
+def clean(text: str) -> str:
+    """Without what a picture or a page cannot hold: control characters, lone surrogates, changes of direction."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def number(value: float) -> str:
+    """Three digits, where they say something: 0.123, 4.56, 78.9, 1,234."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if size >= 99.95 else f"{value:.{1 if size >= 9.995 else 2 if size >= 0.0995 else 3}f}"
+
+
+def percent(value: float) -> str:
+    """With its sign: +5.3 %, −0.1 %, and 0.0 % for what rounds to that."""
+    if abs(value) >= 1e4:
+        return minus(f"{value:+.1g} %")
+    text = f"{value:+,.0f}" if abs(value) >= 99.95 else f"{value:+.1f}"
+    return f"{'0.0' if float(text.replace(',', '')) == 0 else minus(text)} %"
+
+
+def minus(text: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1000:.1f} GB" if value >= 9999.5 else f"{value:,.0f} MB" if value >= 9.95 else f"{value:.1f} MB"
+
+
+def models(report: Report) -> str:
+    return ", ".join(dict.fromkeys(clean(row.model) for row in report.configurations)) or "no model"
+
+
+def circumstances(report: Report) -> str:
+    """Where and when, in one line."""
+    facts = [str(report.host[key]) for key in ("processor", "gpu") if report.host.get(key)]
+    cores = report.host.get("cores")
+    facts += [f"{cores} cores" if cores != 1 else "1 core"] if cores else []
+    repeats = report.arguments.get("repeats")
+    rounds = [f"{repeats} rounds" if repeats != 1 else "1 round"] if repeats else []
+    return clean(" · ".join([*facts, *rounds, report.created[:10]])).replace("(R)", "").replace("(TM)", "")
+
+
+def notes(report: Report, *, drawn: Iterable[str], missing: str) -> list[str]:
+    """What the picture does not show: configurations that failed, those that are `missing` something, an early end."""
+    names = set(drawn)
+    failed = [f"{clean(row.name)} ({clean(_first_line(row.error))})" for row in report.configurations if row.error]
+    left = [clean(row.name) for row in report.configurations if not row.error and clean(row.name) not in names]
+    lines = [f"Failed: {', '.join(failed)}."] if failed else []
+    lines += [f"Without {missing}: {', '.join(left)}."] if left else []
+    return lines + (["The run was interrupted before everything was measured."] if report.interrupted else [])
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason"])[0].rstrip(".")
+
+
+def flat(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Facts and those within them, as pairs of texts."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{name} ")
+        elif isinstance(value, (list, tuple)):
+            pairs.append((name, ", ".join(map(str, value))))
+        elif value is not None:
+            pairs.append((name, str(value)))
+    return pairs

@@ -1,0 +1,218 @@
+"""Pictures with a row for each configuration: times between tokens, and speeds where no quality is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from hfpipe.bench.plot_data import (
+    Latency,
+    Spread,
+    circumstances,
+    clean,
+    latencies,
+    models,
+    notes,
+    number,
+    speed_metrics,
+    spread,
+)
+from hfpipe.bench.plot_sheet import (
+    COLOURS,
+    MARGIN,
+    NORMAL,
+    SMALL,
+    WIDTH,
+    Sheet,
+    foot_height,
+    foot_lines,
+    hues,
+    shorten,
+)
+from hfpipe.bench.report import Configuration, Report
+
+_ROW = 46.0
+_BAR_ROW = 30.0
+_PER_LINE = 3
+_BELOW = 34.0
+_COLUMN = 46.0
+_PERCENTILES = ((50, "o"), (95, "|"), (99, "x"))
+# From this ratio of the longest time to the shortest on, the axis is logarithmic.
+_WIDE = 6.0
+_BINS = 90
+_FEW = 20
+
+
+def latency(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
+    """The distribution of the times between tokens, a row each. None where none were measured."""
+    shown = latencies(report)
+    if not shown:
+        return None
+    caption = (
+        "Of all rounds, one answer at a time. Height: the square root of how often. "
+        "tpot: time for each token after the first, median of the rounds."
+    )
+    missing = notes(report, drawn=(row.name for row in shown), missing="times between tokens")
+    lines = foot_lines([caption, *missing, *remarks])
+    below = foot_height(lines) + _BELOW
+    sheet = Sheet(below + _ROW * len(shown) + 26 + 46)
+    key = hues([row.backend for row in report.configurations])
+    top = sheet.head(models(report), "time per token", circumstances(report), key)
+    sheet.foot(lines)
+    axes = sheet.axes(MARGIN, below, WIDTH - MARGIN - 4 * _COLUMN - 8, top - 26)
+    _scale_times(axes, shown)
+    _draw_columns(sheet, top - 14)
+    for place, row in enumerate(shown):
+        _draw_latency(sheet, axes, row, top - 26 - _ROW * place, key[row.backend])
+    return sheet.figure
+
+
+def _scale_times(axes: Axes, shown: Sequence[Latency]) -> None:
+    least = min(float(row.times.min()) for row in shown)
+    most = max(float(row.times.max()) for row in shown)
+    tpots = [row.tpot for row in shown if row.tpot]
+    if max(most, *tpots, 0) / min(least, *tpots, most) > _WIDE:
+        axes.set_xscale("log")
+        axes.set_xlim(min(least, *tpots, most) / 1.15, max(most, *tpots, 0) * 1.15)
+        axes.xaxis.set_major_locator(FixedLocator(_round_times(*axes.get_xlim())))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, max(most, *tpots, 0) * 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    kind = "logarithmic, " if axes.get_xscale() == "log" else ""
+    axes.set_xlabel(f"Time between tokens, ms  ({kind}left is better)", labelpad=4)
+    axes.set_ylim(0, _ROW * len(shown))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+
+
+def _round_times(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis, that have room beside each other."""
+    decades = np.log10(high / low)
+    parts = (1, 2, 5) if decades < 3 else (1,)
+    every = max(1, round(decades / 6))
+    return [part * 10.0**power for power in range(-6, 13, every) for part in parts]
+
+
+def _column(place: int) -> float:
+    """The right end of a column of numbers."""
+    return WIDTH - MARGIN - (3 - place) * _COLUMN
+
+
+def _draw_columns(sheet: Sheet, y: float) -> None:
+    """What the marks mean, above their numbers."""
+    for place, (percent, _) in enumerate(_PERCENTILES):
+        sheet.text(_column(place), y, f"p{percent}", bold=True, size=SMALL, ha="right")
+    sheet.text(_column(3), y, "tpot", bold=True, size=SMALL, ha="right")
+    for place, mark in enumerate([*(mark for _, mark in _PERCENTILES), "D"]):
+        x = _column(place) - (26 if place < 3 else 28)
+        _mark(sheet.figure.axes[0], x, y + 2.7, mark, COLOURS["grey"], transform=sheet.points, clip_on=False)
+    sheet.text(MARGIN, y, "Every time between two tokens", size=SMALL, colour="grey")
+    sheet.text(_column(0) - _COLUMN + 8, y, "ms", size=SMALL, colour="grey", ha="right")
+
+
+def _mark(axes: Axes, x: float, y: float, mark: str, colour: str, **more: Any) -> None:
+    if mark in "oD":
+        more["edgecolor"] = colour
+    face = COLOURS["paper"] if mark == "D" else colour
+    size = {"o": 22, "|": 70, "x": 26, "D": 17}[mark]
+    axes.scatter([x], [y], s=size, marker=mark, color=face, linewidth=1.3, zorder=5, **more)
+
+
+def _draw_latency(sheet: Sheet, axes: Axes, row: Latency, top: float, colour: str) -> None:
+    """The name over the row, how often each time is, the marks under it, and the numbers on the right."""
+    room = _column(0) - 30 - MARGIN
+    sheet.text(MARGIN, top - 12, shorten(row.name, room, NORMAL, bold=True), bold=True, label="name")
+    base = axes.get_ylim()[1] - (sheet.height - 46 - 26 - top) - _ROW + 10
+    _draw_density(axes, row.times, base, colour)
+    axes.plot([row.times.min(), row.times.max()], [base, base], color=colour, lw=0.9, zorder=4)
+    values = [row.percentile(percent) for percent, _ in _PERCENTILES]
+    for place, (value, (_, mark)) in enumerate(zip(values, _PERCENTILES, strict=True)):
+        _mark(axes, value, base, mark, colour)
+        sheet.text(_column(place), top - _ROW + 9, number(value), ha="right")
+    if row.tpot:
+        _mark(axes, row.tpot, base, "D", colour)
+        sheet.text(_column(3), top - _ROW + 9, number(row.tpot), ha="right")
+
+
+def _draw_density(axes: Axes, times: np.ndarray, base: float, colour: str) -> None:
+    """How often each time is; a few are drawn one by one."""
+    if times.size < _FEW:
+        axes.scatter(times, np.full(times.size, base + 6), s=10, color=colour, alpha=0.5, lw=0, zorder=3)
+        return
+    low, high = axes.get_xlim()
+    edges = np.geomspace(low, high, _BINS) if axes.get_xscale() == "log" else np.linspace(low, high, _BINS)
+    counts, _ = np.histogram(times, edges)
+    # The root lets one slow token in a thousand be seen.
+    heights = np.sqrt(counts / counts.max()) * 20
+    axes.stairs(base + heights, edges, baseline=base, fill=True, color=colour, alpha=0.35, zorder=3, lw=0)
+
+
+def speeds(report: Report, remarks: Sequence[str] = ()) -> Figure:
+    """Bars of each speed, with the range of the samples."""
+    metrics = speed_metrics(report)
+    shown = [row for row in report.configurations if any(spread(row, metric) for metric in metrics)]
+    names = [clean(row.name) for row in shown]
+    caption = ["Bars: median of the rounds. Lines: range of the samples."] if shown else ["Nothing was measured."]
+    lines = foot_lines([*caption, *notes(report, drawn=names, missing="speed"), *remarks])
+    rows = -(-len(metrics) // _PER_LINE)
+    each = 26 + _BAR_ROW * len(shown) + _BELOW - 8
+    sheet = Sheet(foot_height(lines) + each * rows + 4 + 46)
+    key = hues([row.backend for row in report.configurations])
+    top = sheet.head(models(report), "speed", circumstances(report), key)
+    sheet.foot(lines)
+    for place in range(rows):
+        _draw_line_of_panels(
+            sheet, shown, metrics[place * _PER_LINE : (place + 1) * _PER_LINE], top - 4 - each * place, key
+        )
+    return sheet.figure
+
+
+def _draw_line_of_panels(
+    sheet: Sheet, shown: Sequence[Configuration], metrics: Sequence[str], top: float, key: dict[str, str]
+) -> None:
+    width = (WIDTH - 2 * MARGIN + 18) / len(metrics)
+    low = top - 16 - _BAR_ROW * len(shown)
+    for place, metric in enumerate(metrics):
+        left = MARGIN + place * width
+        sheet.text(left, top - 8, _panel_title(metric), bold=True, colour="grey", size=SMALL + 0.5)
+        axes = sheet.axes(left, low, left + width - 18, top - 16)
+        _scale_bars(axes, [spread(row, metric) for row in shown], _BAR_ROW * len(shown))
+        for line, row in enumerate(shown):
+            _draw_bar(axes, spread(row, metric), _BAR_ROW * (len(shown) - line), key[row.backend])
+    for line, row in enumerate(shown):
+        name = shorten(clean(row.name), WIDTH - 2 * MARGIN, NORMAL, bold=True)
+        sheet.text(MARGIN + 1, top - 16 - _BAR_ROW * line - 11, name, bold=True, label="name", zorder=6)
+
+
+def _panel_title(metric: str) -> str:
+    if metric.startswith("batch"):
+        return f"{metric.removesuffix('_tps').removeprefix('batch')} answers at once"
+    return f"Prompt ({metric})" if metric.startswith("pp") else f"Decode ({metric})"
+
+
+def _scale_bars(axes: Axes, spreads: Sequence[Spread | None], height: float) -> None:
+    most = max((one.high for one in spreads if one), default=1.0)
+    axes.set_xlim(0, most * 1.32)
+    axes.set_ylim(0, height)
+    axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_xlabel("tokens/s", labelpad=2, size=SMALL)
+
+
+def _draw_bar(axes: Axes, one: Spread | None, top: float, colour: str) -> None:
+    y = top - 21
+    if one is None:
+        axes.text(0, y, "  not measured", va="center", size=SMALL, color=COLOURS["grey"])
+        return
+    axes.barh(y, one.middle, height=10, color=colour, alpha=0.45, lw=0)
+    axes.plot([one.low, one.high], [y, y], color=colour, lw=1.3, solid_capstyle="butt")
+    axes.text(one.high, y - 0.3, f" {number(one.middle)}", va="center", size=SMALL + 0.5)
