@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record
+from hfpipe.quality.divergence import common_prefix
 from hfpipe.types import Completion, GenerationOptions, TextRequest
 
 
@@ -96,10 +96,7 @@ def _parting(one: Answered, exact: Completion, encode: Callable[[str], Sequence[
     if exact.error is not None:
         return Parting(one.record.id, 0, 0, one.text, None)
     theirs = encode(exact.text)
-    same = _common(one.text, exact.text)
-    return Parting(one.record.id, _common(encode(one.text), theirs), len(theirs), one.text[same:], exact.text[same:])
-
-
-def _common(one: Sequence[object], other: Sequence[object]) -> int:
-    """The length of what two sequences begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    same = common_prefix(one.text, exact.text)
+    return Parting(
+        one.record.id, common_prefix(encode(one.text), theirs), len(theirs), one.text[same:], exact.text[same:]
+    )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from typing_extensions import Self
+
 from hfpipe.batch.records import Record
 from hfpipe.errors import TemplateError, UsageError
 from hfpipe.text.chat import ChatTemplate
-from hfpipe.text.templates import Template
+from hfpipe.text.templates import Template, parse_template
+from hfpipe.text.tokenizer import Tokenizer
 from hfpipe.types import GenerationOptions, TextRequest
 
 
@@ -33,6 +36,23 @@ class Prompts:
                 "A system message needs a chat template, and this model has none.",
                 hint="Leave --system out, or put it into a template of your own.",
             )
+
+    @classmethod
+    def for_model(
+        cls,
+        tokenizer: Tokenizer,
+        model: str,
+        template: Template | None = None,
+        options: GenerationOptions | None = None,
+        given: Mapping[str, str] | None = None,
+        system: str | None = None,
+    ) -> Self:
+        """Those for the model with this tokenizer. A `template` of None is its own chat template, else `qa`."""
+        chat = None
+        if tokenizer.chat_template:
+            chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, model)
+        chosen = template or parse_template("chat" if chat else "qa")
+        return cls(chosen, chat, options or GenerationOptions(), given or {}, system)
 
     def request(self, request_id: str, record: Record) -> TextRequest:
         """What `record` asks, with its own options over those of the run. Raises TemplateError or UsageError."""

@@ -19,6 +19,7 @@ def batch(
     restart: b.RestartOpt = False,
     retry_errors: b.RetryErrorsOpt = False,
     max_errors: b.MaxErrorsOpt = None,
+    verify_parity: b.VerifyParityOpt = None,
     backend: o.BackendOpt = "auto",
     device: o.DeviceOpt = None,
     device_map: o.DeviceMapOpt = None,
@@ -61,9 +62,18 @@ def batch(
         raise UsageError("--retry-errors and --restart exclude each other.", hint="After a restart nothing has failed.")
     if max_errors is not None and max_errors < 0:
         raise UsageError(f"--max-errors must be at least 0, not {max_errors}.")
+    if verify_parity is not None and verify_parity < 1:
+        raise UsageError(f"--verify-parity must be at least 1, not {verify_parity}.")
+    if verify_parity and (output is None or input == "-"):
+        raise UsageError("--verify-parity needs the file of results, --output, and an input that is a file.")
     silence(verbose=verbose)
-    from hfpipe.cli.batch_job import Asked, Job
+    from hfpipe.cli.batch_asked import Asked
+    from hfpipe.cli.batch_job import Job
+    from hfpipe.cli.batch_parity import check_parity
 
-    asked = Asked(None if input == "-" else Path(input), model, parsed, variables, system, format)
-    job = Job(asked, loading, generation, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
-    return job.run(quiet=quiet, verbose=verbose)
+    asked = Asked(None if input == "-" else Path(input), model, parsed, variables, system, format, generation)
+    job = Job(asked, loading, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
+    code = job.run(quiet=quiet, verbose=verbose)
+    if output and verify_parity:
+        check_parity(asked, loading, output, verify_parity, quiet=quiet, verbose=verbose)
+    return code

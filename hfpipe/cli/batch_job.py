@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.batch.formats import Format, HFPipeFormat
 from hfpipe.batch.journal import Journal
 from hfpipe.batch.lines import Arriving, Line, open_input, read_lines
-from hfpipe.batch.openai_format import OpenAIFormat
-from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
+from hfpipe.cli.batch_asked import Asked
 from hfpipe.cli.batch_progress import Progress
 from hfpipe.cli.interrupt import ending, unwinding
 from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.output import Answer, Talk, tell
-from hfpipe.errors import UsageError, nearest
+from hfpipe.errors import UsageError
 from hfpipe.sources.fingerprint import fingerprint
-from hfpipe.text.chat import ChatTemplate
-from hfpipe.text.templates import Template, parse_template
 from hfpipe.types import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
     from hfpipe.generator import Found
-    from hfpipe.langchain import HFPipe
 
 # What a result may depend on, of the options of loading.
 _OF_LOADING = ("device", "device_map", "dtype", "attn", "ov_config", "model_kwargs", "exact")
-_FORMATS = ("hfpipe", "openai")
-_USUAL_VARIABLES = ("prompt", "question")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be answered, and how it is put to the model. An `input` of None is stdin."""
-
-    input: Path | None
-    model: str
-    template: Template | None
-    variables: Mapping[str, str]
-    system: str | None
-    format: str
 
 
 class Job:
@@ -57,7 +38,6 @@ class Job:
         self,
         asked: Asked,
         loading: LoadOptions,
-        generation: GenerationOptions,
         output: Path | None,
         *,
         restart: bool = False,
@@ -66,12 +46,11 @@ class Job:
     ) -> None:
         self._asked = asked
         self._loading = loading
-        self._generation = generation
         self._output = output
         self._restart = restart
         self._retry = retry_errors
         self._max_errors = max_errors
-        self._form = _form(asked)
+        self._form = asked.form()
         self._tally = Tally()
         self._journal: Journal | None = None
         self._stood = 0
@@ -93,22 +72,22 @@ class Job:
     def _run(self, stack: ExitStack, talk: Talk) -> None:
         # As it is: a buffer of its own would wait for more than has come.
         stream = FileIO(0, closefd=False) if self._asked.input is None else self._open(stack)
-        if self._retry and not _is_file(self._asked.input):
+        if self._retry and not self._asked.is_file:
             raise UsageError(f"--retry-errors reads its input twice, and {self._asked.input} is not a file.")
         found = find(self._asked.model, self._loading, talk)
-        todo = self._begin(stack, read_lines(stream, _name(self._asked.input)), found, talk)
+        todo = self._begin(stack, read_lines(stream, self._asked.name), found, talk)
         if self._retry:
-            todo = self._failed(read_lines(self._open(stack), _name(self._asked.input)))
+            todo = self._failed(read_lines(self._open(stack), self._asked.name))
         first = next(todo, None)
         if first is None:
             return
         waiting: Iterable[Line | None] = chain([first], todo)
-        if not _is_file(self._asked.input):
+        if not self._asked.is_file:
             # The engine is not to wait for the next record with the answers to the last ones.
             waiting = Arriving(chain([first], todo), lambda: self._tally.records)
         # Each request carries its options whole.
         llm = load_found(found, self._loading, GenerationOptions(), talk)
-        counted = self._asked.input if _is_file(self._asked.input) and not self._retry else None
+        counted = self._asked.input if self._asked.is_file and not self._retry else None
         progress = Progress(talk, self._tally, counted, self._stood)
         with unwinding():
             self._write(
@@ -116,7 +95,7 @@ class Job:
                 results(
                     waiting,
                     lambda requests: (completion for _, completion in llm.stream_batch(requests)),
-                    self._prompts(llm),
+                    self._asked.prompts(llm),
                     self._form,
                     self._tally,
                     max_errors=self._max_errors,
@@ -170,16 +149,8 @@ class Job:
             "system": asked.system,
             "format": asked.format,
             **{name: getattr(self._loading, name) for name in _OF_LOADING},
-            **asdict(self._generation),
+            **asdict(asked.generation),
         }
-
-    def _prompts(self, llm: HFPipe) -> Prompts:
-        tokenizer, asked = llm.generator.tokenizer, self._asked
-        chat = None
-        if tokenizer.chat_template:
-            chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, llm.model)
-        template = asked.template or parse_template("chat" if chat else "qa")
-        return Prompts(template, chat, self._generation, asked.variables, asked.system)
 
     def _errors(self) -> Counter[str]:
         """The failed records by the word of their error, those that failed in an earlier run too."""
@@ -216,24 +187,5 @@ class Job:
         return f"Interrupted with {written} in {self._output}. The same command {again} goes on."
 
 
-def _form(asked: Asked) -> Format:
-    if asked.format == "openai":
-        return OpenAIFormat(asked.model)
-    if asked.format == "hfpipe":
-        return HFPipeFormat(frozenset(asked.template.variables if asked.template else _USUAL_VARIABLES))
-    raise UsageError(
-        f"Unknown format {asked.format!r}.", hint=nearest(asked.format, _FORMATS) or f"There are {', '.join(_FORMATS)}."
-    )
-
-
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
-
-
-def _is_file(input: Path | None) -> bool:
-    """Not a pipe: what is read of one is gone, and its end may be far."""
-    return input is not None and input.is_file()
-
-
-def _name(input: Path | None) -> str:
-    return "stdin" if input is None else str(input)

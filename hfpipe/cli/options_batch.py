@@ -46,3 +46,13 @@ MaxErrorsOpt = Annotated[
     int | None,
     option("--max-errors", help="Stop once more have failed.", panel=OUTPUT, metavar="N", show_default=False),
 ]
+VerifyParityOpt = Annotated[
+    int | None,
+    option(
+        "--verify-parity",
+        help="Afterwards answer N records alone and exactly, and tell how many are equal.",
+        panel=OUTPUT,
+        metavar="N",
+        show_default=False,
+    ),
+]
