@@ -15,6 +15,8 @@ def main() -> NoReturn:
     """Run the command line, and end the process with one of the exit codes 0, 1, 2, 3 and 130."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupted)
     code = 1
     try:
         _open_standard_streams()
@@ -28,8 +30,8 @@ def main() -> NoReturn:
 
 
 def _interrupted(*_: object) -> NoReturn:
-    """Ctrl-C ends the process at once. A KeyboardInterrupt would be lost in callbacks, as importlib and pydantic have
-    them: they print what is raised in there, and go on."""
+    """Ctrl-C, or SIGTERM, ends the process at once. A KeyboardInterrupt would be lost in callbacks, as importlib and
+    pydantic have them: they print what is raised in there, and go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Half of a write to stderr may be under way.
     with suppress(Exception):
