@@ -15,31 +15,53 @@ class Metric:
     meaning: str
 
 
-def metrics(prompt_tokens: int, new_tokens: int, batches: tuple[int, ...]) -> tuple[Metric, ...]:
-    """All metrics of a run over prompts of `prompt_tokens` with answers of `new_tokens`, in the order of a table.
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is measured: random prompts of `prompt_tokens`, or prompts of the user's where that is None, with answers of
+    `new_tokens`; and all of them again at once for each of `batches` above 1."""
 
-    A batch of 1 is what the first ones are measured with; each larger one has its throughput.
-    """
-    return (
-        Metric("load_s", "s", False, "reading the weights and making the engine ready, without imports"),
-        Metric("cold_ttft_s", "s", False, "from the start of an `hfpipe run` process to its first token"),
-        Metric("ttft_ms", "ms", False, f"from handing over {prompt_tokens} tokens to the first token"),
-        Metric("tpot_ms", "ms", False, "each further token of that answer: (end - first token) / (tokens - 1)"),
-        Metric("itl_ms_p50", "ms", False, "between two tokens of that answer, median"),
-        Metric("itl_ms_p95", "ms", False, "between two tokens of that answer, 95th percentile"),
-        Metric("itl_ms_p99", "ms", False, "between two tokens of that answer, 99th percentile"),
-        Metric(f"pp{prompt_tokens}", "tokens/s", True, f"{prompt_tokens} prompt tokens / ttft"),
-        Metric(f"tg{new_tokens}", "tokens/s", True, f"{new_tokens} tokens after a prompt of one, without the first"),
-        *(
-            Metric(
-                f"batch{size}_tps",
-                "tokens/s",
-                True,
-                f"generated tokens of {size} answers at once, from handing over their prompts to the last token",
-            )
-            for size in batches
-            if size > 1
-        ),
-        Metric("peak_rss_mb", "MB", False, "the most memory of the process that measured one answer at a time"),
-        Metric("peak_gpu_mb", "MB", False, "the most memory that it had on the GPU"),
-    )
+    prompt_tokens: int | None
+    new_tokens: int
+    batches: tuple[int, ...] = (1,)
+
+    @property
+    def prefill(self) -> str:
+        """The metric of reading prompts: pp512, as llama-bench names it."""
+        return "prefill_tps" if self.prompt_tokens is None else f"pp{self.prompt_tokens}"
+
+    @property
+    def decode(self) -> str:
+        """The metric of generating: tg128, as llama-bench names it."""
+        return "decode_tps" if self.prompt_tokens is None else f"tg{self.new_tokens}"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All there are, in the order of a table."""
+        prompt = "a prompt" if self.prompt_tokens is None else f"{self.prompt_tokens} tokens"
+        decoded = "an answer" if self.prompt_tokens is None else f"{self.new_tokens} tokens after a prompt of one"
+        return (
+            Metric("load_s", "s", False, "reading the weights and making the engine ready, without imports"),
+            Metric("cold_ttft_s", "s", False, "from the start of an `hfpipe run` process to its first token"),
+            Metric("ttft_ms", "ms", False, f"from handing over {prompt} to the first token"),
+            Metric("tpot_ms", "ms", False, "each further token of that answer: (end - first token) / (tokens - 1)"),
+            Metric("itl_ms_p50", "ms", False, "between two tokens of that answer, median"),
+            Metric("itl_ms_p95", "ms", False, "between two tokens of that answer, 95th percentile"),
+            Metric("itl_ms_p99", "ms", False, "between two tokens of that answer, 99th percentile"),
+            Metric(self.prefill, "tokens/s", True, "tokens of the prompt / ttft"),
+            Metric(self.decode, "tokens/s", True, f"{decoded}, its first token excluded"),
+            *(Metric(batch_metric(size), "tokens/s", True, _AT_ONCE.format(size)) for size in self.batches if size > 1),
+            Metric("peak_rss_mb", "MB", False, "the most memory of the process that measured one answer at a time"),
+            Metric("peak_gpu_mb", "MB", False, "the most memory that it had on the GPU"),
+        )
+
+
+_AT_ONCE = "generated tokens of {} answers at once, from handing over their prompts to the last token"
+
+
+def batch_metric(size: int) -> str:
+    return f"batch{size}_tps"
+
+
+def metrics(prompt_tokens: int | None, new_tokens: int, batches: tuple[int, ...]) -> tuple[Metric, ...]:
+    """All metrics of a run."""
+    return Workload(prompt_tokens, new_tokens, batches).metrics

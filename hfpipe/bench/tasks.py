@@ -1,0 +1,122 @@
+"""What is done with a candidate in each round, every time in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
+
+from hfpipe.backends.base import vocabulary_size
+from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.measure import Prompt
+from hfpipe.bench.metrics import Workload
+from hfpipe.bench.report import Sample
+from hfpipe.conversion.child import run_child
+from hfpipe.errors import BackendError, UsageError
+from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import LoadOptions, Reporter
+
+_PROMPT = "What is EEG?"
+# Of the variables that set options, what a measured process keeps.
+_KEPT = ("HFPIPE_CACHE", "HFPIPE_DEBUG")
+_TEXTS = ("device", "device_map", "dtype", "attn")
+_FLAGS = ("trust_remote_code", "allow_pickle", "exact")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """`hfpipe run` from its start to its first token."""
+
+    name = "start"
+
+    def measure(self, candidate: Candidate, number: int, reporter: Reporter) -> Sample:
+        command = [sys.executable, "-m", "hfpipe", "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
+        command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
+        ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)
+        if ended.returncode:
+            said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"]
+            raise BackendError(f"hfpipe run failed: {said[0].removeprefix('Error: ')}")
+        return Sample(self.name, number, {"cold_ttft_s": json.loads(ended.stdout)["cold_ttft_s"]})
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what would set options of `hfpipe run`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HFPIPE_") or name in _KEPT}
+
+
+def flags(loading: LoadOptions) -> list[str]:
+    """The options of the command line that mean `loading`."""
+    words = ["--backend", loading.backend]
+    for name in _TEXTS:
+        if (value := getattr(loading, name)) is not None:
+            words += [_flag(name), value]
+    for name in _FLAGS:
+        words += [_flag(name)] if getattr(loading, name) else []
+    for flag, pairs in (("--ov-config", loading.ov_config), ("--model-kwarg", loading.model_kwargs)):
+        for key, value in pairs.items():
+            words += [flag, f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The workload, `batch` answers at once. `prompts` are the user's own, None for random ones."""
+
+    workload: Workload
+    batch: int
+    prompts: Sequence[Prompt] | None
+
+    @property
+    def name(self) -> str:
+        return "single" if self.batch == 1 else f"batch{self.batch}"
+
+    def measure(self, candidate: Candidate, number: int, reporter: Reporter) -> Sample:
+        """Gives the candidate's row what the engine says of itself, too."""
+        self._check_room(candidate)
+        arguments = {
+            "reference": candidate.row.name,
+            "folder": str(candidate.source.folder.absolute()),
+            "loading": asdict(replace(candidate.loading, batch_size=self.batch)),
+            "batch": self.batch,
+            "prompts": None if self.prompts is None else [astuple(one) for one in self.prompts],
+            "prompt_tokens": self.workload.prompt_tokens,
+            "new_tokens": self.workload.new_tokens,
+            # The same for all candidates, and others in each round.
+            "seed": f"round {number}",
+            "vocabulary": _vocabulary(candidate),
+            "metrics": {"prefill": self.workload.prefill, "decode": self.workload.decode},
+        }
+        what = f"Measuring {candidate.row.name}"
+        measured: dict[str, Any] = run_child("hfpipe.bench.worker", arguments, what=what, reporter=reporter)
+        _describe(candidate, measured["engine"], self.batch)
+        return Sample(self.name, number, **measured["sample"])
+
+    def _check_room(self, candidate: Candidate) -> None:
+        """A model may go on where its context ends, and answer noise."""
+        limit = candidate.source.context_length
+        longest = self.workload.prompt_tokens or 0
+        longest += self.workload.new_tokens
+        for one in self.prompts or ():
+            longest = max(longest, len(one.token_ids) + one.new_tokens)
+        if limit is not None and longest > limit:
+            raise UsageError(f"A prompt and its answer have {longest} tokens, and its context is {limit}.")
+
+
+def _describe(candidate: Candidate, engine: Mapping[str, Any], batch: int) -> None:
+    if batch == 1:
+        candidate.row.device, candidate.row.dtype = engine["device"], engine["dtype"]
+        candidate.row.detail = engine["detail"]
+
+
+def _vocabulary(candidate: Candidate) -> int:
+    source = candidate.source
+    known = vocabulary_size(source.config)
+    return known or load_tokenizer(source.folder, trust_remote_code=candidate.loading.trust_remote_code).vocab_size
