@@ -1,0 +1,97 @@
+"""Made reports, with samples whose medians are known."""
+
+from hfpipe.bench.report import Configuration, Quality, Report, Sample
+
+# Around a median, by round: the same for every configuration, so that ratios are known exactly.
+NOISE = (1.0, 0.99, 1.01, 1.004, 0.996)
+# Around a ratio, by round.
+WOBBLE = (0.002, 0.0, -0.002, 0.001, -0.001)
+RATES = ("pp512", "tg128")
+
+
+def quality(loss=0.009, error=0.002, **changed):
+    values = {
+        "perplexity": 14.2 * (1 + loss),
+        "reference_perplexity": 14.2,
+        "perplexity_change": loss,
+        "perplexity_change_error": error,
+        "same_top": 0.971,
+        "mean_kl": 0.0123,
+        "answers": 8,
+        "same_answers": 5,
+        "answer_tokens": 64,
+        "first_divergence": 41.5,
+    }
+    return Quality(**{**values, **changed})
+
+
+def values(speed, batches=()):
+    """By metric, of a configuration that decodes `speed` tokens a second."""
+    made = {
+        "load_s": 0.5,
+        "ttft_ms": 512_000 / (17 * speed),
+        "tpot_ms": 1_000 / speed,
+        "itl_ms_p50": 990 / speed,
+        "itl_ms_p95": 1_200 / speed,
+        "itl_ms_p99": 1_500 / speed,
+        "pp512": 17.0 * speed,
+        "tg128": float(speed),
+        "peak_rss_mb": 512.0,
+    }
+    return made | {f"batch{size}_tps": speed * size * 0.7 for size in batches}
+
+
+def samples(speed, rounds=5, batches=(), others=0.01, frequency=2_400.0, wobble=0, **changed):
+    """`wobble` times WOBBLE moves this configuration alone."""
+    found = []
+    for number in range(rounds):
+        factor = NOISE[number % 5] * (1 + wobble * WOBBLE[number % 5])
+        made = values(speed, batches) | changed
+        noisy = {
+            name: value * factor if name in RATES or name.endswith("_tps") else value / factor
+            for name, value in made.items()
+            if value is not None
+        }
+        noisy |= {name: made[name] for name in ("peak_rss_mb", "peak_gpu_mb") if made.get(name)}
+        single = {name: value for name, value in noisy.items() if not name.startswith("batch")}
+        found.append(Sample("start", number, {"cold_ttft_s": 44.0 / speed / factor}, (), others, frequency))
+        found.append(Sample("single", number, single, (6.5, 7.0), others, frequency))
+        for size in batches:
+            name = f"batch{size}_tps"
+            found.append(Sample(f"batch{size}", number, {name: noisy[name]}, (), others, frequency))
+    return found
+
+
+def configuration(name, speed=None, loss=None, size_mb=None, prepare=(), error=None, **about_samples):
+    return Configuration(
+        name=name,
+        model="smollm2",
+        backend="openvino",
+        weight_format="int8",
+        prepare=prepare,
+        command=("hfpipe", "run", f"/cache/{name}"),
+        device="CPU",
+        dtype="bf16",
+        size_mb=size_mb,
+        samples=samples(speed, **about_samples) if speed else [],
+        quality=None if loss is None else quality(loss),
+        error=error,
+    )
+
+
+def report(*configurations, batches=(1,), repeats=5, **more):
+    arguments = {"prompt_tokens": 512, "new_tokens": 128, "batches": list(batches), "repeats": repeats}
+    return Report(arguments, {"cpu": "Xeon"}, "2026-11-22T17:00:00", list(configurations), **more)
+
+
+def usual(batches=(1, 8), **about_samples):
+    """Four of them, in the order that a user has them in."""
+    several = {"batches": [size for size in batches if size > 1], **about_samples}
+    export = ("hfpipe", "export", "smollm2", "--weight-format", "int4")
+    return report(
+        configuration("torch", 60, 0.0, 269, **several),
+        configuration("openvino fp16", 90, 0.0003, 269, **several),
+        configuration("openvino int8", 147, 0.009, 135, **several),
+        configuration("openvino int4", 170, 0.052, 90, prepare=export, **several),
+        batches=batches,
+    )
