@@ -1,5 +1,14 @@
 """Which choice is best for a model on this machine, and whether the difference is real.
 
-report.py      what was measured: samples, configurations, host; to JSON and back
 metrics.py     the names of what is measured, and what each of them times
+report.py      what was measured, all of it raw: samples, configurations, host; to JSON and back
+candidates.py  models, engines and formats as configurations; exports that do not stand yet
+rounds.py      one round after the other over all of them
+tasks.py       what is done with each in a round, in a process of its own: worker.py, or `hfpipe run`
+measure.py     what is timed in there     noise.py   what else the machine did     host.py   what it is
+quality.py     how far each is from its source; judge.py has it answer
+prompts.py     the user's own prompts
+benchmark.py   all of these in their order
+statistics.py  medians, intervals, verdicts
+summary.py     what a report comes to; text.py, plots/ and cli/bench_report.py show it
 """

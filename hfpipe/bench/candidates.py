@@ -14,6 +14,7 @@ from hfpipe.errors import HFPipeError, UsageError, nearest
 from hfpipe.export import exporter
 from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
 from hfpipe.export.plan import default_output, make_plan
+from hfpipe.export.report import read as read_export_report
 from hfpipe.sources.fingerprint import fingerprint
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -24,12 +25,14 @@ _QUESTION = "What is EEG?"
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the user wants compared. Empty `backends` are torch and OpenVINO where they fit; empty `weight_formats` the
-    model's own precision, int8 and int4. `loading` is for all, of which each engine takes what it knows."""
+    model's own precision, int8 and int4. `loading` is for all, of which each engine takes what it knows. `reference` is
+    the transformers model that OpenVINO folders are compared with, where hfpipe.json names none of `models`."""
 
     models: Sequence[str]
     backends: Sequence[str] = ()
     weight_formats: Sequence[str] = ()
     loading: LoadOptions = field(default_factory=LoadOptions)
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -70,10 +73,17 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
         raise UsageError(
             "--weight-format is for models that can be exported.", hint="An OpenVINO folder is measured as it is."
         )
+    reference = _resolve(choices.reference, choices.loading, reporter) if choices.reference else None
     names = _Names(len(found) > 1)
     for source in found:
+        origin = _origin(source, found) or reference
         for backend, weight_format in _variants(source, choices):
-            yield _candidate(source, backend, weight_format, choices.loading, names, reporter)
+            row = _row(source, backend, weight_format, names)
+            try:
+                yield _candidate(row, source, origin, choices.loading, reporter)
+            except HFPipeError as error:
+                row.error = error.message
+                yield row
 
 
 def _resolve(model: str, loading: LoadOptions, reporter: Reporter) -> ModelSource:
@@ -97,15 +107,17 @@ def _formats(source: ModelSource) -> Iterable[str]:
     return (own_format(source), *_QUANTIZED)
 
 
-def _candidate(
-    source: ModelSource,
-    backend: str,
-    weight_format: str | None,
-    loading: LoadOptions,
-    names: _Names,
-    reporter: Reporter,
-) -> Candidate | Configuration:
-    row = Configuration(
+def _origin(source: ModelSource, found: Sequence[ModelSource]) -> ModelSource | None:
+    """The transformers model that `source` is, or was made of: it may be worth a download, but not unasked."""
+    if source.format == "transformers":
+        return source
+    made = read_export_report(source.folder)
+    of = made["source"].get("model") if made else None
+    return next((one for one in found if one.format == "transformers" and one.reference == of), None)
+
+
+def _row(source: ModelSource, backend: str, weight_format: str | None, names: _Names) -> Configuration:
+    return Configuration(
         name=names.make(source.reference, backend, weight_format),
         model=source.reference,
         backend=backend,
@@ -113,15 +125,16 @@ def _candidate(
         prepare=_prepare(source.reference, weight_format),
         command=_command(source.reference, backend, weight_format),
     )
-    try:
-        backends.choose(backend, source.format)
-        made = _exported(source, weight_format, loading, reporter) if weight_format else source
-    except HFPipeError as error:
-        row.error = error.message
-        return row
+
+
+def _candidate(
+    row: Configuration, source: ModelSource, origin: ModelSource | None, loading: LoadOptions, reporter: Reporter
+) -> Candidate:
+    """Raises HFPipeError where the engine does not fit the model, or the export fails."""
+    backends.choose(row.backend, source.format)
+    made = _exported(source, row.weight_format, loading, reporter) if row.weight_format else source
     row.size_mb = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
-    origin = source if source.format == "transformers" else None
-    return Candidate(row, made, _of_backend(loading, backend), origin)
+    return Candidate(row, made, _of_backend(loading, row.backend), origin)
 
 
 def _prepare(model: str, weight_format: str | None) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hfpipe.backends.base import Backend
+from hfpipe.errors import BackendError
 from hfpipe.types import TokenRequest
 
 # Of the answers before the measured ones: as much as makes an engine compile and allocate for a shape.
@@ -56,19 +57,17 @@ def random_prompts(seed: str, vocabulary: int, tokens: int, new_tokens: int, cou
 
 def run(backend: Backend, prompts: Sequence[Prompt]) -> list[Timed]:
     """Answer all of them at once, greedily and without an end-of-sequence token. Raises the HFPipeError of one that
-    fails."""
-    requests = {str(i): prompt for i, prompt in enumerate(prompts)}
-    moments: dict[str, list[float]] = {request_id: [] for request_id in requests}
+    fails, and BackendError where one has no token."""
+    moments: list[list[float]] = [[] for _ in prompts]
+    requests = [TokenRequest(str(i), one.token_ids, one.new_tokens) for i, one in enumerate(prompts)]
     start = time.perf_counter()
-    for event in backend.stream(_requests(requests.items())):
+    for event in backend.stream(requests):
         if event.error:
             raise event.error
-        moments[event.request_id].extend([time.perf_counter()] * len(event.token_ids))
-    return [Timed(prompt, start, tuple(moments[request_id])) for request_id, prompt in requests.items()]
-
-
-def _requests(prompts: Iterable[tuple[str, Prompt]]) -> list[TokenRequest]:
-    return [TokenRequest(request_id, prompt.token_ids, prompt.new_tokens) for request_id, prompt in prompts]
+        moments[int(event.request_id)].extend([time.perf_counter()] * len(event.token_ids))
+    if not all(moments):
+        raise BackendError(f"The {backend.name} backend gave no token.")
+    return [Timed(prompt, start, tuple(times)) for prompt, times in zip(prompts, moments, strict=True)]
 
 
 def warm_up(backend: Backend, shapes: Sequence[Prompt], vocabulary: int) -> None:

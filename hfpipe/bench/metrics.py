@@ -60,8 +60,3 @@ _AT_ONCE = "generated tokens of {} answers at once, from handing over their prom
 
 def batch_metric(size: int) -> str:
     return f"batch{size}_tps"
-
-
-def metrics(prompt_tokens: int | None, new_tokens: int, batches: tuple[int, ...]) -> tuple[Metric, ...]:
-    """All metrics of a run."""
-    return Workload(prompt_tokens, new_tokens, batches).metrics

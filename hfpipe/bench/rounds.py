@@ -1,8 +1,12 @@
-"""Round after round over all candidates, A B C A B C: what changes on the machine meanwhile changes for all of them."""
+"""Round after round over all candidates: what changes on the machine meanwhile changes for all of them.
+
+Every other round goes backwards, A B C and then C B A: on a machine that steadily slows down, the first of each round
+would seem faster than the last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.measure import Prompt
@@ -19,25 +23,25 @@ def measure(
     workload: Workload,
     repeats: int,
     reporter: Reporter,
-    prompts: Mapping[str, Sequence[Prompt]] | None = None,
+    prompts: Callable[[Candidate], Sequence[Prompt] | None] = lambda _: None,
 ) -> None:
     """Add the samples of `repeats` rounds to the rows of the candidates.
 
-    One that fails gets its `error`, and is left out from then on. `prompts` are the user's own, by the name of the row.
+    One that fails gets its `error`, and is left out from then on. `prompts` gives the user's own for
+    a candidate, None for random ones.
     """
     steps = [
         (number, candidate, size)
         for number in range(repeats)
-        for candidate in given
+        for candidate in (given if number % 2 == 0 else reversed(given))
         for size in (0, *sorted({1, *workload.batches}))
     ]
     for done, (number, candidate, size) in enumerate(steps):
         reporter.progress(_TASK, done, len(steps), "steps")
         if candidate.row.error is not None:
             continue
-        own = prompts[candidate.row.name] if prompts else None
-        task = Answers(workload, size, own) if size else Start()
         try:
+            task = Answers(workload, size, prompts(candidate)) if size else Start()
             candidate.row.samples.append(task.measure(candidate, number, reporter))
         except HFPipeError as error:
             candidate.row.error = error.message

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 import hfpipe
 from hfpipe.cli import output
 from hfpipe.cli.batch import batch
+from hfpipe.cli.bench import bench
 from hfpipe.cli.export import export
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.command(cls=Command)(run)
 app.command(cls=Command)(batch)
 app.command(cls=CommandWithMore)(export)
+app.command(cls=Command)(bench)
 
 
 def _print_version(wanted: bool) -> None:

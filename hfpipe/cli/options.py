@@ -24,7 +24,7 @@ _AS_IN = {
 }
 
 
-def _complete_model(incomplete: str) -> list[str]:
+def complete_model(incomplete: str) -> list[str]:
     from hfpipe.sources.names import known_names
 
     return [name for name in known_names() if name.startswith(incomplete)]
@@ -43,7 +43,7 @@ ModelArg = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file.",
-        autocompletion=_complete_model,
+        autocompletion=complete_model,
         show_default=False,
     ),
 ]
@@ -185,7 +185,7 @@ ModelOpt = Annotated[
         help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file.",
         panel=LOADING,
         metavar="MODEL",
-        autocompletion=_complete_model,
+        autocompletion=complete_model,
     ),
 ]
 

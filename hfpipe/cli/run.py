@@ -12,7 +12,6 @@ from hfpipe.cli import options as o
 from hfpipe.cli.loading import load_pipe
 from hfpipe.cli.output import Answer, Talk, table, tell
 from hfpipe.cli.quiet import silence
-from hfpipe.cli.stats import as_rows, report
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import Template, parse_template
 
@@ -62,6 +61,7 @@ def run(
     answer = Answer()
     with Talk(quiet=quiet, verbose=verbose) as talk:
         llm = load_pipe(model, loading, generation, talk)
+    from hfpipe.cli.stats import as_rows, report
     from hfpipe.langchain import Recorder, chain
 
     recorder = Recorder(on_prompt=tell if show_prompt else None)

@@ -7,14 +7,14 @@ that, and score_openvino.score an OpenVINO folder in this process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
-from hfpipe.conversion.child import run_child
+from hfpipe.conversion.child import run_child, silence_openvino_telemetry
 from hfpipe.quality.compare import Change, Quality
 from hfpipe.quality.reference import Reference, read_reference
 from hfpipe.quality.texts import calibration, held_out
-from hfpipe.types import LoadOptions, ModelSource, Reporter
+from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
 
 __all__ = [
     "Change",
@@ -59,22 +59,11 @@ def make_reference(
 
 
 def compare_source(
-    source: ModelSource,
-    options: LoadOptions,
-    reference: Reference,
-    *,
-    reporter: Reporter | None = None,
-    verbose: bool = False,
+    source: ModelSource, options: LoadOptions, reference: Reference, *, reporter: Reporter | None = None
 ) -> Quality:
-    """Compare a model, on the backend torch or openvino and with all else that `options` say, with the reference. In a
-    child process."""
-    arguments = {
-        "reference": source.reference,
-        "folder": str(source.folder.absolute()),
-        "loading": asdict(options),
-        "reference_folder": str(reference.folder.absolute()),
-    }
-    what = f"Scoring {source.reference}"
-    found = run_child("hfpipe.quality.score_child", arguments, what=what, reporter=reporter, verbose=verbose)
-    kinds = {kind: Change(**change) for kind, change in found["kinds"].items()}
-    return Quality(**{**found, "kinds": kinds})
+    """Compare a model, on the backend torch or openvino and with all else that `options` say, with the reference. In
+    this process, which takes a great deal of memory for good."""
+    silence_openvino_telemetry()
+    leaf = import_module(f"hfpipe.quality.score_{options.backend}")
+    quality: Quality = leaf.compare(source, options, reference, reporter or Silent())
+    return quality

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hfpipe.bench import plot as module
-from hfpipe.bench.plot import check_plot_path, plot
+from hfpipe.bench import plots as module
+from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.errors import HFPipeError, UsageError
 from tests.bench import made_plots as made
 
@@ -158,15 +158,15 @@ def test_a_page_stands_alone(tmp_path):
 
 
 def test_boxes_for_characters_are_told(tmp_path, monkeypatch):
-    from hfpipe.bench import plot_draw
+    from hfpipe.bench.plots import draw
 
     said = []
-    monkeypatch.setattr(plot_draw, "tradeoff", lambda report, remarks: said.append(remarks))
+    monkeypatch.setattr(draw, "tradeoff", lambda report, remarks: said.append(remarks))
     missing = made.report(made.row("\U000e0100", 83, 135, 0.01, model="\U0001f9ff\u4e2d"))
     plot(missing, tmp_path / "a.svg")
     plot(made.smollm2(), tmp_path / "a.png")
     assert said == [[], []]
-    monkeypatch.setattr(plot_draw, "unknown_characters", lambda text: True)
+    monkeypatch.setattr(draw, "unknown_characters", lambda text: True)
     plot(missing, tmp_path / "a.png")
     assert len(said[-1]) == 1
 

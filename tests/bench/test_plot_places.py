@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfpipe.bench import plot_data
-from hfpipe.bench.plot_data import front, latencies, number, pareto, percent, points, spread
-from hfpipe.bench.plot_labels import Box, Bubble, place
-from hfpipe.bench.plot_rows import latency, speeds
-from hfpipe.bench.plot_sheet import saved, shorten, style, text_width, wrap
-from hfpipe.bench.plot_tradeoff import tradeoff
+from hfpipe.bench.plots import data as plot_data
+from hfpipe.bench.plots.data import front, latencies, number, pareto, percent, points, spread
+from hfpipe.bench.plots.labels import Box, Bubble, place
+from hfpipe.bench.plots.rows import latency, speeds
+from hfpipe.bench.plots.sheet import saved, shorten, style, text_width, wrap
+from hfpipe.bench.plots.tradeoff import tradeoff
 from tests.bench import made_plots as made
 
 REPORTS = {
@@ -143,7 +143,7 @@ def test_medians_ranges_and_percentiles():
     row = made.row("a", 50, 100, 0.01)
     values = sorted(row.values("tg128").values())
     found = spread(row, "tg128")
-    assert (found.low, found.middle, found.high) == (values[0], values[2], values[4])
+    assert (found.low, found.median, found.high) == (values[0], values[2], values[4])
     assert spread(row, "pp1") is None
     (times,) = latencies(made.report(row))
     pooled = np.concatenate([sample.itl_ms for sample in row.samples])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hfpipe.bench.plot_data import circumstances, clean, models
-from hfpipe.bench.plot_rows import latency, speeds
-from hfpipe.bench.plot_sheet import saved, style, unknown_characters
-from hfpipe.bench.plot_tradeoff import tradeoff
+from hfpipe.bench.plots.data import circumstances, clean, models
+from hfpipe.bench.plots.rows import latency, speeds
+from hfpipe.bench.plots.sheet import saved, style, unknown_characters
+from hfpipe.bench.plots.tradeoff import tradeoff
 from hfpipe.bench.report import Report
 
 _BOXES = "A box stands for a character that no font of this machine has; FILE.svg and FILE.html show it where one has."

@@ -10,11 +10,10 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfpipe.bench.plot_axes import WORST, draw_front, drawn_loss, scale, steps
-from hfpipe.bench.plot_data import (
+from hfpipe.bench.plots.axes import WORST, draw_front, drawn_loss, scale, steps
+from hfpipe.bench.plots.data import (
     Point,
     circumstances,
-    decode_metric,
     front,
     megabytes,
     models,
@@ -23,8 +22,8 @@ from hfpipe.bench.plot_data import (
     percent,
     points,
 )
-from hfpipe.bench.plot_labels import LEADER, Box, Bubble, place
-from hfpipe.bench.plot_sheet import (
+from hfpipe.bench.plots.labels import LEADER, Box, Bubble, place
+from hfpipe.bench.plots.sheet import (
     COLOURS,
     MARGIN,
     NORMAL,
@@ -39,6 +38,7 @@ from hfpipe.bench.plot_sheet import (
     wrap,
 )
 from hfpipe.bench.report import Report
+from hfpipe.bench.summary import workload
 
 _HEIGHT = 350.0
 _LEFT, _BELOW = 62.0, 36.0
@@ -85,7 +85,7 @@ def _drawn(report: Report, shown: Sequence[Point], remarks: Sequence[str], growt
     top = sheet.head(models(report), "decode speed against loss of quality", circumstances(report), key)
     sheet.foot(lines)
     axes = sheet.axes(_LEFT, below, width - MARGIN, top - 4)
-    scale(axes, shown, decode_metric(report))
+    scale(axes, shown, workload(report).decode)
     draw_front(axes, front(shown))
     circles = _draw_points(sheet, axes, shown, key)
     fits = _draw_labels(sheet, axes, shown, circles)
@@ -118,14 +118,14 @@ def _draw_points(sheet: Sheet, axes: Axes, shown: Sequence[Point], key: dict[str
         face = colour if point.size_mb else "none"
         order = 4 - radius / 100
         axes.scatter(
-            speed.middle, loss, s=(2 * radius) ** 2, color=face, alpha=0.3 if point.size_mb else 1, zorder=order, lw=0
+            speed.median, loss, s=(2 * radius) ** 2, color=face, alpha=0.3 if point.size_mb else 1, zorder=order, lw=0
         )
-        axes.scatter(speed.middle, loss, s=(2 * radius) ** 2, facecolor="none", edgecolor=colour, lw=1, zorder=order)
+        axes.scatter(speed.median, loss, s=(2 * radius) ** 2, facecolor="none", edgecolor=colour, lw=1, zorder=order)
         axes.plot([speed.low, speed.high], [loss, loss], color=colour, lw=1.1, zorder=5, solid_capstyle="butt")
         ends = [loss - point.loss_error, loss + point.loss_error]
-        axes.plot([speed.middle] * 2, ends, color=colour, lw=1.1, zorder=5, solid_capstyle="butt")
-        axes.scatter(speed.middle, loss, s=9, color=colour, zorder=6, lw=0)
-        circles.append((*_at(sheet, axes, speed.middle, loss), radius))
+        axes.plot([speed.median] * 2, ends, color=colour, lw=1.1, zorder=5, solid_capstyle="butt")
+        axes.scatter(speed.median, loss, s=9, color=colour, zorder=6, lw=0)
+        circles.append((*_at(sheet, axes, speed.median, loss), radius))
     return circles
 
 
@@ -141,7 +141,7 @@ def _label(point: Point) -> _Label:
     while len(names) > 2:
         room *= 0.95
         names = wrap(shorten(point.name, room, NORMAL, bold=True), _NAME_WIDTH, NORMAL, bold=True)
-    numbers = [f"{number(point.speed.middle)} tok/s", percent(point.loss)]
+    numbers = [f"{number(point.speed.median)} tok/s", percent(point.loss)]
     numbers[1:1] = [megabytes(point.size_mb)] if point.size_mb else []
     return _Label(names, " · ".join(numbers))
 
@@ -180,7 +180,7 @@ def _thin(sheet: Sheet, axes: Axes, shown: Sequence[Point], stair: Sequence[tupl
         speed, loss = point.speed, drawn_loss(point.loss)
         ends.append((_at(sheet, axes, speed.low, loss), _at(sheet, axes, speed.high, loss)))
         error = point.loss_error
-        ends.append((_at(sheet, axes, speed.middle, loss + error), _at(sheet, axes, speed.middle, loss - error)))
+        ends.append((_at(sheet, axes, speed.median, loss + error), _at(sheet, axes, speed.median, loss - error)))
     return [Box(min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)) for (x, y), (to_x, to_y) in ends]
 
 

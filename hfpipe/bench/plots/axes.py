@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from hfpipe.bench.plot_data import Point, minus
-from hfpipe.bench.plot_sheet import COLOURS
+from hfpipe.bench.plots.data import Point, minus
+from hfpipe.bench.plots.sheet import COLOURS
 
 # In percent: the least that an axis spans, where it stops being linear, and the worst that is told apart.
 _LEAST_SPAN = 0.6
@@ -73,6 +73,6 @@ def steps(axes: Axes, best: Sequence[Point]) -> list[tuple[float, float]]:
     corners: list[tuple[float, float]] = []
     x = axes.get_xlim()[0]
     for point in best:
-        corners += [(x, drawn_loss(point.loss)), (point.speed.middle, drawn_loss(point.loss))]
-        x = point.speed.middle
+        corners += [(x, drawn_loss(point.loss)), (point.speed.median, drawn_loss(point.loss))]
+        x = point.speed.median
     return [*corners, (x, axes.get_ylim()[0])]

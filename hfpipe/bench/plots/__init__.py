@@ -1,13 +1,15 @@
 """A report as pictures: --plot FILE.png, FILE.svg or FILE.html.
 
-plot.py           which files, and their writing; without matplotlib
-plot_data.py      what the pictures show, and the Pareto front
-plot_labels.py    where labels stand
-plot_sheet.py     colours, type, a sheet with a title and notes
-plot_tradeoff.py  decode speed against loss of quality
-plot_rows.py      times between tokens; bars of speeds
-plot_draw.py      both as the bytes of files
-plot_html.py      a page with both, and tables
+data.py      what the pictures show, and the Pareto front
+labels.py    where labels stand
+sheet.py     colours, type, a sheet with a title and notes
+axes.py      scales, and the front, of speed against loss
+tradeoff.py  decode speed against loss of quality
+rows.py      times between tokens; bars of speeds
+draw.py      both as the bytes of files
+page.py      a page with both, and tables
+
+This file says which files, and writes them; without matplotlib.
 """
 
 from __future__ import annotations
@@ -58,11 +60,11 @@ def plot(report: Report, path: Path) -> list[Path]:
 def _drawn(report: Report, path: Path) -> dict[Path, bytes]:
     with _quiet():
         # Half a second, and where matplotlib is new some seconds for its list of fonts.
-        from hfpipe.bench.plot_draw import draw
+        from hfpipe.bench.plots.draw import draw
 
         kind = path.suffix.lower()[1:]
         if kind == "html":
-            from hfpipe.bench.plot_html import page
+            from hfpipe.bench.plots.page import page
 
             return {path: page(report, draw(report, "svg")).encode()}
         names = [path, path.with_name(f"{path.stem}-latency{path.suffix}")]

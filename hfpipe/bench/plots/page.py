@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from hfpipe.bench.metrics import metrics
-from hfpipe.bench.plot_data import circumstances, clean, flat, models, number, percent, spread
-from hfpipe.bench.plot_sheet import COLOURS, DARK
+from hfpipe.bench.plots.data import circumstances, clean, flat, models, number, percent, spread
+from hfpipe.bench.plots.sheet import COLOURS, DARK
 from hfpipe.bench.report import Configuration, Report
+from hfpipe.bench.summary import workload
 
 _ALTERNATIVES = ("Speed, and loss of quality, of each configuration", "Times between tokens of each configuration")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -78,9 +78,8 @@ def _own_tag(tag: str, prefix: str) -> str:
 
 def _measured(report: Report) -> list[tuple[str, str, str]]:
     """Name, unit and meaning of each metric that a configuration has."""
-    arguments = report.arguments
-    known = metrics(arguments["prompt_tokens"], arguments["new_tokens"], tuple(arguments["batches"]))
     rows = report.configurations
+    known = workload(report).metrics
     return [(one.name, one.unit, one.meaning) for one in known if any(spread(row, one.name) for row in rows)]
 
 
@@ -90,7 +89,7 @@ def _medians(report: Report) -> str:
     heads += [("perplexity", "against the reference"), ("same next token", "%"), ("KL", "nats")]
     rows = []
     for row in report.configurations:
-        middles = [one.middle if (one := spread(row, name)) else None for name, _, _ in measured]
+        middles = [one.median if (one := spread(row, name)) else None for name, _, _ in measured]
         cells = ["" if value is None else number(value) for value in (row.size_mb, *middles)]
         rows.append((row.name, *cells, *_quality(row)))
     return _table(heads, rows, kind="numbers")

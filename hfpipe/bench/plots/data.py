@@ -8,19 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hfpipe.bench.metrics import batch_metric
 from hfpipe.bench.report import Configuration, Report
+from hfpipe.bench.statistics import Measured, measured
+from hfpipe.bench.summary import workload
 
 # Of these the front takes no notice, and a label rounds them away. In percent.
 _SEEN_LOSS = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of some samples, with the least and the greatest."""
-
-    low: float
-    middle: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,7 @@ class Point:
 
     name: str
     backend: str
-    speed: Spread
+    speed: Measured
     loss: float
     loss_error: float
     size_mb: float | None
@@ -48,27 +42,21 @@ class Latency:
         return float(np.percentile(self.times, percent))
 
 
-def spread(configuration: Configuration, metric: str) -> Spread | None:
+def spread(configuration: Configuration, metric: str) -> Measured | None:
     """None where it was not measured."""
-    values = [value for value in configuration.values(metric).values() if math.isfinite(value)]
-    return Spread(min(values), float(np.median(values)), max(values)) if values else None
-
-
-def decode_metric(report: Report) -> str:
-    return f"tg{report.arguments['new_tokens']}"
+    return measured(configuration.values(metric).values())
 
 
 def speed_metrics(report: Report) -> list[str]:
     """The speeds that at least one configuration has, in the order of a table."""
-    arguments = report.arguments
-    names = [f"pp{arguments['prompt_tokens']}", decode_metric(report)]
-    names += [f"batch{size}_tps" for size in arguments["batches"] if size > 1]
+    work = workload(report)
+    names = [work.prefill, work.decode, *(batch_metric(size) for size in work.batches if size > 1)]
     return [name for name in names if any(spread(row, name) for row in report.configurations)]
 
 
 def points(report: Report) -> list[Point]:
     """The configurations that have both a decode speed and a quality."""
-    return [point for row in report.configurations if (point := _point(row, decode_metric(report)))]
+    return [point for row in report.configurations if (point := _point(row, workload(report).decode))]
 
 
 def _point(row: Configuration, metric: str) -> Point | None:
@@ -88,7 +76,7 @@ def latencies(report: Report) -> list[Latency]:
         times = np.asarray([time for sample in samples for time in sample if math.isfinite(time) and time > 0])
         tpot = spread(row, "tpot_ms")
         if times.size:
-            found.append(Latency(clean(row.name), row.backend, times, tpot.middle if tpot else None))
+            found.append(Latency(clean(row.name), row.backend, times, tpot.median if tpot else None))
     return found
 
 
@@ -104,7 +92,7 @@ def pareto(choices: Sequence[tuple[float, float]]) -> list[int]:
 
 def front(shown: Sequence[Point]) -> list[Point]:
     """The points on the Pareto front, by speed. Losses that a label shows as equal are."""
-    rounded = [(point.speed.middle, round(point.loss / _SEEN_LOSS)) for point in shown]
+    rounded = [(point.speed.median, round(point.loss / _SEEN_LOSS)) for point in shown]
     return [shown[index] for index in pareto(rounded)]
 
 

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from hfpipe.bench.plot_data import (
+from hfpipe.bench.plots.data import (
     Latency,
-    Spread,
     circumstances,
     clean,
     latencies,
@@ -22,7 +21,7 @@ from hfpipe.bench.plot_data import (
     speed_metrics,
     spread,
 )
-from hfpipe.bench.plot_sheet import (
+from hfpipe.bench.plots.sheet import (
     COLOURS,
     MARGIN,
     NORMAL,
@@ -35,6 +34,7 @@ from hfpipe.bench.plot_sheet import (
     shorten,
 )
 from hfpipe.bench.report import Configuration, Report
+from hfpipe.bench.statistics import Measured
 
 _ROW = 46.0
 _BAR_ROW = 30.0
@@ -198,7 +198,7 @@ def _panel_title(metric: str) -> str:
     return f"Prompt ({metric})" if metric.startswith("pp") else f"Decode ({metric})"
 
 
-def _scale_bars(axes: Axes, spreads: Sequence[Spread | None], height: float) -> None:
+def _scale_bars(axes: Axes, spreads: Sequence[Measured | None], height: float) -> None:
     most = max((one.high for one in spreads if one), default=1.0)
     axes.set_xlim(0, most * 1.32)
     axes.set_ylim(0, height)
@@ -208,11 +208,11 @@ def _scale_bars(axes: Axes, spreads: Sequence[Spread | None], height: float) -> 
     axes.set_xlabel("tokens/s", labelpad=2, size=SMALL)
 
 
-def _draw_bar(axes: Axes, one: Spread | None, top: float, colour: str) -> None:
+def _draw_bar(axes: Axes, one: Measured | None, top: float, colour: str) -> None:
     y = top - 21
     if one is None:
         axes.text(0, y, "  not measured", va="center", size=SMALL, color=COLOURS["grey"])
         return
-    axes.barh(y, one.middle, height=10, color=colour, alpha=0.45, lw=0)
+    axes.barh(y, one.median, height=10, color=colour, alpha=0.45, lw=0)
     axes.plot([one.low, one.high], [y, y], color=colour, lw=1.3, solid_capstyle="butt")
-    axes.text(one.high, y - 0.3, f" {number(one.middle)}", va="center", size=SMALL + 0.5)
+    axes.text(one.high, y - 0.3, f" {number(one.median)}", va="center", size=SMALL + 0.5)

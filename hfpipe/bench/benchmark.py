@@ -1,0 +1,64 @@
+"""A benchmark from its models to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+
+from hfpipe.batch.records import Record
+from hfpipe.bench.candidates import Candidate, Choices, candidates
+from hfpipe.bench.host import host
+from hfpipe.bench.measure import Prompt
+from hfpipe.bench.metrics import Workload
+from hfpipe.bench.prompts import tokenized
+from hfpipe.bench.quality import Judge
+from hfpipe.bench.report import Report
+from hfpipe.bench.rounds import measure
+from hfpipe.errors import UsageError
+from hfpipe.types import Reporter
+
+
+@dataclass
+class Benchmark:
+    """What is to be measured. `records` are the user's own prompts, None for random ones; `texts` those that quality is
+    measured on, by kind, None for the held-out ones. `report` grows as `run` goes on: after an interrupt it has what
+    was measured until then."""
+
+    choices: Choices
+    workload: Workload
+    repeats: int = 5
+    records: Sequence[Record] | None = None
+    quality: bool = True
+    texts: Mapping[str, str] | None = None
+    verbose: bool = False
+    report: Report = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UsageError(f"--repeats must be at least 1, not {self.repeats}.")
+        arguments = {"repeats": self.repeats, **asdict(self.workload)}
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.report = Report(
+            arguments={**arguments, "own_prompts": len(self.records or ())}, host=host(), created=created
+        )
+
+    def run(self, reporter: Reporter) -> None:
+        """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
+        given = []
+        for one in candidates(self.choices, reporter):
+            self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
+            if isinstance(one, Candidate):
+                given.append(one)
+        reporter.stage(None)
+        measure(given, self.workload, self.repeats, reporter, self._prompts)
+        if self.quality:
+            self.report.warnings += Judge(reporter, self.texts, self.verbose).measure(given)
+            self.report.warnings += [
+                f"No quality of {one.row.name}: what it was made of is not known. --reference MODEL names it."
+                for one in given
+                if one.origin is None
+            ]
+
+    def _prompts(self, candidate: Candidate) -> list[Prompt] | None:
+        return None if self.records is None else tokenized(self.records, candidate, self.workload.new_tokens)

@@ -1,0 +1,138 @@
+"""Models, engines and formats as rows."""
+
+from dataclasses import replace
+
+import pytest
+
+from hfpipe.bench import candidates as module
+from hfpipe.bench.candidates import Candidate, Choices, candidates
+from hfpipe.errors import ConversionError, ModelNotFound, UsageError
+from hfpipe.export.exporter import Exported
+from hfpipe.types import LoadOptions, Silent
+
+
+@pytest.fixture
+def exports(monkeypatch, tiny_llama_ov):
+    """What was exported, in its format; the folder is always the same. int4 fails."""
+    made = []
+
+    def export(plan, **_):
+        made.append((plan.source.reference, plan.weight_format))
+        if plan.weight_format == "int4":
+            raise ConversionError("It cannot be quantized.")
+        return Exported(tiny_llama_ov, {})
+
+    monkeypatch.setattr(module.exporter, "export", export)
+    return made
+
+
+def found(*models, **choices):
+    return list(candidates(Choices([str(model) for model in models], **choices), Silent()))
+
+
+def names(rows):
+    return [one.row.name if isinstance(one, Candidate) else one.name for one in rows]
+
+
+def test_a_model_on_every_engine_and_in_every_format(tiny_llama, exports):
+    rows = found(tiny_llama)
+    assert names(rows) == ["torch", "openvino fp32", "openvino int8", "openvino int4"]
+    assert [name for _, name in exports] == ["fp32", "int8", "int4"]
+    assert rows[-1].error == "It cannot be quantized."
+    assert [one.loading.backend for one in rows[:-1]] == ["torch", "openvino", "openvino"]
+    assert [one.source.format for one in rows[:-1]] == ["transformers", "openvino", "openvino"]
+    assert {one.origin.folder for one in rows[:-1]} == {tiny_llama}
+    assert all(one.row.size_mb > 0.1 for one in rows[:-1])
+
+
+def test_the_commands_to_get_it(tiny_llama, exports):
+    torch, fp32, *_ = found(tiny_llama)
+    assert (torch.row.prepare, torch.row.command[:3]) == ([], ["hfpipe", "run", str(tiny_llama)])
+    assert fp32.row.prepare == ["hfpipe", "export", str(tiny_llama), "--weight-format", "fp32"]
+    assert fp32.row.command[:3] == ["hfpipe", "run", f"{tiny_llama.name}-ov-fp32"]
+
+
+def test_what_was_asked_for_alone(tiny_llama, exports):
+    assert names(found(tiny_llama, backends=["torch"])) == ["torch"]
+    assert names(found(tiny_llama, weight_formats=["int8"])) == ["torch", "openvino int8"]
+    assert names(found(tiny_llama, backends=["openvino"], weight_formats=["int8", "fp16"])) == [
+        "openvino int8",
+        "openvino fp16",
+    ]
+    assert names(found(tiny_llama, backends=["echo"])) == ["echo"]
+
+
+def test_an_openvino_folder_is_measured_as_it_is(tiny_llama_ov, exports):
+    (one,) = found(tiny_llama_ov)
+    assert (one.row.name, one.source.folder, one.origin, exports) == ("openvino", tiny_llama_ov, None, [])
+
+
+def test_several_models_are_told_apart(tiny_llama, tiny_llama_ov, exports):
+    rows = found(tiny_llama, tiny_llama_ov, tiny_llama_ov, backends=["torch", "openvino"], weight_formats=["int8"])
+    name, export = tiny_llama.name, tiny_llama_ov.name
+    assert names(rows) == [
+        f"{name} torch",
+        f"{name} openvino int8",
+        f"{export} torch",
+        f"{export} openvino",
+        f"{export} torch (2)",
+        f"{export} openvino (2)",
+    ]
+    assert rows[2].error == "The torch backend does not run openvino models."
+
+
+def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, monkeypatch):
+    monkeypatch.setattr(module, "read_export_report", lambda folder: {"source": {"model": str(tiny_llama)}})
+    rows = found(tiny_llama, tiny_llama_ov, backends=["torch", "openvino"], weight_formats=["int8"])
+    assert rows[-1].origin.folder == tiny_llama
+    (alone,) = found(tiny_llama_ov)
+    assert alone.origin is None
+    (named,) = found(tiny_llama_ov, reference=str(tiny_llama))
+    assert named.origin.folder == tiny_llama
+
+
+def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
+    loading = LoadOptions(device="-1", dtype="float32", ov_config={"NUM_STREAMS": "1"}, exact=True)
+    torch, openvino, *_ = found(tiny_llama, loading=loading)
+    assert torch.loading == replace(loading, backend="torch", ov_config={})
+    assert openvino.loading == replace(loading, backend="openvino", dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"models": []}, "There is no model to measure."),
+        ({"backends": ["tensorrt"]}, "Unknown backend 'tensorrt'"),
+        ({"weight_formats": ["int3"]}, "Unknown weight format 'int3'"),
+        ({"backends": ["torch"], "weight_formats": ["int8"]}, "torch cannot honour --weight-format"),
+    ],
+)
+def test_what_cannot_be_chosen(choices, message):
+    with pytest.raises(UsageError, match=message):
+        Choices(**{"models": ["x"], **choices})
+
+
+def test_formats_need_a_model_that_can_be_exported(tiny_llama_ov):
+    with pytest.raises(UsageError, match="--weight-format is for models that can be exported"):
+        found(tiny_llama_ov, weight_formats=["int8"])
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(ModelNotFound):
+        found(tmp_path / "no-model")
+
+
+def test_an_export_is_made_once(tiny_gpt2, monkeypatch, tmp_path):
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
+    folders = []
+
+    def export(plan, **_):
+        folders.append(plan.output)
+        raise ConversionError("No.")
+
+    monkeypatch.setattr(module.exporter, "export", export)
+    for _ in range(2):
+        found(tiny_gpt2, weight_formats=["fp16", "int8"], backends=["openvino"])
+    assert folders[:2] == folders[2:]
+    assert [folder.name for folder in folders[:2]] == [f"{tiny_gpt2.name}-ov-{name}" for name in ("fp16", "int8")]
+    assert folders[0].is_relative_to(tmp_path)

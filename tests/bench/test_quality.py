@@ -1,0 +1,76 @@
+"""How far configurations are from their source."""
+
+import pytest
+
+from hfpipe import sources
+from hfpipe.bench import quality as module
+from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.quality import Judge
+from hfpipe.bench.report import Configuration
+from hfpipe.errors import BackendError, UnsupportedModel
+from hfpipe.types import LoadOptions, Silent
+from tests import tiny
+
+TEXTS = {"prose": " ".join(tiny.SENTENCES * 12)}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch, tmp_path):
+    """Few answers; references are made in a folder of the test."""
+    monkeypatch.setattr(module, "_PROMPTS", 3)
+    monkeypatch.setattr(module, "_ANSWER_TOKENS", 8)
+    monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
+
+
+def candidate(folder, origin, backend, **loading):
+    row = Configuration(backend, "m", backend, None, (), ())
+    source = sources.resolve(str(folder))
+    return Candidate(row, source, LoadOptions(backend=backend, **loading), origin and sources.resolve(str(origin)))
+
+
+def test_what_is_exact_and_what_is_not(tiny_llama, tiny_llama_ov, tmp_path):
+    given = [
+        candidate(tiny_llama, tiny_llama, "torch", exact=True),
+        candidate(tiny_llama_ov, tiny_llama, "openvino", exact=True),
+        candidate(tiny_llama, tiny_llama, "torch", dtype="bfloat16"),
+    ]
+    assert Judge(Silent(), TEXTS).measure(given) == []
+    torch, openvino, bfloat16 = (one.row.quality for one in given)
+    for one in (torch, openvino):
+        assert (one.same_answers, one.answers, one.first_divergence, one.answer_tokens) == (3, 3, 8, 8)
+        assert one.same_top == 1
+        assert one.mean_kl < 1e-6
+        assert one.perplexity == pytest.approx(one.reference_perplexity, rel=1e-4)
+    assert bfloat16.mean_kl > 10 * openvino.mean_kl
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov):
+    given = [candidate(tiny_llama_ov, None, "openvino"), candidate(tiny_llama, tiny_llama, "torch")]
+    given[1].row.error = "It broke."
+    assert Judge(Silent(), TEXTS).measure(given) == []
+    assert [one.row.quality for one in given] == [None, None]
+
+
+def test_what_cannot_be_measured_is_said_and_the_others_go_on(tiny_llama, tiny_llama_ov, monkeypatch):
+    run_child = module.run_child
+
+    def refuse(child, arguments, **more):
+        if arguments["reference_folder"] and arguments["loading"]["backend"] == "torch":
+            raise BackendError("It broke.")
+        return run_child(child, arguments, **more)
+
+    monkeypatch.setattr(module, "run_child", refuse)
+    given = [candidate(tiny_llama, tiny_llama, "torch"), candidate(tiny_llama_ov, tiny_llama, "openvino")]
+    assert Judge(Silent(), TEXTS).measure(given) == ["The quality of torch could not be measured: It broke."]
+    assert given[0].row.quality is None
+    assert given[1].row.quality.answers == 3
+
+
+def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
+    def refuse(*_, **__):
+        raise UnsupportedModel("It has no logits.")
+
+    monkeypatch.setattr(module, "make_reference", refuse)
+    given = [candidate(tiny_llama, tiny_llama, "torch")]
+    assert Judge(Silent(), TEXTS).measure(given) == [f"No quality against {tiny_llama}: It has no logits."]

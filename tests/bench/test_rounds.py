@@ -1,0 +1,85 @@
+"""The order in which candidates are measured, and what a failure does to them."""
+
+import pytest
+
+from hfpipe.bench import rounds
+from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.measure import Prompt
+from hfpipe.bench.metrics import Workload
+from hfpipe.bench.report import Configuration, Sample
+from hfpipe.errors import BackendError, UsageError
+from hfpipe.types import LoadOptions, Silent
+
+
+def candidate(name):
+    return Candidate(Configuration(name, "m", "torch", None, (), ()), None, LoadOptions(), None)
+
+
+class Progress(Silent):
+    def __init__(self):
+        self.steps = []
+
+    def progress(self, task, done, total, unit="bytes"):
+        self.steps.append((done, total))
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What was measured, in its order; candidates whose name ends in a number fail in that round."""
+    found = []
+
+    class Start:
+        name = "start"
+
+        def measure(self, candidate, number, reporter):
+            found.append((candidate.row.name, self.name, number))
+            if candidate.row.name.endswith(str(number)):
+                raise BackendError("It broke.")
+            return Sample(self.name, number, {"x": 1.0})
+
+    class Answers(Start):
+        def __init__(self, workload, batch, prompts):
+            self.name = f"batch{batch}" + (" own" if prompts else "")
+
+    monkeypatch.setattr(rounds, "Start", Start)
+    monkeypatch.setattr(rounds, "Answers", Answers)
+    return found
+
+
+def test_rounds_go_over_all_candidates_forward_and_back(done):
+    rounds.measure([candidate("a"), candidate("b"), candidate("c")], Workload(8, 8), 3, Silent())
+    assert [name for name, task, _ in done if task == "start"] == [*"abc", *"cba", *"abc"]
+
+
+def test_each_candidate_starts_and_then_answers_in_each_size(done):
+    one = candidate("a")
+    rounds.measure([one], Workload(8, 8, (8, 2)), 2, Silent())
+    tasks = ["start", "batch1", "batch2", "batch8"]
+    assert [task for _, task, _ in done] == tasks * 2
+    assert [(sample.task, sample.round) for sample in one.row.samples] == [(t, n) for n in (0, 1) for t in tasks]
+
+
+def test_what_fails_is_left_out_from_then_on(done):
+    given = [candidate("fine"), candidate("fails in 1")]
+    progress = Progress()
+    rounds.measure(given, Workload(8, 8), 3, progress)
+    assert [one.row.error for one in given] == [None, "It broke."]
+    assert [number for name, _, number in done if name == "fails in 1"] == [0, 0, 1]
+    assert len(given[0].row.samples) == 6
+    assert len(given[1].row.samples) == 2
+    assert progress.steps == [(step, 12) for step in range(13)]
+
+
+def test_prompts_of_the_users_own(done):
+    rounds.measure([candidate("a")], Workload(None, 8), 1, Silent(), lambda _: [Prompt((1,), 2)])
+    assert [task for _, task, _ in done] == ["start", "batch1 own"]
+
+
+def test_prompts_that_have_no_place_in_a_model_are_its_error(done):
+    def refuse(_):
+        raise UsageError("No place.")
+
+    one = candidate("a")
+    rounds.measure([one], Workload(None, 8), 2, Silent(), refuse)
+    assert one.row.error == "No place."
+    assert [task for _, task, _ in done] == ["start"]

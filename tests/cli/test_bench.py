@@ -1,0 +1,164 @@
+"""`hfpipe bench` as a shell starts it, mostly on the echo backend."""
+
+import csv
+import io
+import json
+
+import psutil
+import pytest
+
+from tests.cli.shell import end_by, run_hfpipe, started, wait_for
+
+QUICK = ["-p", "16", "-g", "4", "--batch", "1,2", "-r", "2"]
+
+
+def bench(*args, **settings):
+    return run_hfpipe("bench", *args, **settings)
+
+
+@pytest.fixture(scope="module")
+def measured(plain_model, tmp_path_factory):
+    """A run of two equal configurations, and its files."""
+    folder = tmp_path_factory.mktemp("bench")
+    files = ["--json", folder / "r.json", "--plot", folder / "r.svg"]
+    ended = bench(plain_model, plain_model, "-b", "echo", *QUICK, *files, "--no-quality")
+    assert ended.code == 0, ended.err.decode()
+    return ended, folder
+
+
+def test_a_table(measured):
+    ended, _ = measured
+    out = ended.out.decode()
+    assert "plain echo" in out
+    assert "plain echo (2)" in out
+    for word in ("pp16", "batch2", "ttft", "rss", "Fewer than 3 rounds"):
+        assert word in out, word
+    assert max(map(len, out.splitlines())) <= 80
+    assert "Drawn:" in ended.err.decode()
+
+
+def test_everything_raw_in_a_file(measured):
+    report = json.loads((measured[1] / "r.json").read_text())
+    assert report["version"] == 1
+    assert report["arguments"] == {
+        "prompt_tokens": 16, "new_tokens": 4, "batches": [1, 2], "repeats": 2, "own_prompts": 0,
+    }  # fmt: skip
+    for row in report["configurations"]:
+        tasks = [(sample["task"], sample["round"]) for sample in row["samples"]]
+        assert tasks == [(task, number) for number in (0, 1) for task in ("start", "single", "batch2")]
+        assert len(row["samples"][1]["itl_ms"]) == 3
+    assert report["host"]["versions"]["hfpipe"]
+    assert report["interrupted"] is False
+
+
+def test_pictures(measured):
+    assert sorted(path.name for path in measured[1].iterdir()) == ["r-latency.svg", "r.json", "r.svg"]
+    assert "plain echo (2)" in (measured[1] / "r-latency.svg").read_text()
+
+
+def test_markdown_and_csv(plain_model):
+    args = [plain_model, "-b", "echo", *QUICK, "-r", "1", "--no-quality"]
+    markdown = bench(*args, "--markdown").out.decode()
+    assert "| echo |" in markdown
+    (row,) = csv.DictReader(io.StringIO(bench(*args, "--csv").out.decode()))
+    assert row["name"] == "echo"
+    assert float(row["pp16"]) > 0
+
+
+def test_against_an_earlier_run(measured, plain_model, tmp_path):
+    report = json.loads((measured[1] / "r.json").read_text())
+    args = [plain_model, "-b", "echo", *QUICK, "-r", "3", "--no-quality"]
+    for row in report["configurations"]:
+        row["name"] = row["name"].removeprefix("plain ")
+        for sample in row["samples"]:
+            sample["values"] = {
+                name: value * (1000 if "tps" in name else 1) for name, value in sample["values"].items()
+            }
+        row["samples"] *= 2
+        for number, sample in enumerate(row["samples"]):
+            sample["round"] = number
+    baseline = tmp_path / "old.json"
+    baseline.write_text(json.dumps(report))
+    assert bench(*args, "--baseline", baseline).code == 0
+    ended = bench(*args, "--baseline", baseline, "--fail-slower", "50%")
+    assert ended.code == 1
+    assert "slower" in ended.err.decode()
+
+
+def test_the_users_own_prompts(plain_model, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"question": "What is EEG?"}\n{"prompt": "Say more.", "max_tokens": 3}\n')
+    report = tmp_path / "r.json"
+    args = ["--prompts", prompts, "-g", "5", "--batch", "1,2", "-r", "1", "--no-quality", "--json", report]
+    ended = bench(plain_model, "-b", "echo", *args)
+    assert ended.code == 0, ended.err.decode()
+    data = json.loads(report.read_text())
+    assert (data["arguments"]["prompt_tokens"], data["arguments"]["own_prompts"]) == (None, 2)
+    (row,) = data["configurations"]
+    assert {"prefill_tps", "decode_tps"} <= set(row["samples"][1]["values"])
+    assert len(row["samples"][1]["itl_ms"]) == 4 + 2
+
+
+def test_a_configuration_that_fails_is_a_row(plain_model):
+    ended = bench(plain_model, "-b", "echo,torch", *QUICK, "-r", "1", "--no-quality")
+    assert ended.code == 0, ended.err.decode()
+    assert "torch" in ended.out.decode()
+
+
+def test_where_all_fail(plain_model, tmp_path):
+    ended = bench(plain_model, "-b", "torch", *QUICK, "-r", "1", "--no-quality", "--json", tmp_path / "r.json")
+    assert ended.code == 1
+    (row,) = json.loads((tmp_path / "r.json").read_text())["configurations"]
+    assert row["error"]
+    assert not row["samples"]
+
+
+def test_quality_and_advice(tiny_llama):
+    """A real engine, against its own source."""
+    ended = bench(tiny_llama, "-b", "torch", *QUICK, "-r", "1")
+    assert ended.code == 0, ended.err.decode()
+    out = ended.out.decode()
+    assert "torch is the fastest that loses at most 2%" in out
+    assert "perplexity" in out
+    assert f"hfpipe run {tiny_llama}" in out.replace("\\\n   ", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["--batch", "0"], "--batch takes numbers from 1 on, not '0'."),
+        (["--batch", "1,,2"], "--batch takes values with commas between, not '1,,2'."),
+        (["-r", "0"], "--repeats must be at least 1, not 0."),
+        (["-p", "0"], "--prompt-tokens must be at least 1, not 0."),
+        (["-g", "0"], "--new-tokens must be at least 1, not 0."),
+        (["--max-loss", "much"], "--max-loss is a share, not 'much'."),
+        (["--fail-slower", "10%"], "--fail-slower needs a --baseline to compare with."),
+        (["--markdown", "--csv"], "--markdown and --csv exclude each other."),
+        (["--weight-format", "int8"], "echo cannot honour --weight-format."),
+        (["--plot", "x.pdf"], "--plot x.pdf is of no kind that can be drawn."),
+        (["--json", "no/such/x.json"], "no/such/x.json has no folder: no/such is none."),
+        (["--baseline", "none.json"], "none.json cannot be read: No such file or directory."),
+        (["--prompts", "none.jsonl"], "The input none.jsonl cannot be read: No such file or directory."),
+        (["--text", "none.txt"], "none.txt cannot be read: No such file or directory."),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(plain_model, tmp_path, args, error):
+    ended = bench(plain_model, "-b", "echo", *args, cwd=tmp_path)
+    assert (ended.code, ended.error, ended.out) == (2, error, b"")
+
+
+def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
+    report = tmp_path / "r.json"
+    args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
+    children = set()
+
+    def two_have_ended():
+        children.update(child.pid for child in psutil.Process(process.pid).children())
+        return len(children) > 2
+
+    with started("bench", *args) as process:
+        wait_for(two_have_ended)
+        end_by(process)
+        assert process.returncode == 130
+        assert b"interrupted" in process.stdout.read()
+    assert json.loads(report.read_text())["interrupted"] is True
