@@ -10,7 +10,7 @@ TEXT = readme.README.read_text()
 
 
 def test_help_blocks_are_what_the_commands_print() -> None:
-    assert readme.commands(TEXT) == ["run", "batch", "export"]
+    assert readme.commands(TEXT) == ["run", "batch", "export", "bench"]
     assert readme.generated(TEXT) == TEXT
 
 
