@@ -42,7 +42,7 @@ def measure(
             continue
         try:
             task = Answers(workload, size, prompts(candidate)) if size else Start()
-            candidate.row.samples.append(task.measure(candidate, number, reporter))
+            candidate.row.samples.append(task.measure(candidate, number))
         except HFPipeError as error:
             candidate.row.error = error.message
     reporter.progress(_TASK, len(steps), len(steps), "steps")

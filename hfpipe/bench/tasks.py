@@ -18,7 +18,7 @@ from hfpipe.bench.report import Sample
 from hfpipe.conversion.child import run_child
 from hfpipe.errors import BackendError, UsageError
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import LoadOptions, Reporter
+from hfpipe.types import LoadOptions
 
 _PROMPT = "What is EEG?"
 # Of the variables that set options, what a measured process keeps.
@@ -33,7 +33,7 @@ class Start:
 
     name = "start"
 
-    def measure(self, candidate: Candidate, number: int, reporter: Reporter) -> Sample:
+    def measure(self, candidate: Candidate, number: int) -> Sample:
         command = [sys.executable, "-m", "hfpipe", "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
         ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)
@@ -78,7 +78,7 @@ class Answers:
     def name(self) -> str:
         return "single" if self.batch == 1 else f"batch{self.batch}"
 
-    def measure(self, candidate: Candidate, number: int, reporter: Reporter) -> Sample:
+    def measure(self, candidate: Candidate, number: int) -> Sample:
         """Gives the candidate's row what the engine says of itself, too."""
         self._check_room(candidate)
         arguments = {
@@ -95,7 +95,7 @@ class Answers:
             "metrics": {"prefill": self.workload.prefill, "decode": self.workload.decode},
         }
         what = f"Measuring {candidate.row.name}"
-        measured: dict[str, Any] = run_child("hfpipe.bench.worker", arguments, what=what, reporter=reporter)
+        measured: dict[str, Any] = run_child("hfpipe.bench.worker", arguments, what=what)
         _describe(candidate, measured["engine"], self.batch)
         return Sample(self.name, number, **measured["sample"])
 

@@ -68,7 +68,8 @@ def bench(
     from hfpipe.bench.prompts import read_records
     from hfpipe.cli.bench_output import Wanted, read_text
 
-    wanted = Wanted(most, json, "markdown" if markdown else "csv" if csv else "tables", plot, baseline, limit)
+    form = "markdown" if markdown else "csv" if csv else "tables"
+    wanted = Wanted(most, json, form, plot, baseline, limit, quiet)
     work = Benchmark(
         Choices(models, backends, formats, loading, reference),
         Workload(None if prompts else prompt_tokens, new_tokens, sizes),

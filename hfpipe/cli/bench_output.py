@@ -19,6 +19,7 @@ from hfpipe.errors import HFPipeError, UsageError
 
 _WIDEST = 160
 _NO_TERMINAL = 80
+_TIMED = "What is timed, from token ids to token ids, after a warm-up of the same shape:"
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Wanted:
     plot: Path | None
     baseline: Path | None
     fail_slower: float | None
+    quiet: bool
     _earlier: Report | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -53,7 +55,9 @@ class Wanted:
         comparison = compare(report, self._earlier, self.fail_slower) if self._earlier else None
         self._print(report, comparison)
         if self.plot and measured:
-            tell(f"Drawn: {', '.join(map(str, plot(report, self.plot)))}")
+            drawn = plot(report, self.plot)
+            if not self.quiet:
+                tell(f"Drawn: {', '.join(map(str, drawn))}")
         too_slow = comparison is not None and bool(comparison.too_slow)
         return 1 if too_slow or not measured else 0
 
@@ -75,6 +79,8 @@ class Wanted:
         else:
             from hfpipe.cli import bench_report
 
+            if not self.quiet:
+                tell(f"{_TIMED}\n{bench_report.meanings(summary, width=_width())}\n")
             colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             data(bench_report.benchmark(summary, advised, width=_width(), colour=colour))
         if comparison:

@@ -31,7 +31,7 @@ def done(monkeypatch):
     class Start:
         name = "start"
 
-        def measure(self, candidate, number, reporter):
+        def measure(self, candidate, number):
             found.append((candidate.row.name, self.name, number))
             if candidate.row.name.endswith(str(number)):
                 raise BackendError("It broke.")

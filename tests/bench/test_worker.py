@@ -46,7 +46,7 @@ def here(monkeypatch):
 
 
 def test_one_answer_at_a_time(engine, here):
-    sample = Answers(WORK, 1, None).measure(engine, 2, Silent())
+    sample = Answers(WORK, 1, None).measure(engine, 2)
     assert (sample.task, sample.round) == ("single", 2)
     assert set(sample.values) == {*LATENCY, "load_s", "pp24", "tg6", "peak_rss_mb"}
     assert all(value > 0 for value in sample.values.values())
@@ -57,7 +57,7 @@ def test_one_answer_at_a_time(engine, here):
 
 
 def test_several_answers_at_once(engine, here):
-    sample = Answers(WORK, 3, None).measure(engine, 0, Silent())
+    sample = Answers(WORK, 3, None).measure(engine, 0)
     assert (sample.task, set(sample.values)) == ("batch3", {"batch3_tps"})
     assert here[0]["loading"]["batch_size"] == 3
     # That of one answer is what stands in the row.
@@ -66,16 +66,16 @@ def test_several_answers_at_once(engine, here):
 
 def test_prompts_of_the_users_own(engine, here):
     prompts = [Prompt((1, 2, 3), 4), Prompt((5,) * 30, 2)]
-    sample = Answers(Workload(None, 6), 1, prompts).measure(engine, 0, Silent())
+    sample = Answers(Workload(None, 6), 1, prompts).measure(engine, 0)
     assert set(sample.values) == {*LATENCY, "load_s", "prefill_tps", "decode_tps", "peak_rss_mb"}
     assert len(sample.itl_ms) == 3 + 1
-    at_once = Answers(Workload(None, 6, (2,)), 2, prompts).measure(engine, 0, Silent())
+    at_once = Answers(Workload(None, 6, (2,)), 2, prompts).measure(engine, 0)
     assert set(at_once.values) == {"batch2_tps"}
 
 
 def test_rounds_have_their_own_prompts_and_candidates_the_same(engine, here):
     for number in (0, 1):
-        Answers(WORK, 1, None).measure(engine, number, Silent())
+        Answers(WORK, 1, None).measure(engine, number)
     assert [one["seed"] for one in here] == ["round 0", "round 1"]
 
 
@@ -83,24 +83,24 @@ def test_an_answer_does_not_end_before_its_time(tiny_gpt2, tmp_path, here):
     """Every token is an end of sequence."""
     folder = shutil.copytree(tiny_gpt2, tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(tiny.VOCABULARY))}))
-    assert len(Answers(WORK, 1, None).measure(candidate(folder, "torch"), 0, Silent()).itl_ms) == 5
+    assert len(Answers(WORK, 1, None).measure(candidate(folder, "torch"), 0).itl_ms) == 5
 
 
 def test_a_context_that_is_too_short(tiny_gpt2, here):
     model = candidate(tiny_gpt2, "torch")
     with pytest.raises(UsageError, match="have 129 tokens, and its context is 128"):
-        Answers(Workload(100, 29), 1, None).measure(model, 0, Silent())
+        Answers(Workload(100, 29), 1, None).measure(model, 0)
     with pytest.raises(UsageError, match="have 140 tokens"):
-        Answers(Workload(None, 4), 1, [Prompt((1,) * 130, 10)]).measure(model, 0, Silent())
+        Answers(Workload(None, 4), 1, [Prompt((1,) * 130, 10)]).measure(model, 0)
     assert not here
 
 
 def test_a_process_of_its_own(engine):
-    assert Answers(Workload(8, 2), 1, None).measure(engine, 0, Silent()).values["load_s"] > 0
+    assert Answers(Workload(8, 2), 1, None).measure(engine, 0).values["load_s"] > 0
 
 
 def test_a_start(tiny_llama):
-    sample = Start().measure(candidate(tiny_llama, "echo"), 1, Silent())
+    sample = Start().measure(candidate(tiny_llama, "echo"), 1)
     assert (sample.task, sample.round, set(sample.values)) == ("start", 1, {"cold_ttft_s"})
     assert 0 < sample.values["cold_ttft_s"] < 60
 
@@ -108,12 +108,12 @@ def test_a_start(tiny_llama):
 def test_a_start_is_not_what_the_environment_says(tiny_llama, monkeypatch):
     monkeypatch.setenv("HFPIPE_STOP", "nothing")
     monkeypatch.setenv("HFPIPE_TEMPERATURE", "no number")
-    assert Start().measure(candidate(tiny_llama, "echo"), 0, Silent()).values
+    assert Start().measure(candidate(tiny_llama, "echo"), 0).values
 
 
 def test_a_start_that_fails(tiny_llama):
     with pytest.raises(BackendError, match="hfpipe run failed: There is no device 'cuda:7'"):
-        Start().measure(candidate(tiny_llama, "torch", device="cuda:7"), 0, Silent())
+        Start().measure(candidate(tiny_llama, "torch", device="cuda:7"), 0)
 
 
 def test_the_options_of_a_start():

@@ -35,6 +35,13 @@ def test_a_table(measured):
         assert word in out, word
     assert max(map(len, out.splitlines())) <= 80
     assert "Drawn:" in ended.err.decode()
+    assert "- ttft_ms: from handing over 16 tokens to the first token" in ended.err.decode()
+
+
+def test_a_quiet_run_says_what_it_found_alone(plain_model):
+    ended = bench(plain_model, "-b", "echo", *QUICK, "-r", "1", "--no-quality", "-q")
+    assert (ended.code, ended.err) == (0, b"")
+    assert b"pp16" in ended.out
 
 
 def test_everything_raw_in_a_file(measured):
