@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -182,3 +183,11 @@ def test_a_background_job_of_a_script_ignores_it(plain_model):
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
         assert process.stdout.read() == b"hi\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_from_the_first_line_on(number):
+    """Before a command has been imported."""
+    code = f"import os, hfpipe.cli as cli; cli._run = lambda: os.kill(os.getpid(), {number.value}); cli.main()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
