@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfpipe.bench.metrics import Workload
 from hfpipe.errors import UsageError
 
 # Of the JSON. It changes when a reader of the old one would understand the new one wrongly.
@@ -95,6 +96,12 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
 
+    @property
+    def workload(self) -> Workload:
+        """What it was measured with."""
+        arguments = self.arguments
+        return Workload(arguments["prompt_tokens"], arguments["new_tokens"], tuple(arguments["batches"]))
+
     def as_dict(self) -> dict[str, Any]:
         """Values of JSON."""
         return {"version": VERSION, **asdict(self)}
@@ -114,11 +121,28 @@ def read_report(path: Path) -> Report:
         raise UsageError(f"{path} was written by another version of hfpipe bench.", hint="Measure it again.")
     try:
         rows = [_configuration(row) for row in data.pop("configurations")]
-        return Report(configurations=rows, **data)
-    except (TypeError, KeyError) as error:
+        report = Report(configurations=rows, **data)
+        _check(report)
+    except KeyError as error:
+        raise UsageError(f"{path} is no report of hfpipe bench: it has no {error.args[0]}.") from error
+    except (TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no report of hfpipe bench: {error}.") from error
+    return report
 
 
 def _configuration(row: Mapping[str, Any]) -> Configuration:
     quality = Quality(**row["quality"]) if row["quality"] else None
     return Configuration(**{**row, "samples": [Sample(**one) for one in row["samples"]], "quality": quality})
+
+
+def _check(report: Report) -> None:
+    """Raises TypeError for values that are none of a report, KeyError for those that it lacks."""
+    work = report.workload
+    counts = [work.new_tokens, *work.batches, *([] if work.prompt_tokens is None else [work.prompt_tokens])]
+    if not all(type(count) is int and count > 0 for count in counts):
+        raise TypeError("prompt_tokens, new_tokens and batches have to be numbers from 1 on")
+    if not isinstance(report.host, Mapping):
+        raise TypeError("host has to be an object")
+    for one in report.configurations:
+        if not all(isinstance(text, str) for text in (one.name, one.model, one.backend, one.weight_format or "")):
+            raise TypeError("name, model, backend and weight_format have to be texts")

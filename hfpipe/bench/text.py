@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from hfpipe.bench.metrics import Metric
 from hfpipe.bench.report import Quality
-from hfpipe.bench.summary import Advice, Comparison, Row, Summary, change, number
+from hfpipe.bench.summary import Advice, Comparison, Row, Summary, change, number, several_sources
 
 # What has a table of its own beside the speeds, in this order.
 _LATENCY = ("load_s", "ttft_ms", "tpot_ms", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "peak_rss_mb", "peak_gpu_mb")
@@ -63,6 +63,12 @@ def markdown(summary: Summary, advice: Advice | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def remarks(summary: Summary, advice: Advice | None = None) -> list[str]:
+    """What CSV leaves out, in lines: the warnings, the advice, and its commands as they are."""
+    lines = [_one_line(line) for line in (*summary.warnings, *([advice.text] if advice else ()))]
+    return [*lines, *(f"  {command}" for command in (advice.commands if advice else ()))]
+
+
 def csv_text(summary: Summary) -> str:
     """One line for each configuration. The header depends on what was to be measured, not on what was.
 
@@ -113,6 +119,8 @@ def compared(comparison: Comparison) -> list[str]:
         lines.append(f"Not in the baseline: {', '.join(comparison.only_here)}.")
     if comparison.only_there:
         lines.append(f"In the baseline alone: {', '.join(comparison.only_there)}.")
+    if comparison.lost:
+        lines.append(f"Failed or missing now: {', '.join(comparison.lost)}.")
     if comparison.changed_host:
         lines.append(f"The machine is not as it was: {', '.join(comparison.changed_host)}.")
     slow = {one.name: [each for each in comparison.too_slow if each.name == one.name] for one in comparison.too_slow}
@@ -163,7 +171,9 @@ def _quality(summary: Summary) -> Table:
     ]
     reference = next((row.quality.reference_perplexity for row in summary.rows if row.quality), None)
     notes = []
-    if reference is not None:
+    if several_sources(summary.rows):
+        notes = ["loss: how far the perplexity is above that of each model's own source."]
+    elif reference is not None:
         notes = [f"loss: how far the perplexity is above that of the source model, {_perplexity(reference)}."]
     return _table("Quality", summary.rows, columns, notes)
 

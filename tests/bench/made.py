@@ -62,10 +62,11 @@ def samples(speed, rounds=5, batches=(), others=0.01, frequency=2_400.0, wobble=
     return found
 
 
-def configuration(name, speed=None, loss=None, size_mb=None, prepare=(), error=None, **about_samples):
+def configuration(name, speed=None, loss=None, size_mb=None, prepare=(), error=None, model=None, **about_samples):
+    """`model` is the name where it is not given: no two are the same in another run."""
     return Configuration(
         name=name,
-        model="smollm2",
+        model=name if model is None else model,
         backend="openvino",
         weight_format="int8",
         prepare=prepare,

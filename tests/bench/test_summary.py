@@ -5,8 +5,9 @@ import shlex
 
 import pytest
 
+from hfpipe.bench.metrics import Workload
 from hfpipe.bench.report import read_report
-from hfpipe.bench.summary import advice, change, compare, number, share, summarize
+from hfpipe.bench.summary import advice, change, check_comparable, compare, number, share, summarize
 from hfpipe.errors import UsageError
 from tests.bench import made
 
@@ -159,15 +160,47 @@ def test_advice_without_quality():
     assert found.text == "b is the fastest: tg128 90.0 tokens/s. Quality was not measured."
 
 
-def test_the_reference_needs_no_quality_of_its_own():
-    rows = [made.configuration("a", 60), made.configuration("b", 50, 0.0), made.configuration("c", 90, 0.05)]
+def test_an_unknown_quality_is_none_that_is_good_enough():
+    """Of the first row neither."""
+    rows = [
+        made.configuration("a", 60),
+        made.configuration("b", 50, 0.0),
+        made.configuration("c", 90, 0.05),
+        made.configuration("d", 40),
+    ]
     found = advice(made.report(*rows), 0.02)
-    assert found.name == "a"
+    assert found.name == "b"
     assert found.text == (
-        "a is the fastest that loses at most 2%: tg128 60.0 tokens/s. Faster, but losing more: c (+5.0%)."
+        "b is the fastest that loses at most 2%: tg128 50.0 tokens/s, perplexity 0.0%. "
+        "Faster, but losing more: c (+5.0%). Faster, quality unknown: a."
     )
-    rows = [rows[1], made.configuration("unknown", 90)]
-    assert "unknown (quality unknown)" in advice(made.report(*rows), 0.02).text
+    found = advice(made.report(rows[0], rows[2], rows[3]), 0.02)
+    assert found.name is None
+    assert found.text == ("No configuration is known to lose at most 2%. c loses least: +5.0%. Quality unknown: a, d.")
+
+
+def test_a_quality_of_what_failed_is_none():
+    rows = [made.configuration("a", 60), made.configuration("b", 90, 0.0, error="Ended by a signal.")]
+    found = advice(made.report(*rows), 0.02)
+    assert found.text == "a is the fastest: tg128 60.0 tokens/s. Quality was not measured."
+
+
+def test_losses_against_several_source_models():
+    rows = [made.configuration("a", 60, 0.0), made.configuration("b", 90, 0.05), made.configuration("c", 50)]
+    sentence = "Losses are against each model's own source."
+    rows[1].quality = made.quality(0.05, reference_perplexity=14.2000001)
+    assert sentence not in advice(made.report(*rows), 0.02).text
+    rows[1].quality = made.quality(0.05, reference_perplexity=9.1)
+    assert advice(made.report(*rows), 0.02).text.endswith(f"Faster, but losing more: b (+5.0%). {sentence}")
+    assert advice(made.report(*rows), -0.1).text.endswith(f"a loses least: 0.0%. Quality unknown: c. {sentence}")
+
+
+def test_no_advice_without_a_decode_speed():
+    rows = [made.configuration("a", 60, 0.0, tg128=None), made.configuration("b", 60, error="no")]
+    found = advice(made.report(*rows), 0.02)
+    assert (found.name, found.text) == (None, "No decode speed was measured, so there is no advice.")
+    rows.append(made.configuration("c", 60))
+    assert advice(made.report(*rows), 0.02).name == "c"
 
 
 def test_nothing_is_within_the_loss():
@@ -205,16 +238,79 @@ def test_a_baseline():
     by_metric = {one.metric.name: one.verdict for one in found.differences if one.name == "b"}
     assert by_metric["tg128"].ratio == pytest.approx(5 / 6)
     assert by_metric["tg128"].text.startswith("1.20x slower (1.1")
-    assert {(one.name, one.metric.name) for one in found.too_slow} == {
-        ("b", name) for name in by_metric if name not in ("load_s", "peak_rss_mb")
-    }
-    assert (found.only_here, found.only_there, found.changed_host) == (["new"], ["gone"], [])
+    assert {one.metric.name for one in found.differences if one.name == "b" and one.verdict.slower} > {"itl_ms_p99"}
+    assert [(one.name, one.metric.name) for one in found.too_slow] == [
+        ("b", name) for name in ("ttft_ms", "tpot_ms", "pp512", "tg128")
+    ]
+    assert (found.only_here, found.only_there, found.lost, found.changed_host) == (["new"], ["gone"], ["gone"], [])
+    assert not found.passed
 
 
-@pytest.mark.parametrize(("fail_slower", "failed"), [(0.10, True), (0.19, True), (0.21, False), (None, False)])
+def test_a_baseline_of_another_model_has_nothing_in_common():
+    old = made.report(made.configuration("torch", 60, model="org/one"))
+    now = made.report(made.configuration("torch", 50, model="org/two"))
+    found = compare(now, old)
+    assert (found.differences, found.only_here, found.only_there) == ([], ["torch"], ["torch"])
+    assert found.passed
+    assert not compare(now, old, 0.10).passed
+
+
+def test_the_same_model_has_another_name_beside_others():
+    old = made.report(
+        made.configuration("m torch", 60, model="org/m"),
+        made.configuration("other torch", 60, model="org/other"),
+        made.configuration("m torch (2)", 90, model="org/m"),
+    )
+    now = made.report(
+        made.configuration("torch", 50, model="/models/m/"), made.configuration("torch (2)", 90, model="/models/m/")
+    )
+    found = compare(now, old, 0.10)
+    assert {one.name for one in found.too_slow} == {"torch"}
+    assert {one.name for one in found.differences} == {"torch", "torch (2)"}
+    assert (found.only_here, found.only_there, found.lost) == ([], ["other torch"], ["other torch"])
+
+
+def test_an_engine_and_a_format_are_compared_with_themselves():
+    old, now = (made.report(*(made.configuration(name, 60, model="m") for name in "ab")) for _ in range(2))
+    old.configurations[0].backend = now.configurations[1].backend = "torch"
+    old.configurations[1].weight_format = now.configurations[0].weight_format = "int4"
+    found = compare(now, old)
+    assert {one.name for one in found.differences} == {"a", "b"}
+    now.configurations[0].weight_format = None
+    assert {one.name for one in compare(now, old).differences} == {"b"}
+
+
+def test_what_is_lost():
+    there = [
+        made.configuration("fine", 60),
+        made.configuration("fails", 60),
+        made.configuration("empty", 60),
+        made.configuration("gone", 60),
+        made.configuration("failed", error="no"),
+        made.configuration("failed and gone", 60, error="no"),
+    ]
+    here = [
+        made.configuration("fine", 60),
+        made.configuration("fails now", 60, error="no", model="fails"),
+        made.configuration("empty"),
+        made.configuration("failed", error="no"),
+        made.configuration("failed and new", error="no"),
+    ]
+    found = compare(made.report(*here), made.report(*there), 0.10)
+    assert found.lost == ["fails now", "empty", "gone"]
+    assert found.only_there == ["gone", "failed and gone"]
+    assert (found.too_slow, found.passed) == ([], False)
+    assert compare(made.report(*here), made.report(*there)).passed
+    found = compare(made.report(*there), made.report(*here), 0.10)
+    assert (found.lost, found.passed) == ([], True)
+
+
+@pytest.mark.parametrize(("fail_slower", "failed"), [(0.10, True), (0.15, True), (0.19, False), (None, False)])
 def test_slower_than_is_allowed(fail_slower, failed):
     old, now = made.report(made.configuration("a", 60)), made.report(made.configuration("a", 50))
-    assert bool(compare(now, old, fail_slower).too_slow) == failed
+    found = compare(now, old, fail_slower)
+    assert bool(found.too_slow) == failed
+    assert found.passed != failed
     assert not compare(old, now, fail_slower).too_slow
 
 
@@ -243,12 +339,89 @@ def test_other_batches_and_hosts_are_compared_in_what_is_common():
     assert found.changed_host == ["cpu"]
 
 
+def test_versions_that_changed_have_names():
+    old, now = made.usual(), made.usual()
+    old.host["versions"] = {"hfpipe": "1", "torch": "2.9", "nncf": None, "openvino": "2026.1"}
+    now.host["versions"] = {"hfpipe": "1", "torch": "2.10", "openvino": "2026.2"}
+    assert compare(now, old).changed_host == ["versions of torch, openvino"]
+    now.host["versions"] = old.host["versions"]
+    assert compare(now, old).changed_host == []
+    del now.host["versions"]
+    assert compare(now, old).changed_host == ["versions"]
+
+
 def test_other_numbers_of_tokens_cannot_be_compared():
     old = made.usual()
     old.arguments["prompt_tokens"] = 256
     with pytest.raises(UsageError, match="other numbers of tokens") as caught:
         compare(made.usual(), old)
     assert caught.value.hint == "Compare with a run with -p 256 -g 128."
+
+
+def test_prompts_of_the_user_cannot_be_compared_with_random_ones():
+    own, random = Workload(None, 128), Workload(512, 128, (1, 8))
+    with pytest.raises(UsageError, match=r"measured with random prompts\.") as caught:
+        check_comparable(own, random)
+    assert caught.value.hint == "Compare with a run with -p 512 -g 128, without --prompts."
+    with pytest.raises(UsageError, match=r"measured with prompts of --prompts\.") as caught:
+        check_comparable(random, own)
+    assert caught.value.hint == "Compare with a run with its --prompts -g 128."
+    with pytest.raises(UsageError, match="other numbers of tokens") as caught:
+        check_comparable(Workload(None, 64), own)
+    assert caught.value.hint == "Compare with a run with its --prompts -g 128."
+    check_comparable(own, own)
+    check_comparable(Workload(512, 128), random)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt_tokens": "512"},
+        {"prompt_tokens": 0},
+        {"new_tokens": None},
+        {"new_tokens": True},
+        {"batches": 8},
+        {"batches": "18"},
+        {"batches": [1, 0.5]},
+        {"batches": None},
+    ],
+)
+def test_arguments_of_no_report(tmp_path, changed):
+    data = json.loads(json.dumps(made.usual().as_dict()))
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**data, "arguments": {**data["arguments"], **changed}}))
+    with pytest.raises(UsageError, match=r"report\.json is no report of hfpipe bench: "):
+        read_report(path)
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "new_tokens", "batches"])
+def test_arguments_that_a_report_lacks(tmp_path, name):
+    data = json.loads(json.dumps(made.usual().as_dict()))
+    del data["arguments"][name]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=rf"is no report of hfpipe bench: it has no {name}\."):
+        read_report(path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"arguments": []}, {"arguments": None}, {"host": []}, {"configurations": 1}, {"configurations": ["a"]}]
+)
+def test_parts_of_no_report(tmp_path, changed):
+    data = json.loads(json.dumps(made.usual().as_dict()))
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**data, **changed}))
+    with pytest.raises(UsageError, match="is no report of hfpipe bench: "):
+        read_report(path)
+
+
+def test_a_row_without_a_model_is_of_no_report(tmp_path):
+    data = json.loads(json.dumps(made.usual().as_dict()))
+    data["configurations"][0]["model"] = None
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="have to be texts"):
+        read_report(path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hfpipe.bench.summary import advice, compare, summarize
-from hfpipe.bench.text import changes, compared, csv_text, markdown, meanings, tables
+from hfpipe.bench.text import changes, compared, csv_text, markdown, meanings, remarks, tables
 from tests.bench import made
 
 HEADER = ["name", "model", "backend", "weight_format", "device", "dtype", "size_mb"]
@@ -49,6 +49,14 @@ def test_the_tables():
     assert column(quality, "equal answers") == ["5 of 8"] * 4
     assert column(quality, "first divergence") == ["41.5 of 64"] * 4
     assert quality.notes == ["loss: how far the perplexity is above that of the source model, 14.20."]
+
+
+def test_losses_against_several_source_models():
+    rows = [made.configuration("a", 60, 0.0), made.configuration("b", 60)]
+    rows[1].quality = made.quality(reference_perplexity=9.1)
+    assert by_title(made.report(*rows))["Quality"].notes == [
+        "loss: how far the perplexity is above that of each model's own source."
+    ]
 
 
 def test_what_nobody_has_is_left_out():
@@ -133,6 +141,25 @@ def test_csv():
     assert int8["error"] == ""
 
 
+def test_remarks_are_what_csv_leaves_out():
+    report = made.usual()
+    report.warnings.append("No GPU.\nAt all.")
+    found = remarks(summarize(report), advice(report, 0.06))
+    assert found == [
+        "No GPU. At all.",
+        "openvino int4 is the fastest that loses at most 6%: tg128 170 tokens/s, perplexity +5.2%.",
+        "  hfpipe export smollm2 --weight-format int4",
+        "  hfpipe run '/cache/openvino int4'",
+    ]
+    assert remarks(summarize(report)) == ["No GPU. At all."]
+    assert remarks(summarize(made.usual())) == []
+
+
+def test_a_command_among_the_remarks_keeps_its_blanks():
+    report = made.report(made.configuration("two  blanks", 60, 0.0))
+    assert remarks(summarize(report), advice(report, 0.02))[-1] == "  hfpipe run '/cache/two  blanks'"
+
+
 def test_the_header_of_csv_is_stable():
     full = csv_text(summarize(made.usual())).splitlines()[0]
     rows = [made.configuration('a "quoted", name', error="one\ntwo")]
@@ -165,9 +192,12 @@ def test_a_baseline():
         "12 of 20 differences from the baseline are not resolved.",
         "Not in the baseline: new.",
         "In the baseline alone: gone.",
-        "The machine is not as it was: cpu.",
+        "Failed or missing now: gone.",
     ]
-    assert lines[4].startswith("Slower than is allowed: b (cold_ttft_s, ttft_ms, ")
+    assert lines[4:] == [
+        "The machine is not as it was: cpu.",
+        "Slower than is allowed: b (ttft_ms, tpot_ms, pp512, tg128).",
+    ]
     same = compare(old, old)
     assert changes(same) is None
     assert compared(same) == ["30 of 30 differences from the baseline are not resolved."]

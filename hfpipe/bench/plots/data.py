@@ -11,7 +11,6 @@ import numpy as np
 from hfpipe.bench.metrics import batch_metric
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.statistics import Measured, measured
-from hfpipe.bench.summary import workload
 
 # Of these the front takes no notice, and a label rounds them away. In percent.
 _SEEN_LOSS = 0.1
@@ -49,14 +48,14 @@ def spread(configuration: Configuration, metric: str) -> Measured | None:
 
 def speed_metrics(report: Report) -> list[str]:
     """The speeds that at least one configuration has, in the order of a table."""
-    work = workload(report)
+    work = report.workload
     names = [work.prefill, work.decode, *(batch_metric(size) for size in work.batches if size > 1)]
     return [name for name in names if any(spread(row, name) for row in report.configurations)]
 
 
 def points(report: Report) -> list[Point]:
     """The configurations that have both a decode speed and a quality."""
-    return [point for row in report.configurations if (point := _point(row, workload(report).decode))]
+    return [point for row in report.configurations if (point := _point(row, report.workload.decode))]
 
 
 def _point(row: Configuration, metric: str) -> Point | None:

@@ -10,7 +10,6 @@ from html import escape
 from hfpipe.bench.plots.data import circumstances, clean, flat, models, number, percent, spread
 from hfpipe.bench.plots.sheet import COLOURS, DARK
 from hfpipe.bench.report import Configuration, Report
-from hfpipe.bench.summary import workload
 
 _ALTERNATIVES = ("Speed, and loss of quality, of each configuration", "Times between tokens of each configuration")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -79,7 +78,7 @@ def _own_tag(tag: str, prefix: str) -> str:
 def _measured(report: Report) -> list[tuple[str, str, str]]:
     """Name, unit and meaning of each metric that a configuration has."""
     rows = report.configurations
-    known = workload(report).metrics
+    known = report.workload.metrics
     return [(one.name, one.unit, one.meaning) for one in known if any(spread(row, one.name) for row in rows)]
 
 

@@ -38,7 +38,6 @@ from hfpipe.bench.plots.sheet import (
     wrap,
 )
 from hfpipe.bench.report import Report
-from hfpipe.bench.summary import workload
 
 _HEIGHT = 350.0
 _LEFT, _BELOW = 62.0, 36.0
@@ -85,7 +84,7 @@ def _drawn(report: Report, shown: Sequence[Point], remarks: Sequence[str], growt
     top = sheet.head(models(report), "decode speed against loss of quality", circumstances(report), key)
     sheet.foot(lines)
     axes = sheet.axes(_LEFT, below, width - MARGIN, top - 4)
-    scale(axes, shown, workload(report).decode)
+    scale(axes, shown, report.workload.decode)
     draw_front(axes, front(shown))
     circles = _draw_points(sheet, axes, shown, key)
     fits = _draw_labels(sheet, axes, shown, circles)
