@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from typing import Any
 
 from hfpipe.batch.records import Record
 from hfpipe.bench.candidates import Candidate, Choices, candidates
@@ -37,11 +38,12 @@ class Benchmark:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {self.repeats}.")
-        arguments = {"repeats": self.repeats, **asdict(self.workload)}
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.report = Report(
-            arguments={**arguments, "own_prompts": len(self.records or ())}, host=host(), created=created
-        )
+        self.report = Report(self._arguments(), host(), datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def _arguments(self) -> dict[str, Any]:
+        """All that was asked for, as values of JSON."""
+        own = None if self.records is None else [asdict(record) for record in self.records]
+        return {**asdict(self.workload), "repeats": self.repeats, "prompts": own, **asdict(self.choices)}
 
     def run(self, reporter: Reporter) -> None:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
@@ -53,12 +55,7 @@ class Benchmark:
         reporter.stage(None)
         measure(given, self.workload, self.repeats, reporter, self._prompts)
         if self.quality:
-            self.report.warnings += Judge(reporter, self.texts, self.verbose).measure(given)
-            self.report.warnings += [
-                f"No quality of {one.row.name}: what it was made of is not known. --reference MODEL names it."
-                for one in given
-                if one.origin is None
-            ]
+            Judge(reporter, self.report.warnings.append, self.texts, self.verbose).measure(given)
 
     def _prompts(self, candidate: Candidate) -> list[Prompt] | None:
         return None if self.records is None else tokenized(self.records, candidate, self.workload.new_tokens)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hfpipe import backends, sources
 from hfpipe.bench.report import Configuration
 from hfpipe.cache import cache_root
 from hfpipe.conversion.optimum_cli import own_format
-from hfpipe.errors import HFPipeError, UsageError, nearest
+from hfpipe.errors import ContextLengthError, HFPipeError, UsageError, nearest
 from hfpipe.export import exporter
 from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
 from hfpipe.export.plan import default_output, make_plan
@@ -18,7 +20,12 @@ from hfpipe.export.report import read as read_export_report
 from hfpipe.sources.fingerprint import fingerprint
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
+_BACKENDS = ("torch", "openvino")
 _QUANTIZED = ("int8", "int4")
+# What a transformers model is loaded from.
+_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
+_TEXTS = ("device", "device_map", "dtype", "attn")
+_FLAGS = ("trust_remote_code", "allow_pickle", "exact")
 _QUESTION = "What is EEG?"
 
 
@@ -26,13 +33,15 @@ _QUESTION = "What is EEG?"
 class Choices:
     """What the user wants compared. Empty `backends` are torch and OpenVINO where they fit; empty `weight_formats` the
     model's own precision, int8 and int4. `loading` is for all, of which each engine takes what it knows. `reference` is
-    the transformers model that OpenVINO folders are compared with, where hfpipe.json names none of `models`."""
+    the transformers model that OpenVINO folders are compared with, where hfpipe.json names none of `models`. `tokens`
+    is how many a model must have room for."""
 
     models: Sequence[str]
     backends: Sequence[str] = ()
     weight_formats: Sequence[str] = ()
     loading: LoadOptions = field(default_factory=LoadOptions)
     reference: str | None = None
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -50,6 +59,27 @@ class Choices:
                 f"{' and '.join(self.backends)} cannot honour --weight-format.",
                 hint="It belongs to --backend openvino.",
             )
+        self._check_options()
+
+    @property
+    def engines(self) -> Sequence[str]:
+        return self.backends or _BACKENDS
+
+    def _check_options(self) -> None:
+        """Raise UnsupportedOption for an option that none of the engines can honour."""
+        for one in fields(LoadOptions):
+            given = replace(LoadOptions(), **{one.name: getattr(self.loading, one.name)})
+            refusals = [error for name in self.engines if (error := _refusal(name, given))]
+            if len(refusals) == len(self.engines):
+                raise refusals[0]
+
+
+def _refusal(backend: str, options: LoadOptions) -> HFPipeError | None:
+    try:
+        backends.check_options(backend, options)
+    except HFPipeError as error:
+        return error
+    return None
 
 
 @dataclass(slots=True)
@@ -74,16 +104,35 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
             "--weight-format is for models that can be exported.", hint="An OpenVINO folder is measured as it is."
         )
     reference = _resolve(choices.reference, choices.loading, reporter) if choices.reference else None
+    if reference and reference.format != "transformers":
+        raise UsageError(f"The reference {reference.reference} is not a transformers model.")
     names = _Names(len(found) > 1)
     for source in found:
         origin = _origin(source, found) or reference
         for backend, weight_format in _variants(source, choices):
-            row = _row(source, backend, weight_format, names)
+            loading = _of_backend(choices.loading, backend)
+            row = _row(names, source, weight_format, loading)
             try:
-                yield _candidate(row, source, origin, choices.loading, reporter)
+                _check_room(source, choices.tokens)
+                yield _candidate(row, source, origin, loading, reporter)
             except HFPipeError as error:
-                row.error = error.message
+                row.error = reason(error)
                 yield row
+
+
+def reason(error: HFPipeError) -> str:
+    """An error in one line, for a row."""
+    return f"{error.message} {error.hint}" if error.hint else error.message
+
+
+def _check_room(source: ModelSource, tokens: int) -> None:
+    """A model may go on where its context ends, and answer noise."""
+    limit = source.context_length
+    if limit is not None and tokens > limit:
+        raise ContextLengthError(
+            f"A prompt and its answer have {tokens} tokens, and its context is {limit}.",
+            hint="--prompt-tokens and --new-tokens make them shorter.",
+        )
 
 
 def _resolve(model: str, loading: LoadOptions, reporter: Reporter) -> ModelSource:
@@ -92,8 +141,7 @@ def _resolve(model: str, loading: LoadOptions, reporter: Reporter) -> ModelSourc
 
 def _variants(source: ModelSource, choices: Choices) -> Iterator[tuple[str, str | None]]:
     """The engines and the weight formats for a model. What is no OpenVINO model yet is exported for OpenVINO."""
-    wanted = choices.backends or ("torch", "openvino")
-    for backend in wanted:
+    for backend in choices.engines:
         fits = source.format in backends.BACKENDS[backend].formats
         if not fits and not choices.backends:
             continue
@@ -116,15 +164,41 @@ def _origin(source: ModelSource, found: Sequence[ModelSource]) -> ModelSource | 
     return next((one for one in found if one.format == "transformers" and one.reference == of), None)
 
 
-def _row(source: ModelSource, backend: str, weight_format: str | None, names: _Names) -> Configuration:
+def _row(names: _Names, source: ModelSource, weight_format: str | None, loading: LoadOptions) -> Configuration:
+    model, kept = source.reference, ["--revision", loading.revision] if loading.revision else []
+    prepare: list[str] = []
+    command = ["hfpipe", "run", model, *kept]
+    if weight_format:
+        kept += [_flag(name) for name in ("trust_remote_code", "allow_pickle") if getattr(loading, name)]
+        prepare = ["hfpipe", "export", model, "--weight-format", weight_format, *kept]
+        command = ["hfpipe", "run", str(default_output(model, weight_format))]
     return Configuration(
-        name=names.make(source.reference, backend, weight_format),
-        model=source.reference,
-        backend=backend,
+        name=names.make(model, loading.backend, weight_format),
+        model=model,
+        backend=loading.backend,
         weight_format=weight_format,
-        prepare=_prepare(source.reference, weight_format),
-        command=_command(source.reference, backend, weight_format),
+        prepare=prepare,
+        command=[*command, *flags(loading), _QUESTION],
     )
+
+
+def flags(loading: LoadOptions) -> list[str]:
+    """The options of `hfpipe run` that mean `loading`, but for its revision."""
+    words = ["--backend", loading.backend]
+    for name in _TEXTS:
+        if (value := getattr(loading, name)) is not None:
+            words += [_flag(name), value]
+    for name in _FLAGS:
+        words += [_flag(name)] if getattr(loading, name) else []
+    if loading.ov_config:
+        words += ["--ov-config", json.dumps(dict(loading.ov_config))]
+    for key, value in loading.model_kwargs.items():
+        words += ["--model-kwarg", f"{key}={json.dumps(value)}"]
+    return words
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _candidate(
@@ -133,18 +207,15 @@ def _candidate(
     """Raises HFPipeError where the engine does not fit the model, or the export fails."""
     backends.choose(row.backend, source.format)
     made = _exported(source, row.weight_format, loading, reporter) if row.weight_format else source
-    row.size_mb = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
-    return Candidate(row, made, _of_backend(loading, row.backend), origin)
+    row.size_mb = _size(made) / 1e6
+    return Candidate(row, made, loading, origin)
 
 
-def _prepare(model: str, weight_format: str | None) -> list[str]:
-    return ["hfpipe", "export", model, "--weight-format", weight_format] if weight_format else []
-
-
-def _command(model: str, backend: str, weight_format: str | None) -> list[str]:
-    if weight_format:
-        return ["hfpipe", "run", str(default_output(model, weight_format)), _QUESTION]
-    return ["hfpipe", "run", model, "--backend", backend, _QUESTION]
+def _size(source: ModelSource) -> int:
+    """Bytes of a model, and of its tokenizer; a folder may have more in it."""
+    patterns = ("*",) if source.format == "openvino" else _FILES
+    files = {path for pattern in patterns for path in source.folder.glob(pattern) if path.is_file()}
+    return sum(path.stat().st_size for path in files)
 
 
 def _exported(source: ModelSource, weight_format: str, loading: LoadOptions, reporter: Reporter) -> ModelSource:
@@ -152,11 +223,13 @@ def _exported(source: ModelSource, weight_format: str, loading: LoadOptions, rep
     options = ExportOptions(
         weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
     )
-    name = default_output(source.reference, weight_format).name
-    folder = cache_root() / "exports" / f"{fingerprint(source.folder)[:24]}" / name
-    plan = make_plan(source, folder, options)
-    exported = exporter.export(plan, reporter=reporter)
-    return sources.resolve(str(exported.folder))
+    exports = cache_root() / "exports"
+    plan = make_plan(source, exports / default_output(source.reference, weight_format).name, options)
+    identity = json.dumps([fingerprint(source.folder), plan.request()])
+    place = exports / hashlib.sha256(identity.encode()).hexdigest()[:24] / plan.output.name
+    for warning in plan.warnings if not place.exists() else ():
+        reporter.note(f"Warning: {warning}")
+    return sources.resolve(str(exporter.export(replace(plan, output=place), reporter=reporter).folder))
 
 
 def _of_backend(loading: LoadOptions, backend: str) -> LoadOptions:

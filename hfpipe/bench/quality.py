@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import statistics
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.report import Quality
@@ -23,80 +26,109 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 _PROMPTS = 12
 _PROMPT_TOKENS = 64
 _ANSWER_TOKENS = 64
+_SCORED = ("torch", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """`texts` by kind are those to measure on, None for the held-out ones."""
+    """`texts` by kind are those to measure on, None for the held-out ones. `complain` is told what could not be
+    measured, and why."""
 
     reporter: Reporter
+    complain: Callable[[str], None]
     texts: Mapping[str, str] | None = None
     verbose: bool = False
 
-    def measure(self, given: Sequence[Candidate]) -> list[str]:
-        """Add the quality to the rows of the candidates that have an origin. Gives what could not be measured, and
-        why."""
-        complaints = []
-        sound = [one for one in given if one.row.error is None and one.origin is not None]
-        for origin in {one.origin.folder: one.origin for one in sound if one.origin}.values():
-            mine = [one for one in sound if one.origin and one.origin.folder == origin.folder]
+    def measure(self, given: Sequence[Candidate]) -> None:
+        """Add the quality to the rows of the candidates."""
+        sound = [one for one in given if one.row.error is None]
+        for one in sound:
+            if one.loading.backend not in _SCORED:
+                self.complain(f"No quality of {one.row.name}: that is for {' and '.join(_SCORED)}.")
+            elif one.origin is None:
+                self.complain(f"No quality of {one.row.name}: --reference MODEL names what it was made of.")
+        scored = [one for one in sound if one.loading.backend in _SCORED]
+        for origin in {one.origin.folder: one.origin for one in scored if one.origin}.values():
+            mine = [one for one in scored if one.origin and one.origin.folder == origin.folder]
             try:
                 with self._reference(origin, mine[0].loading) as reference:
-                    complaints += self._compare(mine, origin, reference)
+                    self._compare(mine, origin, reference)
             except HFPipeError as error:
-                complaints.append(f"No quality against {origin.reference}: {error.message}")
-        return complaints
+                self.complain(f"No quality against {origin.reference}: {error.message}")
+            finally:
+                self.reporter.stage(None)
 
     @contextmanager
     def _reference(self, origin: ModelSource, loading: LoadOptions) -> Iterator[Reference]:
         self.reporter.stage(f"Scoring {origin.reference}, exact")
-        with writing(cache_root()):
-            cache_root().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".reference-", dir=cache_root()) as folder:
-                yield make_reference(
-                    origin,
-                    Path(folder),
-                    dtype=reference_dtype(origin),
-                    texts=held_out(held_out_share(origin)) if self.texts is None else self.texts,
-                    trust_remote_code=loading.trust_remote_code,
-                    allow_pickle=loading.allow_pickle,
-                    reporter=self.reporter,
-                    verbose=self.verbose,
-                )
+        with _temporary_folder() as folder:
+            yield make_reference(
+                origin,
+                folder,
+                dtype=reference_dtype(origin),
+                texts=held_out(held_out_share(origin)) if self.texts is None else self.texts,
+                trust_remote_code=loading.trust_remote_code,
+                allow_pickle=loading.allow_pickle,
+                reporter=self.reporter,
+                verbose=self.verbose,
+            )
 
-    def _compare(self, given: Sequence[Candidate], origin: ModelSource, reference: Reference) -> list[str]:
-        expected = self._heard(origin, _exact(given[0].loading, reference.dtype), reference)["answers"]
-        complaints = []
+    def _compare(self, given: Sequence[Candidate], origin: ModelSource, reference: Reference) -> None:
+        prompts, new_tokens = _questions(reference, [origin, *(one.source for one in given)])
+        exact = _exact(given[0].loading, reference.dtype)
+        expected = self._heard(origin, exact, prompts, new_tokens)["answers"]
         for one in given:
             self.reporter.stage(f"Comparing {one.row.name}")
             try:
-                heard = self._heard(one.source, one.loading, reference, scored=True)
+                heard = self._heard(one.source, one.loading, prompts, new_tokens, reference)
             except HFPipeError as error:
-                complaints.append(f"The quality of {one.row.name} could not be measured: {error.message}")
+                self.complain(f"The quality of {one.row.name} could not be measured: {error.message}")
             else:
                 one.row.quality = _quality(heard["scores"], heard["answers"], expected)
-        self.reporter.stage(None)
-        return complaints
 
     def _heard(
-        self, source: ModelSource, loading: LoadOptions, reference: Reference, *, scored: bool = False
+        self,
+        source: ModelSource,
+        loading: LoadOptions,
+        prompts: Sequence[tuple[int, ...]],
+        new_tokens: int,
+        reference: Reference | None = None,
     ) -> dict[str, Any]:
-        """What judge.py has to say of a model: its answers to beginnings of the reference's windows, and its scores."""
-        limit = source.context_length or 2 * (_PROMPT_TOKENS + _ANSWER_TOKENS)
-        prompts = _prompts(reference, min(_PROMPT_TOKENS, limit // 2))
+        """What judge.py has to say of a model: its answers, and its scores against a reference."""
         arguments = {
             "reference": source.reference,
             "folder": str(source.folder.absolute()),
             "loading": asdict(replace(loading, batch_size=1)),
-            "reference_folder": str(reference.folder.absolute()) if scored else None,
+            "reference_folder": str(reference.folder.absolute()) if reference else None,
             "prompts": prompts,
-            "new_tokens": min(_ANSWER_TOKENS, limit - max(map(len, prompts))),
+            "new_tokens": new_tokens,
         }
         what = f"Answering with {source.reference}"
         heard: dict[str, Any] = run_child(
             "hfpipe.bench.judge", arguments, what=what, reporter=self.reporter, verbose=self.verbose
         )
         return heard
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A place for a reference, which may be of gigabytes. What a killed run left is removed."""
+    place = cache_root() / "references"
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for folder in place.glob("*.tmp"):
+            with suppress(Timeout), FileLock(place / f".{folder.name}.lock", timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        folder = place / f"{secrets.token_hex(8)}.tmp"
+        lock = FileLock(place / f".{folder.name}.lock")
+        lock.acquire()
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _exact(loading: LoadOptions, dtype: str) -> LoadOptions:
@@ -112,10 +144,13 @@ def _exact(loading: LoadOptions, dtype: str) -> LoadOptions:
     )
 
 
-def _prompts(reference: Reference, tokens: int) -> list[tuple[int, ...]]:
-    """Beginnings of windows, spread over all of the text."""
+def _questions(reference: Reference, asked: Sequence[ModelSource]) -> tuple[list[tuple[int, ...]], int]:
+    """Beginnings of windows, spread over all of the text, and how many tokens all of the models have room to answer."""
     windows = reference.windows
-    return [window.token_ids[:tokens] for window in windows[:: max(1, len(windows) // _PROMPTS)][:_PROMPTS]]
+    limit = min([one.context_length for one in asked if one.context_length], default=_PROMPT_TOKENS + _ANSWER_TOKENS)
+    tokens = min(_PROMPT_TOKENS, limit // 2)
+    prompts = [one.token_ids[:tokens] for one in windows[:: max(1, len(windows) // _PROMPTS)][:_PROMPTS]]
+    return prompts, min(_ANSWER_TOKENS, limit - max(map(len, prompts)))
 
 
 def _quality(scores: Mapping[str, Any], answers: Sequence[list[int]], expected: Sequence[list[int]]) -> Quality:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.candidates import Candidate, reason
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.tasks import Answers, Start
@@ -16,6 +16,8 @@ from hfpipe.errors import HFPipeError
 from hfpipe.types import Reporter
 
 _TASK = "Measuring"
+# The number of the round that is not kept.
+_BEFORE = -1
 
 
 def measure(
@@ -27,10 +29,12 @@ def measure(
 ) -> None:
     """Add the samples of `repeats` rounds to the rows of the candidates.
 
-    One that fails gets its `error`, and is left out from then on. `prompts` gives the user's own for
-    a candidate, None for random ones.
+    Before them each is started once, which is not kept: what stands on the disk and is compiled is then the same for
+    all rounds. One that fails gets its `error`, and is left out from then on. `prompts` gives the user's own for a
+    candidate, None for random ones.
     """
-    steps = [
+    steps = [(_BEFORE, candidate, 0) for candidate in given]
+    steps += [
         (number, candidate, size)
         for number in range(repeats)
         for candidate in (given if number % 2 == 0 else reversed(given))
@@ -42,7 +46,9 @@ def measure(
             continue
         try:
             task = Answers(workload, size, prompts(candidate)) if size else Start()
-            candidate.row.samples.append(task.measure(candidate, number))
+            sample = task.measure(candidate, number)
         except HFPipeError as error:
-            candidate.row.error = error.message
+            candidate.row.error = reason(error)
+        else:
+            candidate.row.samples += [] if number == _BEFORE else [sample]
     reporter.progress(_TASK, len(steps), len(steps), "steps")

@@ -11,20 +11,15 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.candidates import Candidate, flags
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.report import Sample
 from hfpipe.conversion.child import run_child
-from hfpipe.errors import BackendError, UsageError
+from hfpipe.errors import BackendError, ContextLengthError
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import LoadOptions
 
 _PROMPT = "What is EEG?"
-# Of the variables that set options, what a measured process keeps.
-_KEPT = ("HFPIPE_CACHE", "HFPIPE_DEBUG")
-_TEXTS = ("device", "device_map", "dtype", "attn")
-_FLAGS = ("trust_remote_code", "allow_pickle", "exact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +29,23 @@ class Start:
     name = "start"
 
     def measure(self, candidate: Candidate, number: int) -> Sample:
-        command = [sys.executable, "-m", "hfpipe", "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
+        # As in conversion/child.py: `-m` would import a stray module of the working directory.
+        start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
+        command = [sys.executable, "-c", start, "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
         ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)
-        if ended.returncode:
+        try:
+            return Sample(self.name, number, {"cold_ttft_s": float(json.loads(ended.stdout)["cold_ttft_s"])})
+        except (ValueError, TypeError, KeyError) as error:
             said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"]
-            raise BackendError(f"hfpipe run failed: {said[0].removeprefix('Error: ')}")
-        return Sample(self.name, number, {"cold_ttft_s": json.loads(ended.stdout)["cold_ttft_s"]})
+            raise BackendError(f"hfpipe run failed: {said[0].removeprefix('Error: ')}") from error
 
 
 def _environment() -> dict[str, str]:
     """This process's, without what would set options of `hfpipe run`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("HFPIPE_") or name in _KEPT}
-
-
-def flags(loading: LoadOptions) -> list[str]:
-    """The options of the command line that mean `loading`."""
-    words = ["--backend", loading.backend]
-    for name in _TEXTS:
-        if (value := getattr(loading, name)) is not None:
-            words += [_flag(name), value]
-    for name in _FLAGS:
-        words += [_flag(name)] if getattr(loading, name) else []
-    for flag, pairs in (("--ov-config", loading.ov_config), ("--model-kwarg", loading.model_kwargs)):
-        for key, value in pairs.items():
-            words += [flag, f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    return words
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("HFPIPE_") or name == "HFPIPE_CACHE"
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +84,10 @@ class Answers:
     def _check_room(self, candidate: Candidate) -> None:
         """A model may go on where its context ends, and answer noise."""
         limit = candidate.source.context_length
-        longest = self.workload.prompt_tokens or 0
-        longest += self.workload.new_tokens
         for one in self.prompts or ():
-            longest = max(longest, len(one.token_ids) + one.new_tokens)
-        if limit is not None and longest > limit:
-            raise UsageError(f"A prompt and its answer have {longest} tokens, and its context is {limit}.")
+            tokens = len(one.token_ids) + one.new_tokens
+            if limit is not None and tokens > limit:
+                raise ContextLengthError(f"A prompt and its answer have {tokens} tokens, and its context is {limit}.")
 
 
 def _describe(candidate: Candidate, engine: Mapping[str, Any], batch: int) -> None:

@@ -59,6 +59,8 @@ def lines_of(parity: Parity) -> list[str]:
     """What came out, for a person: one line, and one for each of the first answers that part."""
     compared = parity.equal + len(parity.parted)
     first = f"{parity.equal} of {compared} answers equal those of their prompts alone and exactly"
+    if not compared:
+        first = "There are no answers to compare"
     if parity.parted:
         first += f"; the others part after {statistics.median(one.after for one in parity.parted):g} tokens (median)"
     if parity.unseeded:

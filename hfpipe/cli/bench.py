@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfpipe.cli import options as o
 from hfpipe.cli import options_bench as b
 from hfpipe.cli.interrupt import unwinding
-from hfpipe.cli.output import Talk
+from hfpipe.cli.output import Talk, error
 from hfpipe.cli.quiet import silence
-from hfpipe.errors import UsageError
+from hfpipe.errors import HFPipeError, UsageError
 
 if TYPE_CHECKING:
     from hfpipe.bench.benchmark import Benchmark
     from hfpipe.cli.bench_output import Wanted
+
+_PROMPT_TOKENS = 512
 
 
 def bench(
@@ -31,7 +32,7 @@ def bench(
     trust_remote_code: o.TrustOpt = False,
     allow_pickle: o.PickleOpt = False,
     exact: o.ExactOpt = False,
-    prompt_tokens: b.PromptTokensOpt = 512,
+    prompt_tokens: b.PromptTokensOpt = None,
     new_tokens: b.NewTokensOpt = 128,
     batch: b.BatchOpt = "1,8",
     repeats: b.RepeatsOpt = 5,
@@ -54,13 +55,18 @@ def bench(
     Each is measured in processes of its own, in turn with the others, and compared with the first.
     """
     loading = o.load_options({**locals(), "backend": "auto", "task": None}, batch_size=None)
-    backends, formats = b.listed("--backend", backend, str), b.listed("--weight-format", weight_format, str)
+    names, formats = b.listed("--backend", backend, str), b.listed("--weight-format", weight_format, str)
     sizes = b.listed("--batch", batch, b.size)
-    most, limit = (
-        b.share("--max-loss", max_loss),
-        None if fail_slower is None else b.share("--fail-slower", fail_slower),
-    )
-    _check(markdown=markdown, csv=csv, baseline=baseline, limit=limit, tokens=(prompt_tokens, new_tokens))
+    most = b.share("--max-loss", max_loss)
+    limit = None if fail_slower is None else b.share("--fail-slower", fail_slower)
+    _exclude({"--markdown": markdown, "--csv": csv})
+    _exclude({"--prompt-tokens": prompt_tokens, "--prompts": prompts})
+    _exclude({"--no-quality": not quality, "--text": text, "--reference": reference})
+    if limit is not None and baseline is None:
+        raise UsageError("--fail-slower needs a --baseline to compare with.")
+    for name, number in (("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens), ("--repeats", repeats)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} must be at least 1, not {number}.")
     silence(verbose=verbose)
     from hfpipe.bench.benchmark import Benchmark
     from hfpipe.bench.candidates import Choices
@@ -69,27 +75,29 @@ def bench(
     from hfpipe.cli.bench_output import Wanted, read_text
 
     form = "markdown" if markdown else "csv" if csv else "tables"
-    wanted = Wanted(most, json, form, plot, baseline, limit, quiet)
+    tokens = None if prompts else prompt_tokens or _PROMPT_TOKENS
+    workload = Workload(tokens, new_tokens, sizes)
+    # auto is what other commands call the fitting one, of which there are several here.
+    engines = () if "auto" in names else names
     work = Benchmark(
-        Choices(models, backends, formats, loading, reference),
-        Workload(None if prompts else prompt_tokens, new_tokens, sizes),
+        Choices(models, engines, formats, loading, reference, (tokens or 0) + new_tokens),
+        workload,
         repeats,
         read_records(prompts) if prompts else None,
         quality,
         read_text(text) if text else None,
         verbose,
     )
+    wanted = Wanted(workload, most, json, form, plot, baseline, limit, quiet)
     return _run(work, wanted, quiet=quiet, verbose=verbose)
 
 
-def _check(*, markdown: bool, csv: bool, baseline: Path | None, limit: float | None, tokens: tuple[int, int]) -> None:
-    if markdown and csv:
-        raise UsageError("--markdown and --csv exclude each other.")
-    if limit is not None and baseline is None:
-        raise UsageError("--fail-slower needs a --baseline to compare with.")
-    for name, number in zip(("--prompt-tokens", "--new-tokens"), tokens, strict=True):
-        if number < 1:
-            raise UsageError(f"{name} must be at least 1, not {number}.")
+def _exclude(given: dict[str, Any]) -> None:
+    """Raise UsageError where the first of these options is given, and another."""
+    first, *others = given
+    for name in others:
+        if given[first] and given[name]:
+            raise UsageError(f"{first} and {name} exclude each other.")
 
 
 def _run(work: Benchmark, wanted: Wanted, *, quiet: bool, verbose: bool) -> int:
@@ -98,8 +106,11 @@ def _run(work: Benchmark, wanted: Wanted, *, quiet: bool, verbose: bool) -> int:
         try:
             with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
                 work.run(talk)
-        except KeyboardInterrupt:
+        except BaseException:
             work.report.interrupted = True
-            wanted.show(work.report)
+            try:
+                wanted.show(work.report)
+            except HFPipeError as problem:
+                error(problem)
             raise
         return wanted.show(work.report)

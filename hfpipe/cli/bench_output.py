@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfpipe.batch.disk import replace_file
+from hfpipe.bench.metrics import Workload
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
-from hfpipe.bench.summary import Comparison, advice, compare, summarize
-from hfpipe.bench.text import csv_text, markdown
+from hfpipe.bench.summary import Comparison, advice, check_comparable, compare, summarize
+from hfpipe.bench.text import csv_text, markdown, remarks
 from hfpipe.cli.output import data, tell
 from hfpipe.errors import HFPipeError, UsageError
 
@@ -24,11 +25,13 @@ _TIMED = "What is timed, from token ids to token ids, after a warm-up of the sam
 
 @dataclass
 class Wanted:
-    """What the user wants of a report: `form` is tables, markdown or csv. What can be checked before is checked here.
+    """What the user wants of a report of `workload`: `form` is tables, markdown or csv. What can be checked before
+    anything is measured is checked as this is made.
 
     `max_loss` and `fail_slower` are shares: 0.02 is 2 %.
     """
 
+    workload: Workload
     max_loss: float
     json: Path | None
     form: str
@@ -41,52 +44,62 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.plot:
             check_plot_path(self.plot)
-        if self.json and not self.json.absolute().parent.is_dir():
-            raise UsageError(f"{self.json} has no folder: {self.json.parent} is none.", hint="Make it first.")
+        if self.json:
+            _check_place(self.json)
         if self.baseline:
             self._earlier = read_report(self.baseline)
+            check_comparable(self.workload, self._earlier.workload)
 
     def show(self, report: Report) -> int:
         """Print the report, write its files, and give the exit code."""
-        measured = [one for one in report.configurations if one.samples]
-        if report.interrupted and not measured:
+        if report.interrupted and not any(one.samples for one in report.configurations):
             return 1
-        self._write_json(report)
         comparison = compare(report, self._earlier, self.fail_slower) if self._earlier else None
         self._print(report, comparison)
-        if self.plot and measured:
+        if self.json:
+            self._write_json(report, self.json)
+        if self.plot:
             drawn = plot(report, self.plot)
-            if not self.quiet:
-                tell(f"Drawn: {', '.join(map(str, drawn))}")
-        too_slow = comparison is not None and bool(comparison.too_slow)
-        return 1 if too_slow or not measured else 0
+            self._tell(f"Drawn: {', '.join(map(str, drawn))}")
+        sound = any(one.samples and one.error is None for one in report.configurations)
+        return 0 if sound and (comparison is None or comparison.passed) else 1
 
-    def _write_json(self, report: Report) -> None:
-        if self.json is None:
-            return
+    def _write_json(self, report: Report, path: Path) -> None:
         text = json.dumps(report.as_dict(), ensure_ascii=False, indent=1) + "\n"
         try:
-            replace_file(self.json, text.encode("utf-8", "replace"))
+            replace_file(path, text.encode("utf-8", "replace"))
         except OSError as error:
-            raise HFPipeError(f"Cannot write {self.json}: {error.strerror}.") from error
+            raise HFPipeError(f"Cannot write {path}: {error.strerror}.") from error
 
     def _print(self, report: Report, comparison: Comparison | None) -> None:
-        summary, advised = summarize(report), advice(report, self.max_loss)
+        from hfpipe.cli import bench_report
+
+        summary, advised, width = summarize(report), advice(report, self.max_loss), _width()
+        since = bench_report.baseline(comparison, width=width) if comparison else ""
         if self.form == "markdown":
             data(markdown(summary, advised))
+            self._tell(since)
         elif self.form == "csv":
             data(csv_text(summary).rstrip("\n"))
+            self._tell("\n".join([*remarks(summary, advised), since]))
         else:
-            from hfpipe.cli import bench_report
-
-            if not self.quiet:
-                tell(f"{_TIMED}\n{bench_report.meanings(summary, width=_width())}\n")
+            self._tell(f"{_TIMED}\n{bench_report.meanings(summary, width=width)}\n")
             colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-            data(bench_report.benchmark(summary, advised, width=_width(), colour=colour))
-        if comparison:
-            from hfpipe.cli import bench_report
+            if since:
+                data(f"{since}\n")
+            data(bench_report.benchmark(summary, advised, width=width, colour=colour))
 
-            tell(bench_report.baseline(comparison, width=_width()))
+    def _tell(self, text: str) -> None:
+        if text.strip() and not self.quiet:
+            tell(text)
+
+
+def _check_place(path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{path} has no folder: {path.parent} is none.", hint="Make it first.")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written.", hint="Name another file.")
 
 
 def _width() -> int:
@@ -96,10 +109,13 @@ def _width() -> int:
 def read_text(path: Path) -> dict[str, str]:
     """The user's text, by the name of its file. Raises UsageError where it cannot be read."""
     try:
-        return {path.name: path.read_text(encoding="utf-8")}
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8 text: byte {error.object[error.start]:#x} at {error.start:,}."
         ) from error
+    if not text.strip():
+        raise UsageError(f"{path} is empty.")
+    return {path.name: text}

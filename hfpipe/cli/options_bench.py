@@ -51,12 +51,25 @@ WeightFormatsOpt = Annotated[
     ),
 ]
 PromptTokensOpt = Annotated[
-    int,
-    option("--prompt-tokens", "-p", help="The length of the prompts, which are random.", panel=_MEASURED, metavar="N"),
+    int | None,
+    option(
+        "--prompt-tokens",
+        "-p",
+        help="The length of the prompts, which are random. Default: 512.",
+        panel=_MEASURED,
+        metavar="N",
+        show_default=False,
+    ),
 ]
 NewTokensOpt = Annotated[int, option("--new-tokens", "-g", help="The tokens generated.", panel=_MEASURED, metavar="N")]
 BatchOpt = Annotated[
-    str, option("--batch", help="Numbers of answers at once, with commas between.", panel=_MEASURED, metavar="SIZES")
+    str,
+    option(
+        "--batch",
+        help="Numbers of answers at once, with commas between; one at a time is always measured.",
+        panel=_MEASURED,
+        metavar="SIZES",
+    ),
 ]
 RepeatsOpt = Annotated[
     int, option("--repeats", "-r", help="Rounds over all configurations.", panel=_MEASURED, metavar="N")
@@ -174,6 +187,8 @@ def share(name: str, text: str) -> float:
         value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
     except ValueError as error:
         raise UsageError(f"{name} is a share, not {text!r}.", hint=f"As in {name} 2%.") from error
-    if not math.isfinite(value) or value < 0:
-        raise UsageError(f"{name} must be at least 0%, not {text}.")
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{name} must be a number from 0% on, not {text}.")
+    if value > 1 and not number.endswith("%"):
+        raise UsageError(f"{name} {text} is {value:.0%}.", hint=f"As in {name} {text}%.")
     return value

@@ -1,11 +1,12 @@
 """Models, engines and formats as rows."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from hfpipe.bench import candidates as module
-from hfpipe.bench.candidates import Candidate, Choices, candidates
+from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
 from hfpipe.errors import ConversionError, ModelNotFound, UsageError
 from hfpipe.export.exporter import Exported
 from hfpipe.types import LoadOptions, Silent
@@ -47,9 +48,50 @@ def test_a_model_on_every_engine_and_in_every_format(tiny_llama, exports):
 
 def test_the_commands_to_get_it(tiny_llama, exports):
     torch, fp32, *_ = found(tiny_llama)
-    assert (torch.row.prepare, torch.row.command[:3]) == ([], ["hfpipe", "run", str(tiny_llama)])
+    assert torch.row.prepare == []
+    assert torch.row.command == ["hfpipe", "run", str(tiny_llama), "--backend", "torch", "What is EEG?"]
     assert fp32.row.prepare == ["hfpipe", "export", str(tiny_llama), "--weight-format", "fp32"]
-    assert fp32.row.command[:3] == ["hfpipe", "run", f"{tiny_llama.name}-ov-fp32"]
+    assert fp32.row.command == ["hfpipe", "run", f"{tiny_llama.name}-ov-fp32", "--backend", "openvino", "What is EEG?"]
+
+
+def test_the_commands_have_the_options_that_were_measured(tiny_llama, exports):
+    loading = LoadOptions(dtype="float32", ov_config={"NUM_STREAMS": "1"}, allow_pickle=True, exact=True)
+    torch, fp32, *_ = found(tiny_llama, loading=loading)
+    assert torch.row.command[3:-1] == ["--backend", "torch", "--dtype", "float32", "--allow-pickle", "--exact"]
+    assert fp32.row.prepare[-1] == "--allow-pickle"
+    given = ["--backend", "openvino", "--allow-pickle", "--exact", "--ov-config", '{"NUM_STREAMS": "1"}']
+    assert fp32.row.command[3:-1] == given
+
+
+def test_the_options_of_a_command():
+    given = LoadOptions(backend="torch", device_map="auto", trust_remote_code=True, model_kwargs={"x": True, "y": "1"})
+    assert flags(given) == [
+        "--backend", "torch", "--device-map", "auto", "--trust-remote-code",
+        "--model-kwarg", "x=true", "--model-kwarg", 'y="1"',
+    ]  # fmt: skip
+
+
+def test_a_context_that_is_too_short_is_seen_before_anything_is_exported(tiny_gpt2, exports):
+    rows = found(tiny_gpt2, tokens=129)
+    assert len(rows) == 4
+    assert all("have 129 tokens, and its context is 128" in one.error for one in rows)
+    assert exports == []
+    assert found(tiny_gpt2, tokens=128, backends=["torch"])[0].row.error is None
+
+
+def test_a_reference_is_a_transformers_model(tiny_llama_ov):
+    with pytest.raises(UsageError, match="is not a transformers model"):
+        found(tiny_llama_ov, reference=str(tiny_llama_ov))
+
+
+def test_other_files_of_a_folder_are_no_part_of_its_size(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (one,) = found(folder, backends=["torch"])
+    (folder / "training.log").write_bytes(b"x" * 9_000_000)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.json").write_bytes(b"x" * 9_000_000)
+    (same,) = found(folder, backends=["torch"])
+    assert one.row.size_mb == same.row.size_mb
 
 
 def test_what_was_asked_for_alone(tiny_llama, exports):
@@ -78,7 +120,7 @@ def test_several_models_are_told_apart(tiny_llama, tiny_llama_ov, exports):
         f"{export} torch (2)",
         f"{export} openvino (2)",
     ]
-    assert rows[2].error == "The torch backend does not run openvino models."
+    assert rows[2].error.startswith("The torch backend does not run openvino models.")
 
 
 def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, monkeypatch):
@@ -105,6 +147,12 @@ def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
         ({"backends": ["tensorrt"]}, "Unknown backend 'tensorrt'"),
         ({"weight_formats": ["int3"]}, "Unknown weight format 'int3'"),
         ({"backends": ["torch"], "weight_formats": ["int8"]}, "torch cannot honour --weight-format"),
+        (
+            {"backends": ["torch"], "loading": LoadOptions(ov_config={"A": "b"})},
+            "torch backend cannot honour --ov-config",
+        ),
+        ({"backends": ["openvino"], "loading": LoadOptions(dtype="float32")}, "openvino backend cannot honour --dtype"),
+        ({"backends": ["echo"], "loading": LoadOptions(device="0")}, "echo backend cannot honour --device"),
     ],
 )
 def test_what_cannot_be_chosen(choices, message):

@@ -1,6 +1,9 @@
 """How far configurations are from their source."""
 
+from dataclasses import replace
+
 import pytest
+from filelock import FileLock
 
 from hfpipe import sources
 from hfpipe.bench import quality as module
@@ -8,6 +11,8 @@ from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.quality import Judge
 from hfpipe.bench.report import Configuration
 from hfpipe.errors import BackendError, UnsupportedModel
+from hfpipe.quality import Reference
+from hfpipe.quality.windows import Window
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 
@@ -22,6 +27,13 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
 
 
+def judged(given):
+    """What could not be measured."""
+    complaints = []
+    Judge(Silent(), complaints.append, TEXTS).measure(given)
+    return complaints
+
+
 def candidate(folder, origin, backend, **loading):
     row = Configuration(backend, "m", backend, None, (), ())
     source = sources.resolve(str(folder))
@@ -34,7 +46,7 @@ def test_what_is_exact_and_what_is_not(tiny_llama, tiny_llama_ov, tmp_path):
         candidate(tiny_llama_ov, tiny_llama, "openvino", exact=True),
         candidate(tiny_llama, tiny_llama, "torch", dtype="bfloat16"),
     ]
-    assert Judge(Silent(), TEXTS).measure(given) == []
+    assert judged(given) == []
     torch, openvino, bfloat16 = (one.row.quality for one in given)
     for one in (torch, openvino):
         assert (one.same_answers, one.answers, one.first_divergence, one.answer_tokens) == (3, 3, 8, 8)
@@ -42,14 +54,45 @@ def test_what_is_exact_and_what_is_not(tiny_llama, tiny_llama_ov, tmp_path):
         assert one.mean_kl < 1e-6
         assert one.perplexity == pytest.approx(one.reference_perplexity, rel=1e-4)
     assert bfloat16.mean_kl > 10 * openvino.mean_kl
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "references").iterdir())
 
 
 def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov):
-    given = [candidate(tiny_llama_ov, None, "openvino"), candidate(tiny_llama, tiny_llama, "torch")]
+    given = [
+        candidate(tiny_llama_ov, None, "openvino"),
+        candidate(tiny_llama, tiny_llama, "torch"),
+        candidate(tiny_llama, tiny_llama, "echo"),
+    ]
     given[1].row.error = "It broke."
-    assert Judge(Silent(), TEXTS).measure(given) == []
-    assert [one.row.quality for one in given] == [None, None]
+    assert judged(given) == [
+        "No quality of openvino: --reference MODEL names what it was made of.",
+        "No quality of echo: that is for torch and openvino.",
+    ]
+    assert [one.row.quality for one in given] == [None] * 3
+
+
+def test_what_a_killed_run_left_is_removed_and_what_another_uses_is_not(tmp_path):
+    left, used = tmp_path / "references" / "left.tmp", tmp_path / "references" / "used.tmp"
+    for folder in (left, used):
+        folder.mkdir(parents=True)
+        (folder / "log_probabilities.f16").write_bytes(b"x")
+    with FileLock(used.with_name(".used.tmp.lock")), module._temporary_folder() as mine:
+        assert mine.is_dir()
+        assert not left.exists()
+        assert used.exists()
+    assert not mine.exists()
+
+
+def test_all_models_answer_the_same_questions(tiny_llama, tiny_gpt2):
+    windows = tuple(Window("prose", tuple(range(100)), 1) for _ in range(9))
+    long, short = sources.resolve(str(tiny_llama)), sources.resolve(str(tiny_gpt2))
+    reference = Reference(None, windows, 512, "float32")
+    prompts, new_tokens = module._questions(reference, [long, short])
+    assert {len(one) for one in prompts} == {64}
+    assert new_tokens == 8
+    tight = replace(short, context_length=20)
+    prompts, new_tokens = module._questions(reference, [long, tight])
+    assert ({len(one) for one in prompts}, new_tokens) == ({10}, 8)
 
 
 def test_what_cannot_be_measured_is_said_and_the_others_go_on(tiny_llama, tiny_llama_ov, monkeypatch):
@@ -62,7 +105,7 @@ def test_what_cannot_be_measured_is_said_and_the_others_go_on(tiny_llama, tiny_l
 
     monkeypatch.setattr(module, "run_child", refuse)
     given = [candidate(tiny_llama, tiny_llama, "torch"), candidate(tiny_llama_ov, tiny_llama, "openvino")]
-    assert Judge(Silent(), TEXTS).measure(given) == ["The quality of torch could not be measured: It broke."]
+    assert judged(given) == ["The quality of torch could not be measured: It broke."]
     assert given[0].row.quality is None
     assert given[1].row.quality.answers == 3
 
@@ -73,4 +116,4 @@ def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
 
     monkeypatch.setattr(module, "make_reference", refuse)
     given = [candidate(tiny_llama, tiny_llama, "torch")]
-    assert Judge(Silent(), TEXTS).measure(given) == [f"No quality against {tiny_llama}: It has no logits."]
+    assert judged(given) == [f"No quality against {tiny_llama}: It has no logits."]

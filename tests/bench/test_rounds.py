@@ -48,14 +48,15 @@ def done(monkeypatch):
 
 def test_rounds_go_over_all_candidates_forward_and_back(done):
     rounds.measure([candidate("a"), candidate("b"), candidate("c")], Workload(8, 8), 3, Silent())
-    assert [name for name, task, _ in done if task == "start"] == [*"abc", *"cba", *"abc"]
+    assert [name for name, task, _ in done if task == "start"] == [*"abc", *"abc", *"cba", *"abc"]
 
 
 def test_each_candidate_starts_and_then_answers_in_each_size(done):
     one = candidate("a")
     rounds.measure([one], Workload(8, 8, (8, 2)), 2, Silent())
     tasks = ["start", "batch1", "batch2", "batch8"]
-    assert [task for _, task, _ in done] == tasks * 2
+    # A first start is not kept.
+    assert [task for _, task, _ in done] == ["start", *tasks * 2]
     assert [(sample.task, sample.round) for sample in one.row.samples] == [(t, n) for n in (0, 1) for t in tasks]
 
 
@@ -64,15 +65,15 @@ def test_what_fails_is_left_out_from_then_on(done):
     progress = Progress()
     rounds.measure(given, Workload(8, 8), 3, progress)
     assert [one.row.error for one in given] == [None, "It broke."]
-    assert [number for name, _, number in done if name == "fails in 1"] == [0, 0, 1]
+    assert [number for name, _, number in done if name == "fails in 1"] == [-1, 0, 0, 1]
     assert len(given[0].row.samples) == 6
     assert len(given[1].row.samples) == 2
-    assert progress.steps == [(step, 12) for step in range(13)]
+    assert progress.steps == [(step, 14) for step in range(15)]
 
 
 def test_prompts_of_the_users_own(done):
     rounds.measure([candidate("a")], Workload(None, 8), 1, Silent(), lambda _: [Prompt((1,), 2)])
-    assert [task for _, task, _ in done] == ["start", "batch1 own"]
+    assert [task for _, task, _ in done] == ["start", "start", "batch1 own"]
 
 
 def test_prompts_that_have_no_place_in_a_model_are_its_error(done):
@@ -82,4 +83,4 @@ def test_prompts_that_have_no_place_in_a_model_are_its_error(done):
     one = candidate("a")
     rounds.measure([one], Workload(None, 8), 2, Silent(), refuse)
     assert one.row.error == "No place."
-    assert [task for _, task, _ in done] == ["start"]
+    assert [task for _, task, _ in done] == ["start", "start"]

@@ -12,8 +12,8 @@ from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.report import Configuration
-from hfpipe.bench.tasks import Answers, Start, flags
-from hfpipe.errors import BackendError, UsageError
+from hfpipe.bench.tasks import Answers, Start
+from hfpipe.errors import BackendError, ContextLengthError
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 
@@ -86,12 +86,9 @@ def test_an_answer_does_not_end_before_its_time(tiny_gpt2, tmp_path, here):
     assert len(Answers(WORK, 1, None).measure(candidate(folder, "torch"), 0).itl_ms) == 5
 
 
-def test_a_context_that_is_too_short(tiny_gpt2, here):
-    model = candidate(tiny_gpt2, "torch")
-    with pytest.raises(UsageError, match="have 129 tokens, and its context is 128"):
-        Answers(Workload(100, 29), 1, None).measure(model, 0)
-    with pytest.raises(UsageError, match="have 140 tokens"):
-        Answers(Workload(None, 4), 1, [Prompt((1,) * 130, 10)]).measure(model, 0)
+def test_a_prompt_that_is_too_long(tiny_gpt2, here):
+    with pytest.raises(ContextLengthError, match="have 140 tokens, and its context is 128"):
+        Answers(Workload(None, 4), 1, [Prompt((1,) * 130, 10)]).measure(candidate(tiny_gpt2, "torch"), 0)
     assert not here
 
 
@@ -111,20 +108,21 @@ def test_a_start_is_not_what_the_environment_says(tiny_llama, monkeypatch):
     assert Start().measure(candidate(tiny_llama, "echo"), 0).values
 
 
+def test_a_start_imports_nothing_from_where_the_user_is(tiny_llama, tmp_path, monkeypatch):
+    (tmp_path / "psutil.py").write_text("raise SystemExit('a stray module')")
+    monkeypatch.chdir(tmp_path)
+    assert Start().measure(candidate(tiny_llama, "echo"), 0).values
+
+
+def test_a_start_that_says_nothing(tiny_llama, monkeypatch):
+    monkeypatch.setattr(tasks, "_PROMPT", "--help")
+    with pytest.raises(BackendError, match="hfpipe run failed: exit status 0"):
+        Start().measure(candidate(tiny_llama, "echo"), 0)
+
+
 def test_a_start_that_fails(tiny_llama):
     with pytest.raises(BackendError, match="hfpipe run failed: There is no device 'cuda:7'"):
         Start().measure(candidate(tiny_llama, "torch", device="cuda:7"), 0)
-
-
-def test_the_options_of_a_start():
-    assert flags(LoadOptions(backend="openvino", ov_config={"NUM_STREAMS": 1, "A": "b"}, exact=True)) == [
-        "--backend", "openvino", "--exact", "--ov-config", "NUM_STREAMS=1", "--ov-config", "A=b",
-    ]  # fmt: skip
-    given = LoadOptions(backend="torch", device_map="auto", trust_remote_code=True, model_kwargs={"x": True, "y": "z"})
-    assert flags(given) == [
-        "--backend", "torch", "--device-map", "auto", "--trust-remote-code",
-        "--model-kwarg", "x=true", "--model-kwarg", "y=z",
-    ]  # fmt: skip
 
 
 def test_greedy_answers_are_those_of_any_engine(tiny_llama, tiny_llama_ov):

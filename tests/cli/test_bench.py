@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import psutil
 import pytest
@@ -47,9 +48,10 @@ def test_a_quiet_run_says_what_it_found_alone(plain_model):
 def test_everything_raw_in_a_file(measured):
     report = json.loads((measured[1] / "r.json").read_text())
     assert report["version"] == 1
-    assert report["arguments"] == {
-        "prompt_tokens": 16, "new_tokens": 4, "batches": [1, 2], "repeats": 2, "own_prompts": 0,
-    }  # fmt: skip
+    asked = {"prompt_tokens": 16, "new_tokens": 4, "batches": [1, 2], "repeats": 2, "prompts": None}
+    assert asked.items() <= report["arguments"].items()
+    assert report["arguments"]["backends"] == ["echo"]
+    assert report["arguments"]["loading"]["exact"] is False
     for row in report["configurations"]:
         tasks = [(sample["task"], sample["round"]) for sample in row["samples"]]
         assert tasks == [(task, number) for number in (0, 1) for task in ("start", "single", "batch2")]
@@ -89,7 +91,10 @@ def test_against_an_earlier_run(measured, plain_model, tmp_path):
     assert bench(*args, "--baseline", baseline).code == 0
     ended = bench(*args, "--baseline", baseline, "--fail-slower", "50%")
     assert ended.code == 1
-    assert "slower" in ended.err.decode()
+    assert "slower" in ended.out.decode()
+    other = bench(*args, "-p", "8", "--baseline", baseline)
+    assert (other.code, other.out) == (2, b"")
+    assert other.error == "The baseline was measured with other numbers of tokens."
 
 
 def test_the_users_own_prompts(plain_model, tmp_path):
@@ -100,7 +105,8 @@ def test_the_users_own_prompts(plain_model, tmp_path):
     ended = bench(plain_model, "-b", "echo", *args)
     assert ended.code == 0, ended.err.decode()
     data = json.loads(report.read_text())
-    assert (data["arguments"]["prompt_tokens"], data["arguments"]["own_prompts"]) == (None, 2)
+    assert data["arguments"]["prompt_tokens"] is None
+    assert [one["id"] for one in data["arguments"]["prompts"]] == ["1", "2"]
     (row,) = data["configurations"]
     assert {"prefill_tps", "decode_tps"} <= set(row["samples"][1]["values"])
     assert len(row["samples"][1]["itl_ms"]) == 4 + 2
@@ -109,7 +115,14 @@ def test_the_users_own_prompts(plain_model, tmp_path):
 def test_a_configuration_that_fails_is_a_row(plain_model):
     ended = bench(plain_model, "-b", "echo,torch", *QUICK, "-r", "1", "--no-quality")
     assert ended.code == 0, ended.err.decode()
-    assert "torch" in ended.out.decode()
+    assert "torch failed: " in ended.out.decode()
+
+
+def test_auto_is_every_engine_that_fits(plain_model):
+    ended = bench(plain_model, *QUICK, "-r", "1", "--no-quality", env={"HFPIPE_BACKEND": "auto"})
+    assert ended.code == 1
+    assert "torch failed: " in ended.out.decode()
+    assert "openvino" in ended.out.decode()
 
 
 def test_where_all_fail(plain_model, tmp_path):
@@ -143,6 +156,13 @@ def test_quality_and_advice(tiny_llama):
         (["--markdown", "--csv"], "--markdown and --csv exclude each other."),
         (["--weight-format", "int8"], "echo cannot honour --weight-format."),
         (["--plot", "x.pdf"], "--plot x.pdf is of no kind that can be drawn."),
+        (["--json", "."], ". cannot be written."),
+        (["-p", "8", "--prompts", "x.jsonl"], "--prompt-tokens and --prompts exclude each other."),
+        (["--no-quality", "--text", "x.txt"], "--no-quality and --text exclude each other."),
+        (["--dtype", "float32"], "The echo backend cannot honour --dtype."),
+        (["--max-loss", "2"], "--max-loss 2 is 200%."),
+        (["--max-loss", "nan"], "--max-loss must be a number from 0% on, not nan."),
+        (["--text", os.devnull], f"{os.devnull} is empty."),
         (["--json", "no/such/x.json"], "no/such/x.json has no folder: no/such is none."),
         (["--baseline", "none.json"], "none.json cannot be read: No such file or directory."),
         (["--prompts", "none.jsonl"], "The input none.jsonl cannot be read: No such file or directory."),
@@ -159,12 +179,12 @@ def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
     args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
     children = set()
 
-    def two_have_ended():
+    def some_have_ended():
         children.update(child.pid for child in psutil.Process(process.pid).children())
-        return len(children) > 2
+        return len(children) > 4
 
     with started("bench", *args) as process:
-        wait_for(two_have_ended)
+        wait_for(some_have_ended)
         end_by(process)
         assert process.returncode == 130
         assert b"interrupted" in process.stdout.read()
