@@ -44,8 +44,9 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
+    """Of this process, and of those of its children that have ended."""
     times = psutil.Process().cpu_times()
-    return float(times.user + times.system)
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _frequency() -> float | None:

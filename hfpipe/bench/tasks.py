@@ -14,6 +14,7 @@ from hfpipe.backends.base import vocabulary_size
 from hfpipe.bench.candidates import Candidate, flags
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
+from hfpipe.bench.noise import Watch
 from hfpipe.bench.report import Sample
 from hfpipe.conversion.child import run_child
 from hfpipe.errors import BackendError, ContextLengthError
@@ -33,12 +34,15 @@ class Start:
         start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
         command = [sys.executable, "-c", start, "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
+        watch = Watch()
         ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)
+        noise = watch.stop()
         try:
-            return Sample(self.name, number, {"cold_ttft_s": float(json.loads(ended.stdout)["cold_ttft_s"])})
+            values = {"cold_ttft_s": float(json.loads(ended.stdout)["cold_ttft_s"])}
         except (ValueError, TypeError, KeyError) as error:
             said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"]
             raise BackendError(f"hfpipe run failed: {said[0].removeprefix('Error: ')}") from error
+        return Sample(self.name, number, values, (), noise.others_cpu, noise.frequency_mhz)
 
 
 def _environment() -> dict[str, str]:

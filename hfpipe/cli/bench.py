@@ -28,6 +28,7 @@ def bench(
     attn: o.AttnOpt = None,
     ov_config: o.OvConfigOpt = None,
     model_kwarg: o.ModelKwargOpt = None,
+    task: o.TaskOpt = None,
     revision: o.RevisionOpt = None,
     trust_remote_code: o.TrustOpt = False,
     allow_pickle: o.PickleOpt = False,
@@ -54,7 +55,7 @@ def bench(
 
     Each is measured in processes of its own, in turn with the others, and compared with the first.
     """
-    loading = o.load_options({**locals(), "backend": "auto", "task": None}, batch_size=None)
+    loading = o.load_options({**locals(), "backend": "auto"}, batch_size=None)
     names, formats = b.listed("--backend", backend, str), b.listed("--weight-format", weight_format, str)
     sizes = b.listed("--batch", batch, b.size)
     most = b.share("--max-loss", max_loss)

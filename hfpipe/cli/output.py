@@ -111,17 +111,24 @@ class Talk:
             tell(shown(text))
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
-        """A Reporter's progress, as one bar a task."""
+        """A Reporter's progress, as one bar a task; of steps, where nothing moves, a line now and then."""
         if self._moves:
             self._display.progress(shown(task), done, total, unit)
+        elif unit == "steps" and total and self._is_time_for_a_line():
+            tell(shown(f"{task}: {done:,} of {total:,}"))
 
     def records(self, text: str, done: int, total: int | None) -> None:
         """How far a batch is: a bar, or where nothing moves a line now and then."""
         if self._moves:
             self._display.progress("records", done, total, "records", shown(text))
-        elif self._speaks and time.monotonic() - self._last_line >= _LINE_EVERY_S:
-            self._last_line = time.monotonic()
+        elif self._is_time_for_a_line():
             tell(f"{done:,} of {total:,} records, {text}" if total else f"{done:,} records, {text}")
+
+    def _is_time_for_a_line(self) -> bool:
+        if not self._speaks or time.monotonic() - self._last_line < _LINE_EVERY_S:
+            return False
+        self._last_line = time.monotonic()
+        return True
 
     def stage(self, text: str | None) -> None:
         """A Reporter's stage: a spinner while it lasts, a line with its time once it has ended."""

@@ -19,11 +19,12 @@ Times = namedtuple("Times", "user nice system idle iowait irq softirq steal gues
 @pytest.fixture
 def machine(monkeypatch):
     """Two processors whose clock and times are made."""
-    made = SimpleNamespace(now=0.0, all=Times(*[0.0] * 10), own=(0.0, 0.0))
+    made = SimpleNamespace(now=0.0, all=Times(*[0.0] * 10), own=(0.0,) * 4)
     monkeypatch.setattr(time, "perf_counter", lambda: made.now)
     monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
     monkeypatch.setattr(psutil, "cpu_times", lambda: made.all)
-    process = SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=made.own[0], system=made.own[1]))
+    names = ("user", "system", "children_user", "children_system")
+    process = SimpleNamespace(cpu_times=lambda: SimpleNamespace(**dict(zip(names, made.own, strict=True))))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     return made
 
@@ -31,7 +32,7 @@ def machine(monkeypatch):
 def test_what_is_not_ours_is_others(machine):
     watch = Watch()
     machine.now = 10.0
-    machine.own = (12.0, 1.0)
+    machine.own = (9.0, 1.0, 2.5, 0.5)
     machine.all = Times(14.0, 0, 1.0, 3.0, 1.0, 0, 0, 1.0, 5.0, 0)
     # 14 + 1 + 1 busy seconds, 13 of them ours, of 20 that there were.
     assert watch.stop().others_cpu == pytest.approx(0.15)
@@ -40,7 +41,7 @@ def test_what_is_not_ours_is_others(machine):
 @pytest.mark.parametrize(("own", "others"), [(9.0, 0.0), (0.0, 0.4)])
 def test_a_share_is_never_below_zero(machine, own, others):
     watch = Watch()
-    machine.now, machine.own, machine.all = 10.0, (own, 0.0), Times(8.0, *[0.0] * 9)
+    machine.now, machine.own, machine.all = 10.0, (own, 0.0, 0.0, 0.0), Times(8.0, *[0.0] * 9)
     assert watch.stop().others_cpu == pytest.approx(others)
 
 

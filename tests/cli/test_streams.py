@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from hfpipe.cli import output
 from tests.cli.shell import HFPIPE, end_by, run_hfpipe, started
 
 HARMLESS = "[bold]x[/bold] [/] :dog: émoji 🙂 שלום\ttab\nand a second line"
@@ -187,3 +188,18 @@ def test_what_follows_half_an_answer_begins_a_line(tty, expected):
 def test_quiet_on_a_terminal(plain_model):
     ended = echo(plain_model, "hi", "-q", tty="stdout stderr")
     assert (ended.code, ended.out, ended.err) == (0, b"hi\n", b"")
+
+
+def test_where_nothing_moves_steps_are_told_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(output, "_LINE_EVERY_S", 0.0)
+    for talk in (output.Talk(plain=True), output.Talk(plain=True, quiet=True), output.Talk()):
+        talk.progress("Measuring", 3, 1200, "steps")
+        talk.progress("model.safetensors", 3, 1200)
+    assert capsys.readouterr().err == "Measuring: 3 of 1,200\n"
+
+
+def test_steps_are_not_told_all_the_time(capsys):
+    talk = output.Talk(plain=True)
+    for done in range(100):
+        talk.progress("Measuring", done, 100, "steps")
+    assert capsys.readouterr().err == ""
