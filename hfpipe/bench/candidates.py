@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
     reference = _resolve(choices.reference, choices.loading, reporter) if choices.reference else None
     if reference and reference.format != "transformers":
         raise UsageError(f"The reference {reference.reference} is not a transformers model.")
-    names = _Names(len(found) > 1)
+    names = _Names([source.reference for source in found])
     for source in found:
         origin = _origin(source, found) or reference
         for backend, weight_format in _variants(source, choices):
@@ -240,15 +241,21 @@ def _of_backend(loading: LoadOptions, backend: str) -> LoadOptions:
 
 
 class _Names:
-    """Names of rows that are short, and each other than those before."""
+    """Names of rows that are short, and each other than those before: with the last part of a model's where there are
+    several models, with all of it where these would be equal."""
 
-    def __init__(self, with_model: bool) -> None:
-        self._with_model = with_model
-        self._made: dict[str, int] = {}
+    def __init__(self, models: Sequence[str]) -> None:
+        self._several = len(models) > 1
+        self._short = Counter(_last_part(model) for model in set(models))
+        self._made: Counter[str] = Counter()
 
     def make(self, model: str, backend: str, weight_format: str | None) -> str:
-        short = Path(model).name or model
-        parts = [short] if self._with_model else []
-        name = " ".join([*parts, backend, *([weight_format] if weight_format else [])])
-        count = self._made[name] = self._made.get(name, 0) + 1
-        return name if count == 1 else f"{name} ({count})"
+        label = _last_part(model) if self._short[_last_part(model)] == 1 else model
+        parts = [label if self._several else "", backend, weight_format or ""]
+        name = " ".join(filter(None, parts))
+        self._made[name] += 1
+        return name if self._made[name] == 1 else f"{name} ({self._made[name]})"
+
+
+def _last_part(model: str) -> str:
+    return Path(model).name or model

@@ -123,6 +123,12 @@ def test_several_models_are_told_apart(tiny_llama, tiny_llama_ov, exports):
     assert rows[2].error.startswith("The torch backend does not run openvino models.")
 
 
+def test_models_with_equal_last_parts_are_told_apart(tiny_llama, tmp_path):
+    folders = [shutil.copytree(tiny_llama, tmp_path / name / "model") for name in ("a", "b")]
+    rows = found(*folders, tiny_llama, backends=["echo"])
+    assert names(rows) == [f"{folders[0]} echo", f"{folders[1]} echo", f"{tiny_llama.name} echo"]
+
+
 def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, monkeypatch):
     monkeypatch.setattr(module, "read_export_report", lambda folder: {"source": {"model": str(tiny_llama)}})
     rows = found(tiny_llama, tiny_llama_ov, backends=["torch", "openvino"], weight_formats=["int8"])
