@@ -24,6 +24,8 @@ _SEED = 20_240_229
 # A smaller difference is none that anybody would act on.
 _SMALLEST = math.log(1.01)
 UNRESOLVED, _LITTLE = "no difference resolved", "less than 1% apart"
+# Of which a verdict is made.
+FEWEST_ROUNDS = 3
 # exp of more is infinite or 0, which no text or JSON can hold.
 _MOST = 700.0
 # Two-sided 95 % quantiles of Student's t by degrees of freedom: NIST/SEMATECH e-Handbook, 1.3.6.7.2.
@@ -52,7 +54,8 @@ class Measured:
 class Verdict:
     """How many times as good as the reference, whichever way is better: above 1 is always the better side.
 
-    `low` and `high` are the interval, None from a single round. `better` and `worse` are the words for the two sides.
+    `low` and `high` are the interval, None from fewer than three rounds: two agree by chance too often. `better` and
+    `worse` are the words for the two sides.
     """
 
     ratio: float
@@ -85,7 +88,7 @@ class Verdict:
         Where 1 is outside of the interval all the same: `less than 1% apart (1.004 to 1.007)`.
         """
         if self.low is None or self.high is None:
-            return f"{_times(self.ratio)}x, not resolved (one round)"
+            return f"{_times(self.ratio)}x, not resolved (fewer than {FEWEST_ROUNDS} rounds)"
         if self.faster:
             return f"{_times(self.ratio)}x {self.better} ({_times(self.low)} to {_times(self.high)})"
         if self.slower:
@@ -115,8 +118,8 @@ def paired(own: Mapping[int, float], reference: Mapping[int, float], metric: Met
     if not pairs:
         return None
     logs = np.sort(np.log([ours for ours, _ in pairs]) - np.log([theirs for _, theirs in pairs]))
-    if len(logs) == 1:
-        return _verdict(metric, float(logs[0]), None)
+    if len(logs) < FEWEST_ROUNDS:
+        return _verdict(metric, _median(logs), None)
     resampled = _medians(logs, 0, 1)
     half = _t(len(logs) - 1) * math.sqrt(_variance_of_mean(logs))
     return _verdict(metric, _median(logs), _hull(resampled, float(logs.mean()), half))
@@ -133,7 +136,7 @@ def unpaired(own: Iterable[float], reference: Iterable[float], metric: Metric) -
     if not ours.size or not theirs.size:
         return None
     ratio = _median(ours) - _median(theirs)
-    if min(ours.size, theirs.size) == 1:
+    if min(ours.size, theirs.size) < FEWEST_ROUNDS:
         return _verdict(metric, ratio, None)
     # Each stream of resamples serves each side once: with the sides exchanged the result is the same, inverted.
     resampled = _medians(ours, 0, 1) - _medians(theirs, 1, 0)

@@ -13,12 +13,11 @@ from typing import Any
 
 from hfpipe.bench.metrics import Metric, Workload, batch_metric
 from hfpipe.bench.report import Configuration, Quality, Report, Sample
-from hfpipe.bench.statistics import Measured, Verdict, measured, paired, unpaired
+from hfpipe.bench.statistics import FEWEST_ROUNDS, Measured, Verdict, measured, paired, unpaired
 from hfpipe.errors import UsageError
 
 # Above these a warning is due: shares of the processors, of their frequency, and of a speed.
 _BUSY, _FREQUENCY, _SPREAD = 0.05, 0.10, 0.15
-_FEWEST_ROUNDS = 3
 # As many of the choices that are as good as the best are named.
 _NAMED = 3
 # The latencies that may be too slow, beside the speeds. The others have more noise.
@@ -263,10 +262,10 @@ def _warnings(report: Report, speeds: Sequence[Metric]) -> Iterator[str]:
         yield "The run was interrupted: this is what had been measured."
     yield from _noise(report)
     rows = [one for one in report.configurations if one.samples]
-    few = {one.name: _rounds(one) for one in rows if _rounds(one) < _FEWEST_ROUNDS}
+    few = {one.name: _rounds(one) for one in rows if _rounds(one) < FEWEST_ROUNDS}
     if few:
         names = "every configuration" if len(few) == len(rows) > 1 else ", ".join(few)
-        yield f"Fewer than {_FEWEST_ROUNDS} rounds for {names}: few differences can be resolved."
+        yield f"Fewer than {FEWEST_ROUNDS} rounds for {names}: no difference can be resolved."
     for one in rows:
         if wide := [f"{metric.name} by {over:.0%}" for metric in speeds if (over := _spread(one, metric)) > _SPREAD]:
             yield f"The samples of {one.name} spread: {', '.join(wide)} from the slowest to the fastest."

@@ -94,9 +94,9 @@ def test_few_rounds():
         made.configuration("b", 60),
         made.configuration("c", error="x"),
     )
-    assert warnings(a, b, failed) == ["Fewer than 3 rounds for a: few differences can be resolved."]
+    assert warnings(a, b, failed) == ["Fewer than 3 rounds for a: no difference can be resolved."]
     c = made.configuration("c", 60, rounds=1)
-    assert warnings(a, c) == ["Fewer than 3 rounds for every configuration: few differences can be resolved."]
+    assert warnings(a, c) == ["Fewer than 3 rounds for every configuration: no difference can be resolved."]
 
 
 def test_samples_that_spread():
