@@ -77,15 +77,14 @@ def test_markdown_and_csv(plain_model):
 def test_against_an_earlier_run(measured, plain_model, tmp_path):
     report = json.loads((measured[1] / "r.json").read_text())
     args = [plain_model, "-b", "echo", *QUICK, "-r", "3", "--no-quality"]
-    for row in report["configurations"]:
-        row["name"] = row["name"].removeprefix("plain ")
-        for sample in row["samples"]:
-            sample["values"] = {
-                name: value * (1000 if "tps" in name else 1) for name, value in sample["values"].items()
-            }
-        row["samples"] *= 2
-        for number, sample in enumerate(row["samples"]):
-            sample["round"] = number
+    row, _ = report["configurations"]
+    report["configurations"] = [row]
+    row["samples"] = [
+        {**sample, "round": 2 * again + sample["round"], "values": {**sample["values"], **faster}}
+        for again in (0, 1)
+        for sample in row["samples"]
+        for faster in [{"pp16": 1e12} if "pp16" in sample["values"] else {}]
+    ]
     baseline = tmp_path / "old.json"
     baseline.write_text(json.dumps(report))
     assert bench(*args, "--baseline", baseline).code == 0
