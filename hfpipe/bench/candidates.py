@@ -114,7 +114,7 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
             loading = _of_backend(choices.loading, backend)
             row = _row(names, source, weight_format, loading)
             try:
-                _check_room(source, choices.tokens)
+                check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
                 yield _candidate(row, source, origin, loading, reporter)
             except HFPipeError as error:
                 row.error = reason(error)
@@ -126,13 +126,12 @@ def reason(error: HFPipeError) -> str:
     return f"{error.message} {error.hint}" if error.hint else error.message
 
 
-def _check_room(source: ModelSource, tokens: int) -> None:
-    """A model may go on where its context ends, and answer noise."""
+def check_room(source: ModelSource, tokens: int, *, hint: str | None = None) -> None:
+    """Raise ContextLengthError: a model may go on where its context ends, and answer noise."""
     limit = source.context_length
     if limit is not None and tokens > limit:
         raise ContextLengthError(
-            f"A prompt and its answer have {tokens} tokens, and its context is {limit}.",
-            hint="--prompt-tokens and --new-tokens make them shorter.",
+            f"A prompt and its answer have {tokens} tokens, and its context is {limit}.", hint=hint
         )
 
 

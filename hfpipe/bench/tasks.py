@@ -11,13 +11,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.bench.candidates import Candidate, flags
+from hfpipe.bench.candidates import Candidate, check_room, flags
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.noise import Watch
 from hfpipe.bench.report import Sample
 from hfpipe.conversion.child import run_child
-from hfpipe.errors import BackendError, ContextLengthError
+from hfpipe.errors import BackendError
 from hfpipe.text.tokenizer import load_tokenizer
 
 _PROMPT = "What is EEG?"
@@ -66,7 +66,8 @@ class Answers:
 
     def measure(self, candidate: Candidate, number: int) -> Sample:
         """Gives the candidate's row what the engine says of itself, too."""
-        self._check_room(candidate)
+        for one in self.prompts or ():
+            check_room(candidate.source, len(one.token_ids) + one.new_tokens)
         arguments = {
             "reference": candidate.row.name,
             "folder": str(candidate.source.folder.absolute()),
@@ -84,14 +85,6 @@ class Answers:
         measured: dict[str, Any] = run_child("hfpipe.bench.worker", arguments, what=what)
         _describe(candidate, measured["engine"], self.batch)
         return Sample(self.name, number, **measured["sample"])
-
-    def _check_room(self, candidate: Candidate) -> None:
-        """A model may go on where its context ends, and answer noise."""
-        limit = candidate.source.context_length
-        for one in self.prompts or ():
-            tokens = len(one.token_ids) + one.new_tokens
-            if limit is not None and tokens > limit:
-                raise ContextLengthError(f"A prompt and its answer have {tokens} tokens, and its context is {limit}.")
 
 
 def _describe(candidate: Candidate, engine: Mapping[str, Any], batch: int) -> None:

@@ -65,7 +65,7 @@ def bench(
     _exclude({"--no-quality": not quality, "--text": text, "--reference": reference})
     if limit is not None and baseline is None:
         raise UsageError("--fail-slower needs a --baseline to compare with.")
-    for name, number in (("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens), ("--repeats", repeats)):
+    for name, number in (("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens)):
         if number is not None and number < 1:
             raise UsageError(f"{name} must be at least 1, not {number}.")
     silence(verbose=verbose)
