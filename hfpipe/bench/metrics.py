@@ -35,6 +35,11 @@ class Workload:
         return "decode_tps" if self.prompt_tokens is None else f"tg{self.new_tokens}"
 
     @property
+    def speeds(self) -> tuple[str, ...]:
+        """Prefill, decode, and batches from the smallest on."""
+        return (self.prefill, self.decode, *(batch_metric(size) for size in sorted(self.batches) if size > 1))
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         """All there are, in the order of a table."""
         prompt = "a prompt" if self.prompt_tokens is None else f"{self.prompt_tokens} tokens"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from hfpipe.errors import UsageError
 
 # Of the JSON. It changes when a reader of the old one would understand the new one wrongly.
 VERSION = 1
+# Up to this two perplexities are of one source model: engines round differently.
+_SAME_SOURCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Configuration:
         """The samples of a metric by round."""
         return {sample.round: sample.values[metric] for sample in self.samples if metric in sample.values}
 
+    @property
+    def is_measured(self) -> bool:
+        """It has samples, and did not fail."""
+        return bool(self.samples) and self.error is None
+
 
 @dataclass(slots=True)
 class Report:
@@ -105,6 +113,12 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Values of JSON."""
         return {"version": VERSION, **asdict(self)}
+
+
+def several_sources(qualities: Iterable[Quality | None]) -> bool:
+    """They are against more than one source model."""
+    found = [one.reference_perplexity for one in qualities if one]
+    return any(not math.isclose(one, found[0], rel_tol=_SAME_SOURCE) for one in found)
 
 
 def read_report(path: Path) -> Report:

@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+from hfpipe.bench.advice import Advice
+from hfpipe.bench.comparison import Comparison
 from hfpipe.bench.metrics import Metric
-from hfpipe.bench.report import Quality
-from hfpipe.bench.summary import Advice, Comparison, Row, Summary, change, number, several_sources
+from hfpipe.bench.numbers import change, number
+from hfpipe.bench.report import Quality, several_sources
+from hfpipe.bench.summary import Row, Summary
 
 # What has a table of its own beside the speeds, in this order.
 _LATENCY = ("load_s", "ttft_ms", "tpot_ms", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "peak_rss_mb", "peak_gpu_mb")
@@ -171,7 +174,7 @@ def _quality(summary: Summary) -> Table:
     ]
     reference = next((row.quality.reference_perplexity for row in summary.rows if row.quality), None)
     notes = []
-    if several_sources(summary.rows):
+    if several_sources(row.quality for row in summary.rows):
         notes = ["loss: how far the perplexity is above that of each model's own source."]
     elif reference is not None:
         notes = [f"loss: how far the perplexity is above that of the source model, {_perplexity(reference)}."]

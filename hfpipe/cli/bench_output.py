@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfpipe.batch.disk import replace_file
+from hfpipe.bench.advice import advice
+from hfpipe.bench.comparison import Comparison, check_comparable, compare
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
-from hfpipe.bench.summary import Comparison, advice, check_comparable, compare, summarize
+from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
 from hfpipe.cli.output import data, tell
 from hfpipe.errors import HFPipeError, UsageError

@@ -18,7 +18,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfpipe.bench import text as texts
-from hfpipe.bench.summary import Advice, Comparison, Summary
+from hfpipe.bench.advice import Advice
+from hfpipe.bench.comparison import Comparison
+from hfpipe.bench.summary import Summary
 from hfpipe.cli.output import shown
 
 # Between two columns.

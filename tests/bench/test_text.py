@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from hfpipe.bench.summary import advice, compare, summarize
+from hfpipe.bench.advice import advice
+from hfpipe.bench.comparison import compare
+from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import changes, compared, csv_text, markdown, meanings, remarks, tables
 from tests.bench import made
 

@@ -7,7 +7,9 @@ import subprocess
 import pytest
 from rich.cells import cell_len
 
-from hfpipe.bench.summary import Advice, advice, compare, summarize
+from hfpipe.bench.advice import Advice, advice
+from hfpipe.bench.comparison import compare
+from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import tables
 from hfpipe.cli.bench_report import baseline, benchmark, meanings
 from tests.bench import made

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfpipe.bench.metrics import batch_metric
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.statistics import Measured, measured
 
@@ -48,9 +47,7 @@ def spread(configuration: Configuration, metric: str) -> Measured | None:
 
 def speed_metrics(report: Report) -> list[str]:
     """The speeds that at least one configuration has, in the order of a table."""
-    work = report.workload
-    names = [work.prefill, work.decode, *(batch_metric(size) for size in work.batches if size > 1)]
-    return [name for name in names if any(spread(row, name) for row in report.configurations)]
+    return [name for name in report.workload.speeds if any(spread(row, name) for row in report.configurations)]
 
 
 def points(report: Report) -> list[Point]:
