@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from hfpipe.bench.metrics import Metric, Workload
+from hfpipe.bench.metrics import Metric
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.statistics import Verdict, unpaired
 from hfpipe.errors import UsageError
@@ -28,14 +28,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A report against an earlier one. `too_slow` are those of the differences that are more than `fail_slower`.
+    """A report against an earlier one. `judged` are those of the differences that can be too slow, and `too_slow` those
+    of them that are more than `fail_slower`.
 
-    `only_here` and `only_there` are the names that the other report does not have; `lost` are those that were measured
-    to the end there, and have failed here or are not there; `changed_host` the facts of the machine that differ. Names
+    `lost` are the names of those that were measured to the end there, and have failed or are missing here; `only_here`
+    and `only_there` the others that one report alone has; `changed_host` the facts of the machine that differ. Names
     are those of the later report, where it has one.
     """
 
     differences: Sequence[Difference]
+    judged: Sequence[Difference]
     too_slow: Sequence[Difference]
     only_here: Sequence[str]
     only_there: Sequence[str]
@@ -45,8 +47,8 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """With a `fail_slower`: something was compared, and nothing is slower than that or lost."""
-        return self.fail_slower is None or bool(self.differences and not self.too_slow and not self.lost)
+        """With a `fail_slower`: something was judged, and nothing is slower than that or lost."""
+        return self.fail_slower is None or bool(self.judged and not self.too_slow and not self.lost)
 
 
 def compare(report: Report, baseline: Report, fail_slower: float | None = None) -> Comparison:
@@ -57,7 +59,7 @@ def compare(report: Report, baseline: Report, fail_slower: float | None = None) 
     10 %) with the whole of its interval. Raises UsageError where the two were measured with other prompts.
     """
     work = report.workload
-    check_comparable(work, baseline.workload)
+    check_comparable(report, baseline)
     here, there = _identified(report), _identified(baseline)
     differences = [
         Difference(here[key].name, metric, verdict)
@@ -66,29 +68,23 @@ def compare(report: Report, baseline: Report, fail_slower: float | None = None) 
         for metric in work.metrics
         if (verdict := unpaired(_samples(here[key], metric), _samples(there[key], metric), metric))
     ]
-    judged = {*work.speeds} | _JUDGED_LATENCIES
+    judged = [one for one in differences if one.metric.name in {*work.speeds, *_JUDGED_LATENCIES}]
+    lost = [key for key in there if there[key].is_measured and not (key in here and here[key].is_measured)]
     return Comparison(
         differences=differences,
-        too_slow=[
-            one
-            for one in differences
-            if fail_slower is not None and one.metric.name in judged and _too_slow(one.verdict, fail_slower)
-        ],
+        judged=judged,
+        too_slow=[one for one in judged if fail_slower is not None and _too_slow(one.verdict, fail_slower)],
         only_here=[here[key].name for key in here if key not in there],
-        only_there=[there[key].name for key in there if key not in here],
-        lost=[
-            here.get(key, there[key]).name
-            for key in there
-            if there[key].is_measured and not (key in here and here[key].is_measured)
-        ],
+        only_there=[there[key].name for key in there if key not in here and key not in lost],
+        lost=[here.get(key, there[key]).name for key in lost],
         changed_host=list(_changed(report.host, baseline.host)),
         fail_slower=fail_slower,
     )
 
 
-def check_comparable(here: Workload, there: Workload) -> None:
-    """Raises UsageError where a run and `there`, the baseline, have other prompts or other numbers of tokens. Batches
-    may differ."""
+def check_comparable(report: Report, baseline: Report) -> None:
+    """Raises UsageError where they have other prompts or other numbers of tokens. Batches may differ."""
+    here, there = report.workload, baseline.workload
     if here.prompt_tokens is None and there.prompt_tokens is not None:
         raise UsageError(
             "The baseline was measured with random prompts.",
@@ -105,6 +101,8 @@ def check_comparable(here: Workload, there: Workload) -> None:
             "The baseline was measured with other numbers of tokens.",
             hint=f"Compare with a run with {prompt} -g {there.new_tokens}.",
         )
+    if report.arguments.get("prompts") != baseline.arguments.get("prompts"):
+        raise UsageError("The baseline was measured with other prompts.", hint="Compare with a run with its --prompts.")
 
 
 def _identified(report: Report) -> dict[tuple[str, str, str | None, int], Configuration]:

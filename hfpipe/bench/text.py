@@ -118,6 +118,8 @@ def compared(comparison: Comparison) -> list[str]:
     lines = [f"{open_ones} of {len(comparison.differences)} differences from the baseline are not resolved."]
     if not comparison.differences:
         lines = ["The baseline has nothing in common with this run."]
+    elif comparison.fail_slower is not None and not comparison.judged:
+        lines.append("No speed was measured in both, so there is nothing to pass.")
     if comparison.only_here:
         lines.append(f"Not in the baseline: {', '.join(comparison.only_here)}.")
     if comparison.only_there:

@@ -3,7 +3,6 @@
 import pytest
 
 from hfpipe.bench.comparison import check_comparable, compare
-from hfpipe.bench.metrics import Workload
 from hfpipe.errors import UsageError
 from tests.bench import made
 
@@ -21,7 +20,7 @@ def test_a_baseline():
     assert [(one.name, one.metric.name) for one in found.too_slow] == [
         ("b", name) for name in ("ttft_ms", "tpot_ms", "pp512", "tg128")
     ]
-    assert (found.only_here, found.only_there, found.lost, found.changed_host) == (["new"], ["gone"], ["gone"], [])
+    assert (found.only_here, found.only_there, found.lost, found.changed_host) == (["new"], [], ["gone"], [])
     assert not found.passed
 
 
@@ -29,7 +28,7 @@ def test_a_baseline_of_another_model_has_nothing_in_common():
     old = made.report(made.configuration("torch", 60, model="org/one"))
     now = made.report(made.configuration("torch", 50, model="org/two"))
     found = compare(now, old)
-    assert (found.differences, found.only_here, found.only_there) == ([], ["torch"], ["torch"])
+    assert (found.differences, found.only_here, found.only_there, found.lost) == ([], ["torch"], [], ["torch"])
     assert found.passed
     assert not compare(now, old, 0.10).passed
 
@@ -46,7 +45,7 @@ def test_the_same_model_has_another_name_beside_others():
     found = compare(now, old, 0.10)
     assert {one.name for one in found.too_slow} == {"torch"}
     assert {one.name for one in found.differences} == {"torch", "torch (2)"}
-    assert (found.only_here, found.only_there, found.lost) == ([], ["other torch"], ["other torch"])
+    assert (found.only_here, found.only_there, found.lost) == ([], [], ["other torch"])
 
 
 def test_an_engine_and_a_format_are_compared_with_themselves():
@@ -77,7 +76,7 @@ def test_what_is_lost():
     ]
     found = compare(made.report(*here), made.report(*there), 0.10)
     assert found.lost == ["fails now", "empty", "gone"]
-    assert found.only_there == ["gone", "failed and gone"]
+    assert found.only_there == ["failed and gone"]
     assert (found.too_slow, found.passed) == ([], False)
     assert compare(made.report(*here), made.report(*there)).passed
     found = compare(made.report(*there), made.report(*here), 0.10)
@@ -137,8 +136,15 @@ def test_other_numbers_of_tokens_cannot_be_compared():
     assert caught.value.hint == "Compare with a run with -p 256 -g 128."
 
 
+def asked(prompt_tokens, new_tokens=128, batches=(1,), prompts=None):
+    """A report of nothing."""
+    report = made.report(batches=batches)
+    report.arguments.update(prompt_tokens=prompt_tokens, new_tokens=new_tokens, prompts=prompts)
+    return report
+
+
 def test_prompts_of_the_user_cannot_be_compared_with_random_ones():
-    own, random = Workload(None, 128), Workload(512, 128, (1, 8))
+    own, random = asked(None), asked(512, batches=(1, 8))
     with pytest.raises(UsageError, match=r"measured with random prompts\.") as caught:
         check_comparable(own, random)
     assert caught.value.hint == "Compare with a run with -p 512 -g 128, without --prompts."
@@ -146,7 +152,24 @@ def test_prompts_of_the_user_cannot_be_compared_with_random_ones():
         check_comparable(random, own)
     assert caught.value.hint == "Compare with a run with its --prompts -g 128."
     with pytest.raises(UsageError, match="other numbers of tokens") as caught:
-        check_comparable(Workload(None, 64), own)
+        check_comparable(asked(None, 64), own)
     assert caught.value.hint == "Compare with a run with its --prompts -g 128."
     check_comparable(own, own)
-    check_comparable(Workload(512, 128), random)
+    check_comparable(asked(512), random)
+
+
+def test_other_prompts_cannot_be_compared():
+    one, other = [{"id": "1", "prompt": "One."}], [{"id": "1", "prompt": "Another."}]
+    with pytest.raises(UsageError, match="measured with other prompts") as caught:
+        check_comparable(asked(None, prompts=one), asked(None, prompts=other))
+    assert caught.value.hint == "Compare with a run with its --prompts."
+    check_comparable(asked(None, prompts=one), asked(None, prompts=one))
+
+
+def test_where_no_speed_is_in_both_nothing_passes():
+    old = made.report(made.configuration("a", 60))
+    old.configurations[0].samples = [one for one in old.configurations[0].samples if one.task == "start"]
+    found = compare(made.report(made.configuration("a", 60)), old, 0.10)
+    assert {one.metric.name for one in found.differences} == {"cold_ttft_s"}
+    assert (found.judged, found.lost, found.passed) == ([], [], False)
+    assert compare(made.report(made.configuration("a", 60)), old).passed

@@ -190,17 +190,27 @@ def test_a_baseline():
     assert "tg128" in column(table, "metric")
     assert column(table, "against the baseline")[0].startswith("1.20x slower")
     lines = compared(comparison)
-    assert lines[:4] == [
+    assert lines[:3] == [
         "12 of 20 differences from the baseline are not resolved.",
         "Not in the baseline: new.",
-        "In the baseline alone: gone.",
         "Failed or missing now: gone.",
     ]
-    assert lines[4:] == [
+    assert lines[3:] == [
         "The machine is not as it was: cpu.",
         "Slower than is allowed: b (ttft_ms, tpot_ms, pp512, tg128).",
     ]
+    assert "In the baseline alone: c." in compared(
+        compare(old, made.report(*old.configurations, made.configuration("c")))
+    )
     same = compare(old, old)
     assert changes(same) is None
     assert compared(same) == ["30 of 30 differences from the baseline are not resolved."]
     assert compared(compare(made.report(), old))[0] == "The baseline has nothing in common with this run."
+
+
+def test_a_baseline_without_speeds():
+    old, now = made.report(made.configuration("a", 60)), made.report(made.configuration("a", 60))
+    old.configurations[0].samples = [one for one in old.configurations[0].samples if one.task == "start"]
+    said = "No speed was measured in both, so there is nothing to pass."
+    assert said in compared(compare(now, old, 0.10))
+    assert said not in compared(compare(now, old))
