@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -15,7 +16,7 @@ from hfpipe.bench.metrics import Workload
 from hfpipe.bench.prompts import tokenized
 from hfpipe.bench.quality import Judge
 from hfpipe.bench.report import Report
-from hfpipe.bench.rounds import measure
+from hfpipe.bench.rounds import Rounds
 from hfpipe.errors import UsageError
 from hfpipe.types import Reporter
 
@@ -23,8 +24,8 @@ from hfpipe.types import Reporter
 @dataclass
 class Benchmark:
     """What is to be measured. `records` are the user's own prompts, None for random ones; `texts` those that quality is
-    measured on, by kind, None for the held-out ones. `report` grows as `run` goes on: after an interrupt it has what
-    was measured until then."""
+    measured on, by kind, None for the held-out ones. `report` grows as `run` goes on, and counts as interrupted until
+    its end. `after_each_round` is called as a round ends."""
 
     choices: Choices
     workload: Workload
@@ -33,17 +34,22 @@ class Benchmark:
     quality: bool = True
     texts: Mapping[str, str] | None = None
     verbose: bool = False
+    after_each_round: Callable[[], None] = lambda: None
     report: Report = field(init=False)
+    _tokenized: dict[str, list[Prompt]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {self.repeats}.")
-        self.report = Report(self._arguments(), host(), datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.report = Report(self._arguments(), host(), created, interrupted=True)
 
     def _arguments(self) -> dict[str, Any]:
         """All that was asked for, as values of JSON."""
         own = None if self.records is None else [asdict(record) for record in self.records]
-        return {**asdict(self.workload), "repeats": self.repeats, "prompts": own, **asdict(self.choices)}
+        asked = {**asdict(self.workload), "repeats": self.repeats, "prompts": own, **asdict(self.choices)}
+        arguments: dict[str, Any] = json.loads(json.dumps(asked))
+        return arguments
 
     def run(self, reporter: Reporter) -> None:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
@@ -53,9 +59,15 @@ class Benchmark:
             if isinstance(one, Candidate):
                 given.append(one)
         reporter.stage(None)
-        measure(given, self.workload, self.repeats, reporter, self._prompts)
+        Rounds(self.workload, self.repeats, reporter, self._prompts, self.after_each_round, self.verbose).measure(given)
         if self.quality:
             Judge(reporter, self.report.warnings.append, self.texts, self.verbose).measure(given)
+        self.report.interrupted = False
 
     def _prompts(self, candidate: Candidate) -> list[Prompt] | None:
-        return None if self.records is None else tokenized(self.records, candidate, self.workload.new_tokens)
+        if self.records is None:
+            return None
+        name = candidate.row.name
+        if name not in self._tokenized:
+            self._tokenized[name] = tokenized(self.records, candidate, self.workload.new_tokens)
+        return self._tokenized[name]

@@ -7,10 +7,12 @@ would seem faster than the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hfpipe.bench.candidates import Candidate, reason
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
+from hfpipe.bench.report import Sample
 from hfpipe.bench.tasks import Answers, Start
 from hfpipe.errors import HFPipeError
 from hfpipe.types import Reporter
@@ -20,35 +22,49 @@ _TASK = "Measuring"
 _BEFORE = -1
 
 
-def measure(
-    given: Sequence[Candidate],
-    workload: Workload,
-    repeats: int,
-    reporter: Reporter,
-    prompts: Callable[[Candidate], Sequence[Prompt] | None] = lambda _: None,
-) -> None:
-    """Add the samples of `repeats` rounds to the rows of the candidates.
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """As many rounds as there are `repeats`. `prompts` gives the user's own for a candidate, None for random ones;
+    `after_each` is called as a round ends. With `verbose` each line that a measuring process writes is a note."""
 
-    Before them each is started once, which is not kept: what stands on the disk and is compiled is then the same for
-    all rounds. One that fails gets its `error`, and is left out from then on. `prompts` gives the user's own for a
-    candidate, None for random ones.
-    """
-    steps = [(_BEFORE, candidate, 0) for candidate in given]
-    steps += [
-        (number, candidate, size)
-        for number in range(repeats)
-        for candidate in (given if number % 2 == 0 else reversed(given))
-        for size in (0, *sorted({1, *workload.batches}))
-    ]
-    for done, (number, candidate, size) in enumerate(steps):
-        reporter.progress(_TASK, done, len(steps), "steps")
-        if candidate.row.error is not None:
-            continue
+    workload: Workload
+    repeats: int
+    reporter: Reporter
+    prompts: Callable[[Candidate], Sequence[Prompt] | None] = lambda _: None
+    after_each: Callable[[], None] = lambda: None
+    verbose: bool = False
+
+    def measure(self, given: Sequence[Candidate]) -> None:
+        """Add the samples of the rounds to the rows of the candidates.
+
+        Before them each is started once, which is not kept: what stands on the disk and is compiled is then the same
+        for all rounds. One that fails gets its `error`, and is left out from then on.
+        """
+        tasks = (0, *sorted({1, *self.workload.batches}))
+        rounds = [[(candidate, 0) for candidate in given]]
+        for number in range(self.repeats):
+            order = given if number % 2 == 0 else given[::-1]
+            rounds.append([(candidate, size) for candidate in order for size in tasks])
+        done, total = 0, sum(map(len, rounds))
+        for number, steps in enumerate(rounds, _BEFORE):
+            for candidate, size in steps:
+                self.reporter.progress(_TASK, done, total, "steps")
+                done += 1
+                if candidate.row.error is None:
+                    self._measure(candidate, size, number)
+            if number != _BEFORE:
+                self.after_each()
+        self.reporter.progress(_TASK, total, total, "steps")
+
+    def _measure(self, candidate: Candidate, size: int, number: int) -> None:
         try:
-            task = Answers(workload, size, prompts(candidate)) if size else Start()
-            sample = task.measure(candidate, number)
+            sample = self._sample(candidate, size, number)
         except HFPipeError as error:
             candidate.row.error = reason(error)
         else:
             candidate.row.samples += [] if number == _BEFORE else [sample]
-    reporter.progress(_TASK, len(steps), len(steps), "steps")
+
+    def _sample(self, candidate: Candidate, size: int, number: int) -> Sample:
+        heard = self.reporter if self.verbose else None
+        task = Answers(self.workload, size, self.prompts(candidate)) if size else Start()
+        return task.measure(candidate, number, heard)

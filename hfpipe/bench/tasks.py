@@ -1,4 +1,7 @@
-"""What is done with a candidate in each round, every time in a process of its own."""
+"""What is done with a candidate in each round, every time in a process of its own.
+
+A `heard` reporter gets each line that such a process writes, as a note.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from hfpipe.bench.report import Sample
 from hfpipe.conversion.child import run_child
 from hfpipe.errors import BackendError
 from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import Reporter
 
 _PROMPT = "What is EEG?"
 
@@ -29,7 +33,7 @@ class Start:
 
     name = "start"
 
-    def measure(self, candidate: Candidate, number: int) -> Sample:
+    def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
         # As in conversion/child.py: `-m` would import a stray module of the working directory.
         start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
         command = [sys.executable, "-c", start, "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
@@ -37,11 +41,15 @@ class Start:
         watch = Watch()
         ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)
         noise = watch.stop()
+        said = ended.stderr.decode(errors="replace").strip().splitlines()
+        if heard:
+            for line in said:
+                heard.note(line)
         try:
             values = {"cold_ttft_s": float(json.loads(ended.stdout)["cold_ttft_s"])}
         except (ValueError, TypeError, KeyError) as error:
-            said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"]
-            raise BackendError(f"hfpipe run failed: {said[0].removeprefix('Error: ')}") from error
+            reason = said[0].removeprefix("Error: ") if said else f"exit status {ended.returncode}"
+            raise BackendError(f"hfpipe run failed: {reason}") from error
         return Sample(self.name, number, values, (), noise.others_cpu, noise.frequency_mhz)
 
 
@@ -64,7 +72,7 @@ class Answers:
     def name(self) -> str:
         return "single" if self.batch == 1 else f"batch{self.batch}"
 
-    def measure(self, candidate: Candidate, number: int) -> Sample:
+    def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
         """Gives the candidate's row what the engine says of itself, too."""
         for one in self.prompts or ():
             check_room(candidate.source, len(one.token_ids) + one.new_tokens)
@@ -82,7 +90,9 @@ class Answers:
             "metrics": {"prefill": self.workload.prefill, "decode": self.workload.decode},
         }
         what = f"Measuring {candidate.row.name}"
-        measured: dict[str, Any] = run_child("hfpipe.bench.worker", arguments, what=what)
+        measured: dict[str, Any] = run_child(
+            "hfpipe.bench.worker", arguments, what=what, reporter=heard, verbose=heard is not None
+        )
         _describe(candidate, measured["engine"], self.batch)
         return Sample(self.name, number, **measured["sample"])
 

@@ -89,7 +89,7 @@ def bench(
         read_text(text) if text else None,
         verbose,
     )
-    wanted = Wanted(workload, most, json, form, plot, baseline, limit, quiet)
+    wanted = Wanted(work.report, most, json, form, plot, baseline, limit, quiet)
     return _run(work, wanted, quiet=quiet, verbose=verbose)
 
 
@@ -106,12 +106,12 @@ def _run(work: Benchmark, wanted: Wanted, *, quiet: bool, verbose: bool) -> int:
     with unwinding():
         try:
             with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
+                work.after_each_round = lambda: wanted.save(talk)
                 work.run(talk)
         except BaseException:
-            work.report.interrupted = True
             try:
-                wanted.show(work.report)
+                wanted.show()
             except HFPipeError as problem:
                 error(problem)
             raise
-        return wanted.show(work.report)
+        return wanted.show()

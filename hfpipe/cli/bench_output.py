@@ -12,13 +12,13 @@ from pathlib import Path
 from hfpipe.batch.disk import replace_file
 from hfpipe.bench.advice import advice
 from hfpipe.bench.comparison import Comparison, check_comparable, compare
-from hfpipe.bench.metrics import Workload
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
 from hfpipe.cli.output import data, tell
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.types import Reporter
 
 _WIDEST = 160
 _NO_TERMINAL = 80
@@ -27,13 +27,13 @@ _TIMED = "What is timed, from token ids to token ids, after a warm-up of the sam
 
 @dataclass
 class Wanted:
-    """What the user wants of a report of `workload`: `form` is tables, markdown or csv. What can be checked before
-    anything is measured is checked as this is made.
+    """What the user wants of a `report`: `form` is tables, markdown or csv. What can be checked before anything is
+    measured is checked as this is made.
 
     `max_loss` and `fail_slower` are shares: 0.02 is 2 %.
     """
 
-    workload: Workload
+    report: Report
     max_loss: float
     json: Path | None
     form: str
@@ -50,33 +50,42 @@ class Wanted:
             _check_place(self.json)
         if self.baseline:
             self._earlier = read_report(self.baseline)
-            check_comparable(self.workload, self._earlier.workload)
+            check_comparable(self.report, self._earlier)
 
-    def show(self, report: Report) -> int:
+    def save(self, reporter: Reporter) -> None:
+        """Write the JSON of what is measured as yet: a run that is killed has lost nothing of it."""
+        if self.json:
+            try:
+                self._write_json(self.json)
+            except HFPipeError as problem:
+                reporter.note(f"Warning: {problem.message}")
+
+    def show(self) -> int:
         """Print the report, write its files, and give the exit code."""
+        report = self.report
         if report.interrupted and not any(one.samples for one in report.configurations):
             return 1
         comparison = compare(report, self._earlier, self.fail_slower) if self._earlier else None
-        self._print(report, comparison)
+        self._print(comparison)
         if self.json:
-            self._write_json(report, self.json)
+            self._write_json(self.json)
         if self.plot:
             drawn = plot(report, self.plot)
             self._tell(f"Drawn: {', '.join(map(str, drawn))}")
         sound = any(one.samples and one.error is None for one in report.configurations)
         return 0 if sound and (comparison is None or comparison.passed) else 1
 
-    def _write_json(self, report: Report, path: Path) -> None:
-        text = json.dumps(report.as_dict(), ensure_ascii=False, indent=1) + "\n"
+    def _write_json(self, path: Path) -> None:
+        text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1) + "\n"
         try:
             replace_file(path, text.encode("utf-8", "replace"))
         except OSError as error:
             raise HFPipeError(f"Cannot write {path}: {error.strerror}.") from error
 
-    def _print(self, report: Report, comparison: Comparison | None) -> None:
+    def _print(self, comparison: Comparison | None) -> None:
         from hfpipe.cli import bench_report
 
-        summary, advised, width = summarize(report), advice(report, self.max_loss), _width()
+        summary, advised, width = summarize(self.report), advice(self.report, self.max_loss), _width()
         since = bench_report.baseline(comparison, width=width) if comparison else ""
         if self.form == "markdown":
             data(markdown(summary, advised))

@@ -31,7 +31,7 @@ def done(monkeypatch):
     class Start:
         name = "start"
 
-        def measure(self, candidate, number):
+        def measure(self, candidate, number, heard):
             found.append((candidate.row.name, self.name, number))
             if candidate.row.name.endswith(str(number)):
                 raise BackendError("It broke.")
@@ -46,14 +46,18 @@ def done(monkeypatch):
     return found
 
 
+def measure(given, workload, repeats, reporter=None, *more):
+    rounds.Rounds(workload, repeats, reporter or Silent(), *more).measure(given)
+
+
 def test_rounds_go_over_all_candidates_forward_and_back(done):
-    rounds.measure([candidate("a"), candidate("b"), candidate("c")], Workload(8, 8), 3, Silent())
+    measure([candidate("a"), candidate("b"), candidate("c")], Workload(8, 8), 3, Silent())
     assert [name for name, task, _ in done if task == "start"] == [*"abc", *"abc", *"cba", *"abc"]
 
 
 def test_each_candidate_starts_and_then_answers_in_each_size(done):
     one = candidate("a")
-    rounds.measure([one], Workload(8, 8, (8, 2)), 2, Silent())
+    measure([one], Workload(8, 8, (8, 2)), 2, Silent())
     tasks = ["start", "batch1", "batch2", "batch8"]
     # A first start is not kept.
     assert [task for _, task, _ in done] == ["start", *tasks * 2]
@@ -63,7 +67,7 @@ def test_each_candidate_starts_and_then_answers_in_each_size(done):
 def test_what_fails_is_left_out_from_then_on(done):
     given = [candidate("fine"), candidate("fails in 1")]
     progress = Progress()
-    rounds.measure(given, Workload(8, 8), 3, progress)
+    measure(given, Workload(8, 8), 3, progress)
     assert [one.row.error for one in given] == [None, "It broke."]
     assert [number for name, _, number in done if name == "fails in 1"] == [-1, 0, 0, 1]
     assert len(given[0].row.samples) == 6
@@ -72,7 +76,7 @@ def test_what_fails_is_left_out_from_then_on(done):
 
 
 def test_prompts_of_the_users_own(done):
-    rounds.measure([candidate("a")], Workload(None, 8), 1, Silent(), lambda _: [Prompt((1,), 2)])
+    measure([candidate("a")], Workload(None, 8), 1, Silent(), lambda _: [Prompt((1,), 2)])
     assert [task for _, task, _ in done] == ["start", "start", "batch1 own"]
 
 
@@ -81,6 +85,6 @@ def test_prompts_that_have_no_place_in_a_model_are_its_error(done):
         raise UsageError("No place.")
 
     one = candidate("a")
-    rounds.measure([one], Workload(None, 8), 2, Silent(), refuse)
+    measure([one], Workload(None, 8), 2, Silent(), refuse)
     assert one.row.error == "No place."
     assert [task for _, task, _ in done] == ["start", "start"]

@@ -173,6 +173,17 @@ def test_what_is_wrong_is_said_before_anything_is_measured(plain_model, tmp_path
     assert (ended.code, ended.error, ended.out) == (2, error, b"")
 
 
+def test_a_killed_run_has_kept_its_rounds(plain_model, tmp_path):
+    report = tmp_path / "r.json"
+    args = [plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
+    with started("bench", *args) as process:
+        wait_for(report.exists)
+        process.kill()
+    data = json.loads(report.read_text())
+    assert data["interrupted"] is True
+    assert {sample["task"] for sample in data["configurations"][0]["samples"]} == {"start", "single", "batch2"}
+
+
 def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
     report = tmp_path / "r.json"
     args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
