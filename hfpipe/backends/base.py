@@ -29,6 +29,10 @@ class Backend(ABC):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         """Load the model of `source`. Raises an HFPipeError where it cannot be run as `options` say."""
 
+    @classmethod  # noqa: B027 (an engine without devices has nothing to check)
+    def check_device(cls, device: str) -> None:
+        """Raise the HFPipeError of a `device` that this machine does not have. No model is needed for that."""
+
     @abstractmethod
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         """Generate for `requests`, in any number and order.

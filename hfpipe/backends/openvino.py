@@ -32,7 +32,7 @@ from hfpipe.backends.openvino_loading import (
 )
 from hfpipe.backends.openvino_requests import generation_config, tensor
 from hfpipe.errors import BackendError
-from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
+from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, Silent, TokenEvent, TokenRequest
 
 
 class OpenVINOBackend(Backend):
@@ -63,6 +63,10 @@ class OpenVINOBackend(Backend):
         brought = {key: f"{value} (from the export)" for key, value in used.items() if _brought(key, options, runtime)}
         backend.info = replace(backend.info, detail={**backend.info.detail, **brought})
         return backend
+
+    @classmethod
+    def check_device(cls, device: str) -> None:
+        check_device(device, Silent())
 
     def _describe(self, folder: str, device: str, options: dict[str, Any]) -> None:
         detail = {"mode": self.mode} | {key: str(value) for key, value in options.items() if key != "CACHE_DIR"}

@@ -26,8 +26,10 @@ from hfpipe.backends.torch_loading import (
     device_name,
     forward_parameters,
     free_memory,
+    hardware,
     input_device,
     load_model,
+    parse_device,
 )
 from hfpipe.backends.torch_sampling import Sampler
 from hfpipe.errors import HFPipeError, OutOfMemory
@@ -60,7 +62,11 @@ class TorchBackend(Backend):
             self.name,
             device_name(model),
             str(model.dtype).removeprefix("torch."),
-            {"window": str(self.batch_size), "attention": str(model.config._attn_implementation)},
+            {
+                "window": str(self.batch_size),
+                "attention": str(model.config._attn_implementation),
+                **hardware(model),
+            },
         )
         config = model.config.to_dict()
         self._vocabulary = vocabulary_size(config)
@@ -74,6 +80,10 @@ class TorchBackend(Backend):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         model = load_model(source, options, reporter)
         return cls(model, batch_size=options.batch_size, exact=options.exact)
+
+    @classmethod
+    def check_device(cls, device: str) -> None:
+        parse_device(device)
 
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         device = input_device(self._open_model())

@@ -80,6 +80,12 @@ def device_name(model: Any) -> str:
     return ", ".join(sorted({str(place) for place in placed.values()})) or str(model.device)
 
 
+def hardware(model: Any) -> dict[str, str]:
+    """What the GPU that the model stands on calls itself; nothing on a CPU."""
+    device = input_device(model)
+    return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+
+
 def input_device(model: Any) -> torch.device:
     """Where prompts go. A model calls its place `meta` where Accelerate keeps its first weights elsewhere."""
     device: torch.device = model.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from hfpipe import backends, sources
 from hfpipe.bench.report import Configuration
 from hfpipe.cache import cache_root
+from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import own_format
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError, nearest
 from hfpipe.export import exporter
@@ -19,6 +21,7 @@ from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
 from hfpipe.export.plan import default_output, make_plan
 from hfpipe.export.report import read as read_export_report
 from hfpipe.sources.fingerprint import fingerprint
+from hfpipe.sources.names import is_hub_id
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _BACKENDS = ("torch", "openvino")
@@ -61,10 +64,24 @@ class Choices:
                 hint="It belongs to --backend openvino.",
             )
         self._check_options()
+        self._check_revision()
 
     @property
     def engines(self) -> Sequence[str]:
         return self.backends or _BACKENDS
+
+    def revision(self, model: str) -> str | None:
+        """That of the one Hub model among the others, which have none."""
+        return self.loading.revision if is_hub_id(model, os.path.expanduser(model)) else None
+
+    def _check_revision(self) -> None:
+        named = {*self.models, self.reference or ""}
+        count = sum(self.revision(model) is not None for model in named)
+        if self.loading.revision is not None and count != 1:
+            raise UsageError(
+                f"--revision goes with one Hub id, and here are {count or 'none'}.",
+                hint="Measure one at a time, and compare with --baseline." if count else None,
+            )
 
     def _check_options(self) -> None:
         """Raise UnsupportedOption for an option that none of the engines can honour."""
@@ -99,12 +116,13 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
 
     Raises HFPipeError for a model that is not there.
     """
-    found = [_resolve(model, choices.loading, reporter) for model in choices.models]
+    refused = _without_device(choices)
+    found = [_resolve(model, choices, reporter) for model in choices.models]
     if choices.weight_formats and all(source.format == "openvino" for source in found):
         raise UsageError(
             "--weight-format is for models that can be exported.", hint="An OpenVINO folder is measured as it is."
         )
-    reference = _resolve(choices.reference, choices.loading, reporter) if choices.reference else None
+    reference = _resolve(choices.reference, choices, reporter) if choices.reference else None
     if reference and reference.format != "transformers":
         raise UsageError(f"The reference {reference.reference} is not a transformers model.")
     names = _Names([source.reference for source in found])
@@ -112,8 +130,10 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
         origin = _origin(source, found) or reference
         for backend, weight_format in _variants(source, choices):
             loading = _of_backend(choices.loading, backend)
-            row = _row(names, source, weight_format, loading)
+            row = _row(names, source, weight_format, replace(loading, revision=choices.revision(source.reference)))
             try:
+                if backend in refused:
+                    raise refused[backend]
                 check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
                 yield _candidate(row, source, origin, loading, reporter)
             except HFPipeError as error:
@@ -135,8 +155,31 @@ def check_room(source: ModelSource, tokens: int, *, hint: str | None = None) -> 
         )
 
 
-def _resolve(model: str, loading: LoadOptions, reporter: Reporter) -> ModelSource:
-    return sources.resolve(model, revision=loading.revision, allow_pickle=loading.allow_pickle, reporter=reporter)
+def _without_device(choices: Choices) -> dict[str, HFPipeError]:
+    """Why engines cannot have the device that is asked for. Raises that where none of them can."""
+    device = choices.loading.device
+    if device is None:
+        return {}
+    asked = [name for name in choices.engines if "device" in backends.BACKENDS[name].honours]
+    refused = {name: error for name in asked if (error := _device_error(name, device))}
+    if len(refused) == len(choices.engines):
+        raise next(iter(refused.values()))
+    return refused
+
+
+def _device_error(backend: str, device: str) -> HFPipeError | None:
+    """An engine's import takes seconds, and memory: it is left to a child."""
+    try:
+        run_child("hfpipe.bench.device", {"backend": backend, "device": device}, what=f"Looking for {device}")
+    except HFPipeError as error:
+        return error
+    return None
+
+
+def _resolve(model: str, choices: Choices, reporter: Reporter) -> ModelSource:
+    return sources.resolve(
+        model, revision=choices.revision(model), allow_pickle=choices.loading.allow_pickle, reporter=reporter
+    )
 
 
 def _variants(source: ModelSource, choices: Choices) -> Iterator[tuple[str, str | None]]:

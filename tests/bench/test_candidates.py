@@ -7,7 +7,7 @@ import pytest
 
 from hfpipe.bench import candidates as module
 from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
-from hfpipe.errors import ConversionError, ModelNotFound, UsageError
+from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
 from hfpipe.export.exporter import Exported
 from hfpipe.types import LoadOptions, Silent
 
@@ -146,6 +146,21 @@ def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
     assert openvino.loading == replace(loading, backend="openvino", dtype=None)
 
 
+def test_a_revision_is_that_of_the_hub_model_alone():
+    choices = Choices(["smollm2", "org/a", "org/a"], loading=LoadOptions(revision="v1"))
+    assert [choices.revision(model) for model in choices.models] == [None, "v1", "v1"]
+
+
+def test_a_device_that_an_engine_does_not_have_is_found_before_its_exports(tiny_llama, exports):
+    torch, *others = found(tiny_llama, loading=LoadOptions(device="auto"))
+    assert torch.error.startswith("Unknown device 'auto'.")
+    assert [one.row.name for one in others[:2]] == ["openvino fp32", "openvino int8"]
+    exports.clear()
+    with pytest.raises(HFPipeError, match="'9' on this machine"):
+        found(tiny_llama, loading=LoadOptions(device="9"))
+    assert exports == []
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -159,6 +174,9 @@ def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
         ),
         ({"backends": ["openvino"], "loading": LoadOptions(dtype="float32")}, "openvino backend cannot honour --dtype"),
         ({"backends": ["echo"], "loading": LoadOptions(device="0")}, "echo backend cannot honour --device"),
+        ({"models": ["org/a", "org/b"], "loading": LoadOptions(revision="v1")}, "one Hub id, and here are 2"),
+        ({"models": ["org/a"], "reference": "org/b", "loading": LoadOptions(revision="v1")}, "and here are 2"),
+        ({"models": ["smollm2"], "loading": LoadOptions(revision="v1")}, "one Hub id, and here are none"),
     ],
 )
 def test_what_cannot_be_chosen(choices, message):

@@ -128,7 +128,8 @@ def models(report: Report) -> str:
 
 def circumstances(report: Report) -> str:
     """Where and when, in one line."""
-    facts = [str(report.host[key]) for key in ("processor", "gpu") if report.host.get(key)]
+    facts = [str(report.host["processor"])] if report.host.get("processor") else []
+    facts += dict.fromkeys(row.detail["gpu"] for row in report.configurations if row.detail.get("gpu"))
     cores = report.host.get("cores")
     facts += [f"{cores} cores" if cores != 1 else "1 core"] if cores else []
     repeats = report.arguments.get("repeats")
