@@ -199,3 +199,26 @@ def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
         assert process.returncode == 130
         assert b"interrupted" in process.stdout.read()
     assert json.loads(report.read_text())["interrupted"] is True
+
+
+def test_an_interrupt_while_quality_is_measured(tiny_gpt2, tmp_path):
+    report, references = tmp_path / "r.json", tmp_path / "references"
+    args = [tiny_gpt2, "-b", "torch", "-p", "8", "-g", "2", "--batch", "1", "-r", "1", "--json", report]
+    with started("bench", *args, env={"HFPIPE_CACHE": str(tmp_path)}) as process:
+        wait_for(lambda: list(references.glob("*.tmp")))
+        end_by(process)
+        assert process.returncode == 130
+        shown = process.stdout.read().decode()
+    assert "pp8" in shown
+    assert "The run was interrupted" in shown
+    assert json.loads(report.read_text())["interrupted"] is True
+    assert list(references.iterdir()) == []
+
+
+def test_an_interrupt_while_a_format_is_exported(tiny_gpt2, tmp_path):
+    exports, args = tmp_path / "exports", [tiny_gpt2, "-b", "openvino", "--weight-format", "int8", *QUICK]
+    with started("bench", *args, env={"HFPIPE_CACHE": str(tmp_path)}) as process:
+        wait_for(lambda: list(exports.glob("*/.*.hfpipe-export")))
+        end_by(process)
+        assert (process.returncode, process.stdout.read()) == (130, b"")
+    assert list(exports.glob("*")) == []
