@@ -1,11 +1,13 @@
 """How far configurations are from their source."""
 
+import importlib
+import json
 from dataclasses import replace
 
 import pytest
 from filelock import FileLock
 
-from hfpipe import sources
+from hfpipe import quality, sources
 from hfpipe.bench import quality as module
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.quality import Judge
@@ -25,6 +27,20 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_PROMPTS", 3)
     monkeypatch.setattr(module, "_ANSWER_TOKENS", 8)
     monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def torch_in_this_process(monkeypatch):
+    """It takes seconds to import; what runs on OpenVINO has its process."""
+    run_child = module.run_child
+
+    def run(child, arguments, **more):
+        if arguments.get("loading", {}).get("backend") == "openvino":
+            return run_child(child, arguments, **more)
+        return json.loads(json.dumps(importlib.import_module(child).main(json.loads(json.dumps(arguments)), Silent())))
+
+    monkeypatch.setattr(module, "run_child", run)
+    monkeypatch.setattr(quality, "run_child", run)
 
 
 def judged(given):
