@@ -11,8 +11,10 @@ def number(value: float) -> str:
 
 
 def change(value: float) -> str:
-    """A share with its sign: +0.9%, and 0.0% for what rounds to that."""
-    text = f"{value:+.1%}" if abs(value) < 100 else f"{100 * value:+.1g}%"
+    """A share with its sign: +0.9%, +234%, and 0.0% for what rounds to that."""
+    if abs(value) >= 100:
+        return f"{100 * value:+.1g}%"
+    text = f"{value:+,.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
     return "0.0%" if text in ("+0.0%", "-0.0%") else text
 
 

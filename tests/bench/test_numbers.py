@@ -1,6 +1,10 @@
 """Numbers as they are shown."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hfpipe.bench.numbers import change, number, share
 
@@ -21,8 +25,15 @@ def test_numbers(value, text):
     assert number(value) == text
 
 
+@given(st.floats(0, 1e12))
+def test_numbers_are_short(value):
+    assert len(number(value)) <= 9
+    assert math.isclose(float(number(value).replace(",", "")), value, rel_tol=0.06, abs_tol=6e-4)
+
+
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.009, "+0.9%"), (-0.012, "-1.2%"), (-0.0001, "0.0%"), (0, "0.0%"), (12_345.6, "+1e+06%")]
+    ("value", "text"),
+    [(0.009, "+0.9%"), (-0.012, "-1.2%"), (-0.0001, "0.0%"), (0, "0.0%"), (12_345.6, "+1e+06%"), (12.34, "+1,234%")],
 )
 def test_changes(value, text):
     assert change(value) == text

@@ -1,7 +1,6 @@
 """Where things stand in a picture: no text over another or outside, the Pareto front, scales."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfpipe.bench.plots import data as plot_data
-from hfpipe.bench.plots.data import front, latencies, number, pareto, percent, points, spread
+from hfpipe.bench.plots.data import front, latencies, pareto, percent, points, spread
 from hfpipe.bench.plots.labels import Box, Bubble, place
 from hfpipe.bench.plots.rows import latency, speeds
 from hfpipe.bench.plots.sheet import shorten, style, text_width, wrap
@@ -151,25 +150,8 @@ def test_medians_ranges_and_percentiles():
     assert times.percentile(95) == pytest.approx(np.percentile(pooled, 95))
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (5.3, "+5.3 %"),
-        (-0.1, "\N{MINUS SIGN}0.1 %"),
-        (-0.02, "0.0 %"),
-        (0.0, "0.0 %"),
-        (1234.0, "+1,234 %"),
-        (1e9, "+1e+09 %"),
-    ],
-)
-def test_percent(value, text):
-    assert percent(value) == text
-
-
-@given(st.floats(-1e12, 1e12))
-def test_numbers_are_short(value):
-    assert len(number(value)) <= 9
-    assert math.isclose(float(number(value).replace(",", "")), value, rel_tol=0.06, abs_tol=6e-4)
+def test_percent():
+    assert [percent(value) for value in (5.3, -0.1, -0.02)] == ["+5.3%", "\N{MINUS SIGN}0.1%", "0.0%"]
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=80))

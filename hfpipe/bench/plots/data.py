@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hfpipe.bench.numbers import change
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.statistics import Measured, measured
 
 # Of these the front takes no notice, and a label rounds them away. In percent.
 _SEEN_LOSS = 0.1
+# In letters: more are counted.
+_LONGEST_FACT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +100,9 @@ def clean(text: str) -> str:
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
-def number(value: float) -> str:
-    """Three digits, where they say something: 0.123, 4.56, 78.9, 1,234."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value:.2g}"
-    return f"{value:,.0f}" if size >= 99.95 else f"{value:.{1 if size >= 9.995 else 2 if size >= 0.0995 else 3}f}"
-
-
 def percent(value: float) -> str:
-    """With its sign: +5.3 %, −0.1 %, and 0.0 % for what rounds to that."""
-    if abs(value) >= 1e4:
-        return minus(f"{value:+.1g} %")
-    text = f"{value:+,.0f}" if abs(value) >= 99.95 else f"{value:+.1f}"
-    return f"{'0.0' if float(text.replace(',', '')) == 0 else minus(text)} %"
+    """5.3 as +5.3%, and a loss with the sign that is as wide as a plus."""
+    return minus(change(value / 100))
 
 
 def minus(text: str) -> str:
@@ -159,7 +151,8 @@ def flat(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, Mapping):
             pairs += flat(value, f"{name} ")
         elif isinstance(value, (list, tuple)):
-            pairs.append((name, ", ".join(map(str, value))))
+            several = ", ".join(map(str, value))
+            pairs.append((name, several if len(several) <= _LONGEST_FACT else f"{len(value)} of them"))
         elif value is not None:
             pairs.append((name, str(value)))
     return pairs

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from hfpipe.bench.plots.data import circumstances, clean, flat, models, number, percent, spread
+from hfpipe.bench.numbers import number
+from hfpipe.bench.plots.data import circumstances, clean, flat, models, percent, spread
 from hfpipe.bench.plots.sheet import COLOURS, DARK
 from hfpipe.bench.report import Configuration, Report
 

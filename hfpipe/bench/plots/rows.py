@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from hfpipe.bench.numbers import number
 from hfpipe.bench.plots.data import (
     Latency,
     circumstances,
@@ -17,7 +18,6 @@ from hfpipe.bench.plots.data import (
     latencies,
     models,
     notes,
-    number,
     speed_metrics,
     spread,
 )

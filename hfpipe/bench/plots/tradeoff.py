@@ -10,6 +10,7 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hfpipe.bench.numbers import number
 from hfpipe.bench.plots.axes import WORST, draw_front, drawn_loss, scale, steps
 from hfpipe.bench.plots.data import (
     Point,
@@ -18,7 +19,6 @@ from hfpipe.bench.plots.data import (
     megabytes,
     models,
     notes,
-    number,
     percent,
     points,
 )
