@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfpipe.batch.disk import replace_file
 from hfpipe.bench.advice import advice
 from hfpipe.bench.comparison import Comparison, check_comparable, compare
+from hfpipe.bench.files import check_place, write_file
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
@@ -47,7 +47,7 @@ class Wanted:
         if self.plot:
             check_plot_path(self.plot)
         if self.json:
-            _check_place(self.json)
+            check_place(self.json)
         if self.baseline:
             self._earlier = read_report(self.baseline)
             check_comparable(self.report, self._earlier)
@@ -77,10 +77,7 @@ class Wanted:
 
     def _write_json(self, path: Path) -> None:
         text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1) + "\n"
-        try:
-            replace_file(path, text.encode("utf-8", "replace"))
-        except OSError as error:
-            raise HFPipeError(f"Cannot write {path}: {error.strerror}.") from error
+        write_file(path, text.encode("utf-8", "replace"))
 
     def _print(self, comparison: Comparison | None) -> None:
         from hfpipe.cli import bench_report
@@ -103,14 +100,6 @@ class Wanted:
     def _tell(self, text: str) -> None:
         if text.strip() and not self.quiet:
             tell(text)
-
-
-def _check_place(path: Path) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{path} has no folder: {path.parent} is none.", hint="Make it first.")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written.", hint="Name another file.")
 
 
 def _width() -> int:

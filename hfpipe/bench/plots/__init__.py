@@ -14,7 +14,6 @@ This file says which files, and writes them; without matplotlib.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
@@ -22,25 +21,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfpipe.batch.disk import replace_file
+from hfpipe.bench.files import check_place, write_file
 from hfpipe.bench.report import Report
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import UsageError
 
 SUFFIXES = (".png", ".svg", ".html")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_plot_path(path: Path) -> None:
-    """Raises UsageError for a suffix that `plot` does not know, and HFPipeError for a folder that is not there."""
+    """Raises UsageError for a suffix that `plot` does not know, and for a place where nothing can be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"--plot {path} is of no kind that can be drawn.",
             hint=f"Its name has to end in one of {', '.join(SUFFIXES)}.",
         )
-    if path.is_dir():
-        raise HFPipeError(f"Cannot write {path}: it is a folder.")
-    if not path.parent.is_dir():
-        raise HFPipeError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    check_place(path)
 
 
 def plot(report: Report, path: Path) -> list[Path]:
@@ -50,10 +45,9 @@ def plot(report: Report, path: Path) -> list[Path]:
     FILE-latency.png and .svg the times between tokens, where there are some. FILE.html has both and the numbers.
     """
     check_plot_path(path)
-    with _writing(path):
-        files = _drawn(report, path)
-        for file, data in files.items():
-            replace_file(file, data)
+    files = _drawn(report, path)
+    for file, data in files.items():
+        write_file(file, data)
     return list(files)
 
 
@@ -87,16 +81,3 @@ def _quiet() -> Iterator[None]:
         del os.environ["MPLBACKEND"]
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an error of the system into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise HFPipeError(
-                f"The disk of {path} is full.", hint="Free some space, or choose another disk."
-            ) from error
-        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.") from error

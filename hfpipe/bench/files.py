@@ -1,0 +1,33 @@
+"""The files that a benchmark leaves: a report, pictures."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from hfpipe.batch.disk import replace_file
+from hfpipe.errors import HFPipeError, UsageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def check_place(path: Path) -> None:
+    """Raise UsageError where `path` could not be written: that is to be known before hours of measuring."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{path} has no folder: {path.parent} is none.", hint="Make it first.")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written.", hint="Name another file.")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Beside its place and renamed into it. Raises HFPipeError, and leaves what stood there, where that fails."""
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise HFPipeError(
+                f"The disk of {path} is full.", hint="Free some space, or choose another disk."
+            ) from error
+        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.") from error
