@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,14 @@ PROMPTS = [
 TOKENS = 40
 
 
-def ids_of(folder: Path, prompts: Iterable[str]) -> list[tuple[int, ...]]:
+def ids_of(folder: Path, prompts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
     tokenizer = load_tokenizer(folder)
-    return [tokenizer.encode(prompt, add_special_tokens=True) for prompt in prompts]
+    return tuple(tokenizer.encode(prompt, add_special_tokens=True) for prompt in prompts)
 
 
+@cache
 def transformers_ids(
-    folder: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int, **options: object
+    folder: Path, prompts: tuple[tuple[int, ...], ...], max_tokens: int, **options: object
 ) -> list[list[int]]:
     """What transformers' own `generate` makes of each prompt alone, greedy, in float32."""
     import torch
@@ -170,14 +172,14 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def expected(smollm2: ModelSource) -> list[list[int]]:
-    return transformers_ids(smollm2.folder, ids_of(smollm2.folder, QUESTIONS), 64)
+    return transformers_ids(smollm2.folder, ids_of(smollm2.folder, QUESTIONS), TOKENS)
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_real_model_agrees_everywhere(smollm2, expected, name):
     engine, options = ENGINES[name]
-    requests = requests_for(ids_of(smollm2.folder, QUESTIONS), 64, end_token_ids(smollm2.generation_config))
+    requests = requests_for(ids_of(smollm2.folder, QUESTIONS), TOKENS, end_token_ids(smollm2.generation_config))
     with backends.load(engine, smollm2, options) as backend:
         answers = hfpipe_ids(backend, requests)
     assert [answers[request.id] for request in requests] == expected
