@@ -18,8 +18,9 @@ from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
 from hfpipe.sources.folder import context_length
+from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.stops import StopScanner
-from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, from_transformers, load_tokenizer
+from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
     Completion,
     FinishReason,

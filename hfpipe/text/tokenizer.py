@@ -1,8 +1,7 @@
-"""Text to token ids and back, all at once or as tokens appear."""
+"""Text to token ids and back."""
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -13,8 +12,6 @@ from typing import Any, Protocol
 import tokenizers
 
 from hfpipe.errors import UnsupportedModel
-
-REPLACEMENT = "\ufffd"
 
 _SOURCES = ("tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
@@ -84,67 +81,6 @@ class Tokenizer:
     @cached_property
     def _added_tokens(self) -> Mapping[str, int]:
         return self._engine.added_tokens()
-
-
-class IncrementalDecoder:
-    """Token ids in, text out as soon as it is final: joined, what `decode` makes of all ids after the prompt's.
-
-    It decodes each token after the one before it, and looks back no further than a UTF-8 sequence is long (4 bytes, so
-    at most 3 tokens wait for a last one). Special tokens have no text. Bytes that never become a character are shown as
-    U+FFFD once that is certain.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        last = next((token_id for token_id in reversed(prompt_ids) if tokenizer.has_text(token_id)), None)
-        # What stands before the next token: a word that follows another keeps its space, the first of a text may not.
-        self._window: tuple[int, ...] = () if last is None else (last,)
-        # Whether the window's text ends in a U+FFFD that is not shown, since a next token may complete it.
-        self._held = False
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, ids: Iterable[int]) -> str:
-        """The text that became final with `ids`."""
-        return "".join([self._push(token_id) for token_id in ids if self._tokenizer.has_text(token_id)])
-
-    def flush(self) -> str:
-        """The rest, at the end: U+FFFD for a character that was left incomplete, else nothing."""
-        return self._release() + self._end_bytes()
-
-    def _push(self, token_id: int) -> str:
-        value = self._tokenizer.byte_values.get(token_id)
-        return self._push_token(token_id) if value is None else self._push_byte(token_id, value)
-
-    def _push_byte(self, token_id: int, value: int) -> str:
-        """Bytes are joined here: the decoder of a tokenizer spoils a whole run of them where one is invalid."""
-        self._window = (token_id,)
-        return self._release() + self._bytes.decode(bytes((value,)))
-
-    def _push_token(self, token_id: int) -> str:
-        """Text after the window's, which grows at the end alone, but for a U+FFFD that may be completed."""
-        ended = self._end_bytes()
-        before = self._tokenizer.decode(self._window)
-        after = self._tokenizer.decode((*self._window, token_id))
-        final = len(before) - self._held
-        if after.startswith(before[:final]):
-            text = after[final:]
-        else:
-            text = self._release() + self._tokenizer.decode((token_id,))
-        self._held = text.endswith(REPLACEMENT)
-        # ByT5 shows nothing, where others show U+FFFD, until a character is complete.
-        waits = self._held or not text
-        self._window = (*self._window[-2:], token_id) if waits else (token_id,)
-        return ended + text.removesuffix(REPLACEMENT)
-
-    def _release(self) -> str:
-        held, self._held = self._held, False
-        return REPLACEMENT * held
-
-    def _end_bytes(self) -> str:
-        """One U+FFFD for each byte of a sequence that ends unfinished, as tokenizers' ByteFallback shows them."""
-        unfinished = len(self._bytes.getstate()[0])
-        self._bytes.reset()
-        return REPLACEMENT * unfinished
 
 
 def require_tokenizer(folder: Path) -> None:

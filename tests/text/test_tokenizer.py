@@ -13,7 +13,8 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from hfpipe.errors import UnsupportedModel
-from hfpipe.text.tokenizer import IncrementalDecoder, Tokenizer, from_transformers, load_tokenizer
+from hfpipe.text.decoder import IncrementalDecoder
+from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 
 FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped", "metaspace", "word_piece", "word_ends"]
 BYTE_FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped"]
