@@ -30,7 +30,8 @@ _QUANTIZED = ("int8", "int4")
 _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
 _TEXTS = ("device", "device_map", "dtype", "attn")
 _FLAGS = ("trust_remote_code", "allow_pickle", "exact")
-_QUESTION = "What is EEG?"
+# What a model is started with.
+QUESTION = "What is EEG?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def _row(names: _Names, source: ModelSource, weight_format: str | None, loading:
         backend=loading.backend,
         weight_format=weight_format,
         prepare=prepare,
-        command=[*command, *flags(loading), _QUESTION],
+        command=[*command, *flags(loading), QUESTION],
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.bench.candidates import Candidate, check_room, flags
+from hfpipe.bench.candidates import QUESTION, Candidate, check_room, flags
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.noise import Watch
@@ -23,8 +23,6 @@ from hfpipe.conversion.child import run_child
 from hfpipe.errors import BackendError
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import Reporter
-
-_PROMPT = "What is EEG?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Start:
     def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
         # As in conversion/child.py: `-m` would import a stray module of the working directory.
         start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
-        command = [sys.executable, "-c", start, "run", str(candidate.source.folder), _PROMPT, "--json", "--quiet"]
+        command = [sys.executable, "-c", start, "run", str(candidate.source.folder), QUESTION, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
         watch = Watch()
         ended = subprocess.run(command, capture_output=True, env=_environment(), start_new_session=True, check=False)

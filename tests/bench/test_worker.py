@@ -115,7 +115,7 @@ def test_a_start_imports_nothing_from_where_the_user_is(tiny_llama, tmp_path, mo
 
 
 def test_a_start_that_says_nothing(tiny_llama, monkeypatch):
-    monkeypatch.setattr(tasks, "_PROMPT", "--help")
+    monkeypatch.setattr(tasks, "QUESTION", "--help")
     with pytest.raises(BackendError, match="hfpipe run failed: exit status 0"):
         Start().measure(candidate(tiny_llama, "echo"), 0)
 
