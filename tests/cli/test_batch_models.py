@@ -25,10 +25,9 @@ def source(tmp_path_factory):
 def test_exactly_the_same_however_often_it_is_killed(request, tmp_path, source, engine):
     model = request.getfixturevalue("tiny_llama" if engine == "torch" else "tiny_llama_ov")
     args = ("batch", source, "-m", model, "--exact", "--temp", "0", "-q")
-    undisturbed = run_hfpipe(*args)
+    undisturbed = run_hfpipe(*args, "--batch-size", "1")
     assert (undisturbed.code, undisturbed.err) == (3, b"")
     whole = undisturbed.out
-    assert run_hfpipe(*args, "--batch-size", "1").out == whole
     assert len({json.loads(line)["text"] for line in whole.splitlines()}) > 20
     assert killed_until_done(tmp_path, args, whole, KILLS, engine) >= KILLS // 4
 
