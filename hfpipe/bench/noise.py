@@ -8,6 +8,9 @@ from typing import Any
 
 import psutil
 
+# From this share on that other processes use, a warning is due.
+BUSY = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:

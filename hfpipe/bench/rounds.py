@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from hfpipe.bench.candidates import Candidate, reason
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
+from hfpipe.bench.noise import BUSY
 from hfpipe.bench.report import Sample
 from hfpipe.bench.tasks import Answers, Start
 from hfpipe.errors import HFPipeError
@@ -47,24 +49,35 @@ class Rounds:
             rounds.append([(candidate, size) for candidate in order for size in tasks])
         done, total = 0, sum(map(len, rounds))
         for number, steps in enumerate(rounds, _BEFORE):
+            samples = []
             for candidate, size in steps:
                 self.reporter.progress(_TASK, done, total, "steps")
                 done += 1
-                if candidate.row.error is None:
-                    self._measure(candidate, size, number)
-            if number != _BEFORE:
+                sample = self._measure(candidate, size, number)
+                if sample and number != _BEFORE:
+                    candidate.row.samples.append(sample)
+                samples += [sample] if sample else []
+            if number == _BEFORE:
+                self._say_whether_busy(samples)
+            else:
                 self.after_each()
         self.reporter.progress(_TASK, total, total, "steps")
 
-    def _measure(self, candidate: Candidate, size: int, number: int) -> None:
+    def _measure(self, candidate: Candidate, size: int, number: int) -> Sample | None:
+        """None for one that has failed, which is then in its row."""
+        if candidate.row.error is not None:
+            return None
+        heard = self.reporter if self.verbose else None
         try:
-            sample = self._sample(candidate, size, number)
+            task = Answers(self.workload, size, self.prompts(candidate)) if size else Start()
+            return task.measure(candidate, number, heard)
         except HFPipeError as error:
             candidate.row.error = reason(error)
-        else:
-            candidate.row.samples += [] if number == _BEFORE else [sample]
+            return None
 
-    def _sample(self, candidate: Candidate, size: int, number: int) -> Sample:
-        heard = self.reporter if self.verbose else None
-        task = Answers(self.workload, size, self.prompts(candidate)) if size else Start()
-        return task.measure(candidate, number, heard)
+    def _say_whether_busy(self, samples: Sequence[Sample]) -> None:
+        """While there is still time to wait for a quiet hour."""
+        others = [one.others_cpu for one in samples if one.others_cpu is not None]
+        if others and median(others) > BUSY:
+            used = f"other processes use {median(others):.0%} of its processors"
+            self.reporter.note(f"Warning: The machine is busy: {used}. Differences may get lost in that.")

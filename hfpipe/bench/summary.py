@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from hfpipe.bench.metrics import Metric
+from hfpipe.bench.noise import BUSY
 from hfpipe.bench.report import Configuration, Quality, Report, Sample
 from hfpipe.bench.statistics import FEWEST_ROUNDS, Measured, Verdict, measured, paired
 
-# Above these a warning is due: shares of the processors, of their frequency, and of a speed.
-_BUSY, _FREQUENCY, _SPREAD = 0.05, 0.10, 0.15
+# Above these a warning is due: shares of the frequency of processors, and of a speed.
+_FREQUENCY, _SPREAD = 0.10, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ def _warnings(report: Report, speeds: Sequence[Metric]) -> Iterator[str]:
 
 def _noise(report: Report) -> Iterator[str]:
     samples = [sample for one in report.configurations for sample in one.samples]
-    busy = [one for one in report.configurations if median(_others(one.samples) or [0]) > _BUSY]
-    everywhere = median(_others(samples) or [0]) > _BUSY
+    busy = [one for one in report.configurations if median(_others(one.samples) or [0]) > BUSY]
+    everywhere = median(_others(samples) or [0]) > BUSY
     if busy or everywhere:
         when = "" if everywhere else f" while {', '.join(one.name for one in busy)} ran"
         others = _others(samples if everywhere else [sample for one in busy for sample in one.samples])

@@ -17,14 +17,23 @@ def candidate(name):
 
 class Progress(Silent):
     def __init__(self):
-        self.steps = []
+        self.steps, self.notes = [], []
+
+    def note(self, text):
+        self.notes.append(text)
 
     def progress(self, task, done, total, unit="bytes"):
         self.steps.append((done, total))
 
 
 @pytest.fixture
-def done(monkeypatch):
+def others():
+    """What other processes use while a candidate is measured, by its name."""
+    return {}
+
+
+@pytest.fixture
+def done(monkeypatch, others):
     """What was measured, in its order; candidates whose name ends in a number fail in that round."""
     found = []
 
@@ -35,7 +44,7 @@ def done(monkeypatch):
             found.append((candidate.row.name, self.name, number))
             if candidate.row.name.endswith(str(number)):
                 raise BackendError("It broke.")
-            return Sample(self.name, number, {"x": 1.0})
+            return Sample(self.name, number, {"x": 1.0}, (), others.get(candidate.row.name))
 
     class Answers(Start):
         def __init__(self, workload, batch, prompts):
@@ -73,6 +82,21 @@ def test_what_fails_is_left_out_from_then_on(done):
     assert len(given[0].row.samples) == 6
     assert len(given[1].row.samples) == 2
     assert progress.steps == [(step, 14) for step in range(15)]
+
+
+def test_a_busy_machine_is_told_of_before_it_is_measured(done, others):
+    others.update(a=0.30, b=0.10, c=0.12)
+    progress = Progress()
+    measure([candidate(name) for name in "abc"], Workload(8, 8), 2, progress)
+    (note,) = progress.notes
+    assert note.startswith("Warning: The machine is busy: other processes use 12% of its processors.")
+
+
+def test_a_quiet_machine_is_not_told_of(done, others):
+    others["a"] = 0.04
+    progress = Progress()
+    measure([candidate("a")], Workload(8, 8), 2, progress)
+    assert progress.notes == []
 
 
 def test_prompts_of_the_users_own(done):
