@@ -40,7 +40,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-from hfpipe.types import LoadOptions, ModelSource, Silent  # noqa: E402
+from hfpipe.types import ModelSource  # noqa: E402
 from tests import tiny  # noqa: E402
 
 
@@ -57,22 +57,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2_ov(tiny_gpt2: Path) -> Path:
-    """tiny_gpt2 as hfpipe exports it for OpenVINO, in fp32."""
-    return _exported(tiny_gpt2)
+def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
+    """Both of them as hfpipe exports them for OpenVINO, in fp32."""
+    from hfpipe.conversion.child import run_child
+
+    arguments = {"folders": [str(tiny_gpt2), str(tiny_llama)]}
+    return [Path(folder) for folder in run_child("tests.tiny_exports", arguments, what="The exports")]
 
 
 @pytest.fixture(scope="session")
-def tiny_llama_ov(tiny_llama: Path) -> Path:
-    """tiny_llama as hfpipe exports it for OpenVINO, in fp32."""
-    return _exported(tiny_llama)
+def tiny_gpt2_ov(tiny_exports: list[Path]) -> Path:
+    return tiny_exports[0]
 
 
-def _exported(folder: Path) -> Path:
-    from hfpipe import sources
-    from hfpipe.backends.openvino_loading import model_folder
-
-    return model_folder(sources.resolve(str(folder)), LoadOptions(), Silent())
+@pytest.fixture(scope="session")
+def tiny_llama_ov(tiny_exports: list[Path]) -> Path:
+    return tiny_exports[1]
 
 
 @pytest.fixture(scope="session")

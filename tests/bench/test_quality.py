@@ -1,7 +1,5 @@
 """How far configurations are from their source."""
 
-import importlib
-import json
 from dataclasses import replace
 
 import pytest
@@ -17,6 +15,7 @@ from hfpipe.quality import Reference
 from hfpipe.quality.windows import Window
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
+from tests.tiny_exports import in_this_process
 
 TEXTS = {"prose": " ".join(tiny.SENTENCES * 12)}
 
@@ -37,7 +36,7 @@ def torch_in_this_process(monkeypatch):
     def run(child, arguments, **more):
         if arguments.get("loading", {}).get("backend") == "openvino":
             return run_child(child, arguments, **more)
-        return json.loads(json.dumps(importlib.import_module(child).main(json.loads(json.dumps(arguments)), Silent())))
+        return in_this_process(child, arguments)
 
     monkeypatch.setattr(module, "run_child", run)
     monkeypatch.setattr(quality, "run_child", run)

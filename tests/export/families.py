@@ -5,9 +5,6 @@ Runs in a child process (see hfpipe/conversion/child.py).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,9 @@ from hfpipe.export import exporter, verify
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import make_plan
 from hfpipe.quality import score_torch, texts
-from hfpipe.types import Reporter, Silent
+from hfpipe.types import Reporter
 from tests import tiny
+from tests.tiny_exports import in_this_process
 
 LENGTH = 1500
 SPREAD = 0.1
@@ -30,18 +28,10 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     Gives for each family and format the `folder`, the `report`, and the `estimate` of the size.
     """
     for module in (optimum_cli, exporter, quality):
-        module.run_child = _in_this_process
+        module.run_child = in_this_process
     short = {kind: text[:LENGTH] for kind, text in texts.held_out().items()}
     score_torch.held_out = verify.held_out = lambda: short
     return {name: _exports(name, make, Path(arguments["folder"])) for name, make in tiny.FAMILIES.items()}
-
-
-def _in_this_process(
-    module: str, arguments: Mapping[str, Any], *, reporter: Reporter | None = None, **_: object
-) -> Any:
-    """run_child, but for the child."""
-    result = import_module(module).main(json.loads(json.dumps(arguments)), reporter or Silent())
-    return json.loads(json.dumps(result))
 
 
 def _exports(name: str, make: Any, folder: Path) -> dict[str, Any]:

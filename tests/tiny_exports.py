@@ -1,0 +1,29 @@
+"""Exports of several models, all in this one process: its imports take longer than the exports.
+
+Runs in a child process (see hfpipe/conversion/child.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from hfpipe import sources
+from hfpipe.backends.openvino_loading import model_folder
+from hfpipe.conversion import optimum_cli
+from hfpipe.types import LoadOptions, Reporter, Silent
+
+
+def main(arguments: dict[str, Any], reporter: Reporter) -> list[str]:
+    """Export the models in `arguments["folders"]` for OpenVINO, in fp32, into the cache. Gives their folders."""
+    optimum_cli.run_child = in_this_process
+    models = [sources.resolve(folder) for folder in arguments["folders"]]
+    return [str(model_folder(model, LoadOptions(), reporter)) for model in models]
+
+
+def in_this_process(module: str, arguments: Mapping[str, Any], *, reporter: Reporter | None = None, **_: object) -> Any:
+    """run_child, but for the child."""
+    result = import_module(module).main(json.loads(json.dumps(arguments)), reporter or Silent())
+    return json.loads(json.dumps(result))
