@@ -14,6 +14,7 @@ from hfpipe.errors import DownloadError, HFPipeError, ModelError, ModelNotFound,
 from hfpipe.sources import pypi, resolve, wheel
 from hfpipe.types import Silent
 from tests.fake_models import write_gguf, write_model, write_wheel
+from tests.tiny_exports import in_this_process
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,9 @@ def test_a_transformers_folder(wheels, tmp_path):
     ]
 
 
-def test_a_gguf_file_is_converted_and_its_download_removed(wheels, tmp_path):
+def test_a_gguf_file_is_converted_and_its_download_removed(wheels, tmp_path, monkeypatch):
+    # A child would import torch anew.
+    monkeypatch.setattr("hfpipe.conversion.child.run_child", in_this_process)
     file = write_gguf(tmp_path / "tiny.gguf")
     write_wheel(wheels, {"tiny_model/tiny.gguf": file.read_bytes(), "tiny_model/__init__.py": b"raise SystemExit"})
     source = resolve("pypi:tiny-model==1.0")
