@@ -79,7 +79,8 @@ def test_stdout_has_the_result_and_stderr_the_stages(int4):
     rows = [line.split("  ")[0] for line in int4.ended.out.decode().splitlines()]
     assert rows[:6] == ["export", "size", "weights", "perplexity", "of it", "next token"]
     assert f'hfpipe run {int4.output} "..."' in int4.ended.out.decode()
-    stages = [line.split(" s  ")[1] for line in int4.ended.err.decode().splitlines()]
+    # On a slow machine there are lines of progress between them.
+    stages = [line.split(" s  ")[1] for line in int4.ended.err.decode().splitlines() if " s  " in line]
     assert stages[0] == STARTING.decode()
     assert {"Quantizing", "Scoring the source", "Loading the export"} < set(stages)
 
