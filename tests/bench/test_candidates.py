@@ -10,6 +10,7 @@ from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
 from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
 from hfpipe.export.exporter import Exported
 from hfpipe.types import LoadOptions, Silent
+from tests.tiny_exports import in_this_process
 
 
 @pytest.fixture
@@ -25,6 +26,12 @@ def exports(monkeypatch, tiny_llama_ov):
 
     monkeypatch.setattr(module.exporter, "export", export)
     return made
+
+
+@pytest.fixture(autouse=True)
+def engines_in_this_process(monkeypatch):
+    """They take seconds to import."""
+    monkeypatch.setattr(module, "run_child", in_this_process)
 
 
 def found(*models, **choices):

@@ -66,7 +66,7 @@ def test_pictures(measured):
 
 
 def test_markdown_and_csv(plain_model):
-    args = [plain_model, "-b", "echo", *QUICK, "-r", "1", "--no-quality"]
+    args = [plain_model, "-b", "echo", *QUICK, "--batch", "1", "-r", "1", "--no-quality"]
     markdown = bench(*args, "--markdown").out.decode()
     assert "| echo |" in markdown
     (row,) = csv.DictReader(io.StringIO(bench(*args, "--csv").out.decode()))
@@ -118,7 +118,8 @@ def test_a_configuration_that_fails_is_a_row(plain_model):
 
 
 def test_auto_is_every_engine_that_fits(plain_model):
-    ended = bench(plain_model, *QUICK, "-r", "1", "--no-quality", env={"HFPIPE_BACKEND": "auto"})
+    args = [*QUICK, "-r", "1", "--no-quality", "--weight-format", "int8"]
+    ended = bench(plain_model, *args, env={"HFPIPE_BACKEND": "auto"})
     assert ended.code == 1
     assert "torch failed: " in ended.out.decode()
     assert "openvino" in ended.out.decode()
@@ -132,9 +133,11 @@ def test_where_all_fail(plain_model, tmp_path):
     assert not row["samples"]
 
 
-def test_quality_and_advice(tiny_llama):
+def test_quality_and_advice(tiny_llama, tmp_path):
     """A real engine, against its own source."""
-    ended = bench(tiny_llama, "-b", "torch", *QUICK, "-r", "1")
+    text = tmp_path / "text.txt"
+    text.write_text("The signal is recorded with electrodes on the scalp. " * 30)
+    ended = bench(tiny_llama, "-b", "torch", *QUICK, "--batch", "1", "-r", "1", "--text", text)
     assert ended.code == 0, ended.err.decode()
     out = ended.out.decode()
     assert "torch is the fastest that loses at most 2%" in out
