@@ -10,7 +10,7 @@ from typing import Any
 
 from hfpipe.bench.metrics import Metric
 from hfpipe.bench.report import Configuration, Report
-from hfpipe.bench.statistics import Verdict, unpaired
+from hfpipe.bench.statistics import FEWEST_ROUNDS, Verdict, unpaired
 from hfpipe.errors import UsageError
 
 # The latencies that may be too slow, beside the speeds. The others have more noise.
@@ -28,8 +28,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A report against an earlier one. `judged` are those of the differences that can be too slow, and `too_slow` those
-    of them that are more than `fail_slower`.
+    """A report against an earlier one. `judged` are those of the differences that can be too slow, of rounds enough to
+    tell, and `too_slow` those of them that are more than `fail_slower`.
 
     `lost` are the names of those that were measured to the end there, and have failed or are missing here; `only_here`
     and `only_there` the others that one report alone has; `changed_host` the facts of the machine that differ. Names
@@ -68,7 +68,8 @@ def compare(report: Report, baseline: Report, fail_slower: float | None = None) 
         for metric in work.metrics
         if (verdict := unpaired(_samples(here[key], metric), _samples(there[key], metric), metric))
     ]
-    judged = [one for one in differences if one.metric.name in {*work.speeds, *_JUDGED_LATENCIES}]
+    judging = {*work.speeds, *_JUDGED_LATENCIES}
+    judged = [one for one in differences if one.metric.name in judging and one.verdict.low is not None]
     lost = [key for key in there if there[key].is_measured and not (key in here and here[key].is_measured)]
     return Comparison(
         differences=differences,
@@ -103,6 +104,19 @@ def check_comparable(report: Report, baseline: Report) -> None:
         )
     if report.arguments.get("prompts") != baseline.arguments.get("prompts"):
         raise UsageError("The baseline was measured with other prompts.", hint="Compare with a run with its --prompts.")
+
+
+def check_decidable(report: Report, baseline: Report) -> None:
+    """Raises UsageError where one of them has too few rounds for anything to be slower: nothing would ever fail."""
+    if report.arguments["repeats"] < FEWEST_ROUNDS:
+        raise UsageError(
+            f"--fail-slower needs {FEWEST_ROUNDS} rounds or more.", hint=f"As in --repeats {FEWEST_ROUNDS}."
+        )
+    if baseline.configurations and max(one.rounds for one in baseline.configurations) < FEWEST_ROUNDS:
+        raise UsageError(
+            f"The baseline has fewer than {FEWEST_ROUNDS} rounds, so nothing can be told to be slower.",
+            hint="Measure it again, with more --repeats.",
+        )
 
 
 def _identified(report: Report) -> dict[tuple[str, str, str | None, int], Configuration]:

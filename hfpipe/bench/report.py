@@ -84,6 +84,11 @@ class Configuration:
         return {sample.round: sample.values[metric] for sample in self.samples if metric in sample.values}
 
     @property
+    def rounds(self) -> int:
+        """Those that have samples."""
+        return len({sample.round for sample in self.samples})
+
+    @property
     def is_measured(self) -> bool:
         """It has samples, and did not fail."""
         return bool(self.samples) and self.error is None

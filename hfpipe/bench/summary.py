@@ -86,7 +86,7 @@ def _warnings(report: Report, speeds: Sequence[Metric]) -> Iterator[str]:
         yield "The run was interrupted: this is what had been measured."
     yield from _noise(report)
     rows = [one for one in report.configurations if one.samples]
-    few = {one.name: _rounds(one) for one in rows if _rounds(one) < FEWEST_ROUNDS}
+    few = {one.name: one.rounds for one in rows if one.rounds < FEWEST_ROUNDS}
     if few:
         names = "every configuration" if len(few) == len(rows) > 1 else ", ".join(few)
         yield f"Fewer than {FEWEST_ROUNDS} rounds for {names}: no difference can be resolved."
@@ -113,10 +113,6 @@ def _noise(report: Report) -> Iterator[str]:
 
 def _others(samples: Sequence[Sample]) -> list[float]:
     return [sample.others_cpu for sample in samples if sample.others_cpu is not None]
-
-
-def _rounds(one: Configuration) -> int:
-    return len({sample.round for sample in one.samples})
 
 
 def _spread(one: Configuration, metric: Metric) -> float:

@@ -119,7 +119,7 @@ def compared(comparison: Comparison) -> list[str]:
     if not comparison.differences:
         lines = ["The baseline has nothing in common with this run."]
     elif comparison.fail_slower is not None and not comparison.judged:
-        lines.append("No speed was measured in both, so there is nothing to pass.")
+        lines.append("No speed was measured in both often enough to be judged.")
     if comparison.only_here:
         lines.append(f"Not in the baseline: {', '.join(comparison.only_here)}.")
     if comparison.only_there:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfpipe.bench.advice import advice
-from hfpipe.bench.comparison import Comparison, check_comparable, compare
+from hfpipe.bench.comparison import Comparison, check_comparable, check_decidable, compare
 from hfpipe.bench.files import check_place, write_file
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
@@ -51,6 +51,8 @@ class Wanted:
         if self.baseline:
             self._earlier = read_report(self.baseline)
             check_comparable(self.report, self._earlier)
+            if self.fail_slower is not None:
+                check_decidable(self.report, self._earlier)
 
     def save(self, reporter: Reporter) -> None:
         """Write the JSON of what is measured as yet: a run that is killed has lost nothing of it."""

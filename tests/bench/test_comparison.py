@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfpipe.bench.comparison import check_comparable, compare
+from hfpipe.bench.comparison import check_comparable, check_decidable, compare
 from hfpipe.errors import UsageError
 from tests.bench import made
 
@@ -173,3 +173,23 @@ def test_where_no_speed_is_in_both_nothing_passes():
     assert {one.metric.name for one in found.differences} == {"cold_ttft_s"}
     assert (found.judged, found.lost, found.passed) == ([], [], False)
     assert compare(made.report(made.configuration("a", 60)), old).passed
+
+
+def test_too_few_rounds_pass_nothing():
+    old, now = made.report(made.configuration("a", 60)), made.report(made.configuration("a", 6, rounds=2))
+    found = compare(now, old, 0.10)
+    assert found.differences
+    assert (found.judged, found.passed) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "rounds", "decidable"), [(3, 3, True), (2, 5, False), (5, 2, False), (5, 0, False)]
+)
+def test_too_few_rounds_are_refused(repeats, rounds, decidable):
+    now = made.report(repeats=repeats)
+    old = made.report(made.configuration("a", 60, rounds=rounds), made.configuration("b", error="no"))
+    if decidable:
+        check_decidable(now, old)
+    else:
+        with pytest.raises(UsageError, match="3 rounds"):
+            check_decidable(now, old)
