@@ -6,23 +6,23 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfpipe.bench.advice import advice
+from hfpipe.bench.advice import Advice, advice
 from hfpipe.bench.comparison import Comparison, check_comparable, check_decidable, compare
 from hfpipe.bench.files import check_place, write_file
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
-from hfpipe.cli.output import data, tell
+from hfpipe.cli.output import data, error, tell
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.types import Reporter
 
 _WIDEST = 160
 _NO_TERMINAL = 80
-_TIMED = "What is timed, from token ids to token ids, after a warm-up of the same shape:"
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Wanted:
     fail_slower: float | None
     quiet: bool
     _earlier: Report | None = field(init=False, default=None)
+    _drawn: Sequence[Path] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         if self.plot:
@@ -63,28 +64,41 @@ class Wanted:
                 reporter.note(f"Warning: {problem.message}")
 
     def show(self) -> int:
-        """Print the report, write its files, and give the exit code."""
+        """Write the report's files, print it, and give the exit code."""
         report = self.report
         if report.interrupted and not any(one.samples for one in report.configurations):
             return 1
         comparison = compare(report, self._earlier, self.fail_slower) if self._earlier else None
-        self._print(comparison)
-        if self.json:
-            self._write_json(self.json)
-        if self.plot:
-            drawn = plot(report, self.plot)
-            self._tell(f"Drawn: {', '.join(map(str, drawn))}")
-        sound = any(one.samples and one.error is None for one in report.configurations)
-        return 0 if sound and (comparison is None or comparison.passed) else 1
+        advised = advice(report, self.max_loss)
+        # First, and each by itself: what took hours to measure is not lost with a closed pipe, or with one bad place.
+        problems = [self._try(self._write_json, self.json), self._try(self._draw, self.plot)]
+        self._print(comparison, advised)
+        for problem in filter(None, problems):
+            error(problem)
+        if self._drawn:
+            self._tell(f"Drawn: {', '.join(map(str, self._drawn))}")
+        sound = any(one.is_measured for one in report.configurations)
+        return 0 if sound and not any(problems) and (comparison is None or comparison.passed) else 1
+
+    def _try(self, write: Callable[[Path], None], path: Path | None) -> HFPipeError | None:
+        try:
+            if path:
+                write(path)
+        except HFPipeError as problem:
+            return problem
+        return None
+
+    def _draw(self, path: Path) -> None:
+        self._drawn = plot(self.report, path)
 
     def _write_json(self, path: Path) -> None:
         text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1) + "\n"
         write_file(path, text.encode("utf-8", "replace"))
 
-    def _print(self, comparison: Comparison | None) -> None:
+    def _print(self, comparison: Comparison | None, advised: Advice) -> None:
         from hfpipe.cli import bench_report
 
-        summary, advised, width = summarize(self.report), advice(self.report, self.max_loss), _width()
+        summary, width = summarize(self.report), _width()
         since = bench_report.baseline(comparison, width=width) if comparison else ""
         if self.form == "markdown":
             data(markdown(summary, advised))
@@ -93,7 +107,7 @@ class Wanted:
             data(csv_text(summary).rstrip("\n"))
             self._tell("\n".join([*remarks(summary, advised), since]))
         else:
-            self._tell(f"{_TIMED}\n{bench_report.meanings(summary, width=width)}\n")
+            self._tell(bench_report.meanings(summary, width=width))
             colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             if since:
                 data(f"{since}\n")

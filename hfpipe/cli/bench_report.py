@@ -28,6 +28,7 @@ _GAP = 2
 # The share of the width that names may have, in a table that is too wide otherwise.
 _NAMES = 0.3
 _SHORTEST_NAME = 12
+_TIMED = "What is timed, from token ids to token ids, after a warm-up of the same shape:"
 _VERDICT = re.compile(r" (?=\()|(?<=difference) |(?<=than 1%) |(?<=,) ")
 
 
@@ -56,9 +57,10 @@ def baseline(comparison: Comparison, *, width: int = 80, colour: bool = False) -
 
 
 def meanings(summary: Summary, *, width: int = 80) -> str:
-    """What is timed, metric by metric, in lines of at most `width` columns."""
-    lines = [f"{name}: {meaning}" for name, meaning in texts.meanings(summary).items()]
-    return _rendered([_bullet("-", line) for line in lines], width, colour=False)
+    """What is timed, metric by metric, in lines of at most `width` columns, with an empty one at the end; nothing where
+    nothing was timed."""
+    lines = [_bullet("-", f"{name}: {meaning}") for name, meaning in texts.meanings(summary).items()]
+    return _rendered([_text(_TIMED), *lines], width, colour=False) + "\n" if lines else ""
 
 
 def _rendered(parts: Sequence[RenderableType], width: int, colour: bool) -> str:

@@ -169,9 +169,14 @@ def clear() -> None:
 
 
 def data(text: str) -> None:
-    """A line of stdout that is no model text."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """A line of stdout that is no model text. Raises OutputClosed where nobody reads it any more."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as problem:
+        raise OutputClosed from problem
+    except OSError as problem:
+        raise HFPipeError(f"Cannot write to stdout: {problem.strerror}.") from problem
 
 
 def tell(text: str) -> None:

@@ -187,6 +187,34 @@ def test_a_killed_run_has_kept_its_rounds(plain_model, tmp_path):
     assert {sample["task"] for sample in data["configurations"][0]["samples"]} == {"start", "single", "batch2"}
 
 
+SHORT = ["-b", "echo", "-p", "8", "-g", "2", "--batch", "1", "-r", "1", "--no-quality", "-q"]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "said"),
+    [("full", 1, b"Error: Cannot write to stdout: No space left on device."), ("gone", 0, b"")],
+)
+def test_what_is_measured_is_kept_where_stdout_takes_nothing(plain_model, tmp_path, stdout, code, said):
+    """A full disk, and a reader that has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone, open("/dev/full", "wb") as full:
+        streams = {"stdout": full if stdout == "full" else gone}
+        with started("bench", plain_model, *SHORT, "--json", tmp_path / "r.json", **streams) as process:
+            _, err = process.communicate()
+    assert (process.returncode, err.strip()) == (code, said)
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is False
+
+
+def test_one_file_that_cannot_be_written_does_not_cost_the_other(plain_model, tmp_path):
+    (tmp_path / "r-latency.svg").mkdir()
+    ended = bench(plain_model, *SHORT, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.svg")
+    assert ended.code == 1
+    assert b"pp8" in ended.out
+    assert ended.error.startswith(f"Cannot write {tmp_path / 'r-latency.svg'}: ")
+    assert (tmp_path / "r.json").exists()
+
+
 def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
     report = tmp_path / "r.json"
     args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
