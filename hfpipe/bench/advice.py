@@ -25,7 +25,10 @@ class Advice:
 
 
 def advice(report: Report, max_loss: float) -> Advice:
-    """The fastest at decoding, of those whose perplexity is at most `max_loss` (0.02 for 2 %) above the reference's."""
+    """The fastest at decoding, of those whose perplexity is at most `max_loss` (0.02 for 2 %) above the reference's.
+    None after an interrupt: what was not measured yet might be it."""
+    if report.interrupted:
+        return Advice(None, "The run was interrupted, so there is no advice.")
     work = report.workload
     fit = [one for one in report.configurations if one.error is None and measured(one.values(work.decode).values())]
     if not fit:

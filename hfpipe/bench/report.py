@@ -138,6 +138,9 @@ def read_report(path: Path) -> Report:
         raise UsageError(f"{path} is no report of hfpipe bench.")
     if data.pop("version") != VERSION:
         raise UsageError(f"{path} was written by another version of hfpipe bench.", hint="Measure it again.")
+    for name in ("arguments", "host", "created"):
+        if name not in data:
+            raise UsageError(f"{path} is no report of hfpipe bench: it has no {name}.")
     try:
         rows = [_configuration(row) for row in data.pop("configurations")]
         report = Report(configurations=rows, **data)

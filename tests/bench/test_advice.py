@@ -117,3 +117,10 @@ def test_another_one_is_the_fastest_for_the_largest_batch():
     assert "For batches" not in advice(made.report(*rows, batches=(1, 8)), 0.02).text
     rows[1] = made.configuration("b", 90, 0.0)
     assert "For batches" not in advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
+
+
+def test_an_interrupted_run_advises_nothing():
+    report = made.usual()
+    report.interrupted = True
+    assert advice(report, 0.02).name is None
+    assert advice(report, 0.02).text == "The run was interrupted, so there is no advice."

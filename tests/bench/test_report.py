@@ -58,3 +58,13 @@ def test_a_row_without_a_model_is_of_no_report(tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(UsageError, match="have to be texts"):
         read_report(path)
+
+
+@pytest.mark.parametrize("name", ["arguments", "host", "created"])
+def test_a_report_that_lacks_a_part(tmp_path, name):
+    data = json.loads(json.dumps(made.usual().as_dict()))
+    del data[name]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=rf"is no report of hfpipe bench: it has no {name}\."):
+        read_report(path)
