@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hfpipe.bench.plots import data as plot_data
 from hfpipe.bench.plots.data import front, latencies, pareto, percent, points, spread
 from hfpipe.bench.plots.labels import Box, Bubble, place
-from hfpipe.bench.plots.rows import latency, speeds
+from hfpipe.bench.plots.latency import latency
 from hfpipe.bench.plots.sheet import shorten, style, text_width, wrap
+from hfpipe.bench.plots.speeds import speeds
 from hfpipe.bench.plots.tradeoff import tradeoff
 from tests.bench import made_plots as made
 

@@ -3,11 +3,13 @@
 data.py      what the pictures show, and the Pareto front
 labels.py    where labels stand
 sheet.py     colours, type, a sheet with a title and notes
+frame.py     the sheet of a report
 axes.py      scales, and the front, of speed against loss
 tradeoff.py  decode speed against loss of quality
-rows.py      times between tokens; bars of speeds
-draw.py      both as the bytes of files
-page.py      a page with both, and tables
+latency.py   times between tokens
+speeds.py    bars of speeds
+draw.py      these as the bytes of files
+page.py      a page with them, and tables
 
 This file says which files, and writes them; without matplotlib.
 """

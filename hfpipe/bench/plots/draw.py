@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hfpipe.bench.plots.data import circumstances, clean, models
-from hfpipe.bench.plots.rows import latency, speeds
+from hfpipe.bench.plots.latency import latency
 from hfpipe.bench.plots.sheet import saved, style, unknown_characters
+from hfpipe.bench.plots.speeds import speeds
 from hfpipe.bench.plots.tradeoff import tradeoff
 from hfpipe.bench.report import Report
 

@@ -22,7 +22,7 @@ WIDTH = 576.0
 MARGIN = 14.0
 SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0
 DPI = 200
-_HEAD = 46.0
+HEAD = 46.0
 _LINE = 10.5
 
 # By name, since a page has other ones in the dark. Okabe and Ito's hues, which the colour-blind tell apart.
@@ -198,7 +198,7 @@ class Sheet:
             self.text(right, self.height - 39, entry, colour=colour, ha="right")
             right -= text_width(entry, NORMAL) + 10
         self.text(MARGIN, self.height - 39, shorten(under, right - MARGIN - 6, NORMAL), colour="grey")
-        return self.height - _HEAD
+        return self.height - HEAD
 
     def foot(self, lines: Sequence[str]) -> None:
         """Notes at the bottom, wrapped before by `foot_lines`."""

@@ -12,31 +12,10 @@ from matplotlib.figure import Figure
 
 from hfpipe.bench.numbers import number
 from hfpipe.bench.plots.axes import WORST, draw_front, drawn_loss, scale, steps
-from hfpipe.bench.plots.data import (
-    Point,
-    circumstances,
-    front,
-    megabytes,
-    models,
-    notes,
-    percent,
-    points,
-)
+from hfpipe.bench.plots.data import Point, front, megabytes, notes, percent, points
+from hfpipe.bench.plots.frame import frame
 from hfpipe.bench.plots.labels import LEADER, Box, Bubble, place
-from hfpipe.bench.plots.sheet import (
-    COLOURS,
-    MARGIN,
-    NORMAL,
-    SMALL,
-    WIDTH,
-    Sheet,
-    foot_height,
-    foot_lines,
-    hues,
-    shorten,
-    text_width,
-    wrap,
-)
+from hfpipe.bench.plots.sheet import COLOURS, MARGIN, NORMAL, SMALL, WIDTH, Sheet, shorten, text_width, wrap
 from hfpipe.bench.report import Report
 
 _HEIGHT = 350.0
@@ -76,17 +55,14 @@ def tradeoff(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
 
 
 def _drawn(report: Report, shown: Sequence[Point], remarks: Sequence[str], growth: float) -> Figure | None:
-    width = WIDTH * growth
-    lines = foot_lines([*_captions(report, shown), *remarks], width)
-    below = foot_height(lines) + _BELOW
-    sheet = Sheet(below + _HEIGHT * growth + 46, width=width)
-    key = hues([row.backend for row in report.configurations])
-    top = sheet.head(models(report), "decode speed against loss of quality", circumstances(report), key)
-    sheet.foot(lines)
-    axes = sheet.axes(_LEFT, below, width - MARGIN, top - 4)
+    width, height = WIDTH * growth, _BELOW + _HEIGHT * growth
+    captions = [*_captions(report, shown), *remarks]
+    framed = frame(report, "decode speed against loss of quality", captions, height, width=width)
+    sheet = framed.sheet
+    axes = sheet.axes(_LEFT, framed.bottom + _BELOW, width - MARGIN, framed.top - 4)
     scale(axes, shown, report.workload.decode)
     draw_front(axes, front(shown))
-    circles = _draw_points(sheet, axes, shown, key)
+    circles = _draw_points(sheet, axes, shown, framed.key)
     fits = _draw_labels(sheet, axes, shown, circles)
     return sheet.figure if fits else None
 

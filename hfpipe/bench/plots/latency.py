@@ -1,4 +1,4 @@
-"""Pictures with a row for each configuration: times between tokens, and speeds where no quality is known."""
+"""The picture of the times between tokens, a row for each configuration."""
 
 from __future__ import annotations
 
@@ -11,35 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from hfpipe.bench.numbers import number
-from hfpipe.bench.plots.data import (
-    Latency,
-    circumstances,
-    clean,
-    latencies,
-    models,
-    notes,
-    speed_metrics,
-    spread,
-)
-from hfpipe.bench.plots.sheet import (
-    COLOURS,
-    MARGIN,
-    NORMAL,
-    SMALL,
-    WIDTH,
-    Sheet,
-    foot_height,
-    foot_lines,
-    hues,
-    shorten,
-)
-from hfpipe.bench.report import Configuration, Report
-from hfpipe.bench.statistics import Measured
+from hfpipe.bench.plots.data import Latency, latencies, notes
+from hfpipe.bench.plots.frame import frame
+from hfpipe.bench.plots.sheet import COLOURS, MARGIN, NORMAL, SMALL, WIDTH, Sheet, shorten
+from hfpipe.bench.report import Report
 
 _ROW = 46.0
-_BAR_ROW = 30.0
-_PER_LINE = 3
-_BELOW = 34.0
+_HEADS, _BELOW = 26.0, 34.0
 _COLUMN = 46.0
 _PERCENTILES = ((50, "o"), (95, "|"), (99, "x"))
 # From this ratio of the longest time to the shortest on, the axis is logarithmic.
@@ -58,17 +36,15 @@ def latency(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
         "tpot: time for each token after the first, median of the rounds."
     )
     missing = notes(report, drawn=(row.name for row in shown), missing="times between tokens")
-    lines = foot_lines([caption, *missing, *remarks])
-    below = foot_height(lines) + _BELOW
-    sheet = Sheet(below + _ROW * len(shown) + 26 + 46)
-    key = hues([row.backend for row in report.configurations])
-    top = sheet.head(models(report), "time per token", circumstances(report), key)
-    sheet.foot(lines)
-    axes = sheet.axes(MARGIN, below, WIDTH - MARGIN - 4 * _COLUMN - 8, top - 26)
+    height = _BELOW + _ROW * len(shown) + _HEADS
+    framed = frame(report, "time per token", [caption, *missing, *remarks], height)
+    sheet, top = framed.sheet, framed.top - _HEADS
+    axes = sheet.axes(MARGIN, framed.bottom + _BELOW, WIDTH - MARGIN - 4 * _COLUMN - 8, top)
     _scale_times(axes, shown)
-    _draw_columns(sheet, top - 14)
+    _draw_heads(sheet, top + 12)
     for place, row in enumerate(shown):
-        _draw_latency(sheet, axes, row, top - 26 - _ROW * place, key[row.backend])
+        base = _ROW * (len(shown) - place - 1) + 10
+        _draw_latency(sheet, axes, row, top - _ROW * place, base, framed.key[row.backend])
     return sheet.figure
 
 
@@ -106,7 +82,7 @@ def _column(place: int) -> float:
     return WIDTH - MARGIN - (3 - place) * _COLUMN
 
 
-def _draw_columns(sheet: Sheet, y: float) -> None:
+def _draw_heads(sheet: Sheet, y: float) -> None:
     """What the marks mean, above their numbers."""
     for place, (percent, _) in enumerate(_PERCENTILES):
         sheet.text(_column(place), y, f"p{percent}", bold=True, size=SMALL, ha="right")
@@ -126,11 +102,10 @@ def _mark(axes: Axes, x: float, y: float, mark: str, colour: str, **more: Any) -
     axes.scatter([x], [y], s=size, marker=mark, color=face, linewidth=1.3, zorder=5, **more)
 
 
-def _draw_latency(sheet: Sheet, axes: Axes, row: Latency, top: float, colour: str) -> None:
+def _draw_latency(sheet: Sheet, axes: Axes, row: Latency, top: float, base: float, colour: str) -> None:
     """The name over the row, how often each time is, the marks under it, and the numbers on the right."""
     room = _column(0) - 30 - MARGIN
     sheet.text(MARGIN, top - 12, shorten(row.name, room, NORMAL, bold=True), bold=True, label="name")
-    base = axes.get_ylim()[1] - (sheet.height - 46 - 26 - top) - _ROW + 10
     _draw_density(axes, row.times, base, colour)
     axes.plot([row.times.min(), row.times.max()], [base, base], color=colour, lw=0.9, zorder=4)
     values = [row.percentile(percent) for percent, _ in _PERCENTILES]
@@ -153,66 +128,3 @@ def _draw_density(axes: Axes, times: np.ndarray, base: float, colour: str) -> No
     # The root lets one slow token in a thousand be seen.
     heights = np.sqrt(counts / counts.max()) * 20
     axes.stairs(base + heights, edges, baseline=base, fill=True, color=colour, alpha=0.35, zorder=3, lw=0)
-
-
-def speeds(report: Report, remarks: Sequence[str] = ()) -> Figure:
-    """Bars of each speed, with the range of the samples."""
-    metrics = speed_metrics(report)
-    shown = [row for row in report.configurations if any(spread(row, metric) for metric in metrics)]
-    names = [clean(row.name) for row in shown]
-    caption = ["Bars: median of the rounds. Lines: range of the samples."] if shown else ["Nothing was measured."]
-    lines = foot_lines([*caption, *notes(report, drawn=names, missing="speed"), *remarks])
-    rows = -(-len(metrics) // _PER_LINE)
-    each = 26 + _BAR_ROW * len(shown) + _BELOW - 8
-    sheet = Sheet(foot_height(lines) + each * rows + 4 + 46)
-    key = hues([row.backend for row in report.configurations])
-    top = sheet.head(models(report), "speed", circumstances(report), key)
-    sheet.foot(lines)
-    for place in range(rows):
-        _draw_line_of_panels(
-            sheet, shown, metrics[place * _PER_LINE : (place + 1) * _PER_LINE], top - 4 - each * place, key
-        )
-    return sheet.figure
-
-
-def _draw_line_of_panels(
-    sheet: Sheet, shown: Sequence[Configuration], metrics: Sequence[str], top: float, key: dict[str, str]
-) -> None:
-    width = (WIDTH - 2 * MARGIN + 18) / len(metrics)
-    low = top - 16 - _BAR_ROW * len(shown)
-    for place, metric in enumerate(metrics):
-        left = MARGIN + place * width
-        sheet.text(left, top - 8, _panel_title(metric), bold=True, colour="grey", size=SMALL + 0.5)
-        axes = sheet.axes(left, low, left + width - 18, top - 16)
-        _scale_bars(axes, [spread(row, metric) for row in shown], _BAR_ROW * len(shown))
-        for line, row in enumerate(shown):
-            _draw_bar(axes, spread(row, metric), _BAR_ROW * (len(shown) - line), key[row.backend])
-    for line, row in enumerate(shown):
-        name = shorten(clean(row.name), WIDTH - 2 * MARGIN, NORMAL, bold=True)
-        sheet.text(MARGIN + 1, top - 16 - _BAR_ROW * line - 11, name, bold=True, label="name", zorder=6)
-
-
-def _panel_title(metric: str) -> str:
-    if metric.startswith("batch"):
-        return f"{metric.removesuffix('_tps').removeprefix('batch')} answers at once"
-    return f"Prompt ({metric})" if metric.startswith("pp") else f"Decode ({metric})"
-
-
-def _scale_bars(axes: Axes, spreads: Sequence[Measured | None], height: float) -> None:
-    most = max((one.high for one in spreads if one), default=1.0)
-    axes.set_xlim(0, most * 1.32)
-    axes.set_ylim(0, height)
-    axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.set_xlabel("tokens/s", labelpad=2, size=SMALL)
-
-
-def _draw_bar(axes: Axes, one: Measured | None, top: float, colour: str) -> None:
-    y = top - 21
-    if one is None:
-        axes.text(0, y, "  not measured", va="center", size=SMALL, color=COLOURS["grey"])
-        return
-    axes.barh(y, one.median, height=10, color=colour, alpha=0.45, lw=0)
-    axes.plot([one.low, one.high], [y, y], color=colour, lw=1.3, solid_capstyle="butt")
-    axes.text(one.high, y - 0.3, f" {number(one.median)}", va="center", size=SMALL + 0.5)
