@@ -22,8 +22,9 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
-        """`done` of `total` of `task`; a total of None is not known, done == total ends it."""
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
+        """`done` of `total` of `task`; a total of None is not known, done == total ends it. `detail` is what of it is
+        under way."""
 
     def stage(self, text: str | None) -> None:
         """Name the work that begins now, and end the work named before; None only ends it."""
@@ -35,7 +36,7 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
         pass
 
     def stage(self, text: str | None) -> None:

@@ -14,6 +14,7 @@ from hfpipe.bench.candidates import Candidate, reason
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.noise import BUSY
+from hfpipe.bench.pace import Pace
 from hfpipe.bench.report import Sample
 from hfpipe.bench.tasks import Answers, Start
 from hfpipe.errors import HFPipeError
@@ -47,13 +48,13 @@ class Rounds:
         for number in range(self.repeats):
             order = given if number % 2 == 0 else given[::-1]
             rounds.append([(candidate, size) for candidate in order for size in tasks])
-        done, total = 0, sum(map(len, rounds))
+        pace = Pace([(candidate.row.name, size) for steps in rounds for candidate, size in steps])
         for number, steps in enumerate(rounds, _BEFORE):
             samples = []
             for candidate, size in steps:
-                self.reporter.progress(_TASK, done, total, "steps")
-                done += 1
+                self._say(pace, f"{candidate.row.name}, {self._named(size, number)}")
                 sample = self._measure(candidate, size, number)
+                pace.step()
                 if sample and number != _BEFORE:
                     candidate.row.samples.append(sample)
                 samples += [sample] if sample else []
@@ -61,7 +62,7 @@ class Rounds:
                 self._say_whether_busy(samples)
             else:
                 self.after_each()
-        self.reporter.progress(_TASK, total, total, "steps")
+        self._say(pace)
 
     def _measure(self, candidate: Candidate, size: int, number: int) -> Sample | None:
         """None for one that has failed, which is then in its row."""
@@ -74,6 +75,13 @@ class Rounds:
         except HFPipeError as error:
             candidate.row.error = reason(error)
             return None
+
+    def _named(self, size: int, number: int) -> str:
+        what = "its start" if not size else "one answer" if size == 1 else f"{size} at once"
+        return f"{what} ({number + 1} of {self.repeats})" if number != _BEFORE else "a first start"
+
+    def _say(self, pace: Pace, detail: str = "") -> None:
+        self.reporter.progress(_TASK, pace.done, pace.total, "steps", detail)
 
     def _say_whether_busy(self, samples: Sequence[Sample]) -> None:
         """While there is still time to wait for a quiet hour."""

@@ -42,6 +42,18 @@ class _Amount(DownloadColumn):
         return super().render(task) if unit == "bytes" else _COLUMNS[unit].render(task)
 
 
+class _Remaining(TimeRemainingColumn):
+    """The time that is left. Steps may take minutes each: Rich, which looks at the last half minute, would not know."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields["unit"] != "steps" or not task.completed or task.total is None:
+            return super().render(task)
+        now, last = time.monotonic(), task.fields["last"]
+        left = (last - task.fields["begun"]) / task.completed * (task.total - task.completed) - (now - last)
+        minutes, seconds = divmod(max(0, round(left)), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}", style="progress.remaining")
+
+
 _COLUMNS: dict[str, TaskProgressColumn | MofNCompleteColumn] = {
     "steps": TaskProgressColumn(),
     "records": MofNCompleteColumn(),
@@ -62,7 +74,7 @@ class Display:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             _Amount(),
-            TimeRemainingColumn(),
+            _Remaining(),
             console=self._console,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -97,8 +109,14 @@ class Display:
         """One bar a task, described by its name or otherwise; done == total ends it."""
         with self._lock:
             if task not in self._tasks:
-                self._tasks[task] = self._bars.add_task(task, total=total, unit=unit)
-            self._bars.update(self._tasks[task], completed=done, total=total, description=description or task)
+                self._tasks[task] = self._bars.add_task(task, total=total, unit=unit, begun=time.monotonic())
+            self._bars.update(
+                self._tasks[task],
+                completed=done,
+                total=total,
+                description=description or task,
+                last=time.monotonic(),
+            )
             if done == total:
                 self._bars.remove_task(self._tasks.pop(task))
             self._redraw()

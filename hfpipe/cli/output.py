@@ -110,12 +110,13 @@ class Talk:
         elif self._speaks:
             tell(shown(text))
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
         """A Reporter's progress, as one bar a task; of steps, where nothing moves, a line now and then."""
+        text = f"{task}: {detail}" if detail else task
         if self._moves:
-            self._display.progress(shown(task), done, total, unit)
+            self._display.progress(shown(task), done, total, unit, shown(text))
         elif unit == "steps" and total and self._is_time_for_a_line():
-            tell(shown(f"{task}: {done:,} of {total:,}"))
+            tell(shown(f"{done / total:4.0%}  {text}"))
 
     def records(self, text: str, done: int, total: int | None) -> None:
         """How far a batch is: a bar, or where nothing moves a line now and then."""

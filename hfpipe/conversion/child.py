@@ -185,8 +185,8 @@ class _Messages:
     def note(self, text: str) -> None:
         self.send(note=text)
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes") -> None:
-        self.send(progress=[task, done, total, unit])
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
+        self.send(progress=[task, done, total, unit, detail])
 
     def stage(self, text: str | None) -> None:
         self.send(stage=text)

@@ -22,8 +22,8 @@ class Progress(Silent):
     def note(self, text):
         self.notes.append(text)
 
-    def progress(self, task, done, total, unit="bytes"):
-        self.steps.append((done, total))
+    def progress(self, task, done, total, unit="bytes", detail=""):
+        self.steps.append((done < total, detail))
 
 
 @pytest.fixture
@@ -81,7 +81,17 @@ def test_what_fails_is_left_out_from_then_on(done):
     assert [number for name, _, number in done if name == "fails in 1"] == [-1, 0, 0, 1]
     assert len(given[0].row.samples) == 6
     assert len(given[1].row.samples) == 2
-    assert progress.steps == [(step, 14) for step in range(15)]
+    assert [more for more, _ in progress.steps] == [True] * 14 + [False]
+
+
+def test_what_is_under_way_is_told(done):
+    progress = Progress()
+    measure([candidate("a")], Workload(8, 8, (1, 4)), 2, progress)
+    assert [detail for _, detail in progress.steps] == [
+        "a, a first start",
+        *(f"a, {task} ({n} of 2)" for n in (1, 2) for task in ("its start", "one answer", "4 at once")),
+        "",
+    ]
 
 
 def test_a_busy_machine_is_told_of_before_it_is_measured(done, others):

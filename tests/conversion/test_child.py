@@ -20,8 +20,8 @@ class Recorder:
     def note(self, text):
         self.notes.append(text)
 
-    def progress(self, task, done, total, unit):
-        self.steps.append((task, done, total, unit))
+    def progress(self, task, done, total, unit, detail):
+        self.steps.append((task, done, total, unit, detail))
 
     def stage(self, text):
         self.stages.append(text)
@@ -45,7 +45,7 @@ def test_arguments_and_reports(child, tmp_path):
     body = """reporter.stage('first')
 reporter.note(arguments['text'])
 reporter.progress('task', 1, None)
-reporter.progress('share', 1, 2, 'steps')
+reporter.progress('share', 1, 2, 'steps', 'a part')
 reporter.stage(None)
 open(arguments['path'], 'w').close()
 return {'answer': [1, 'ü']}"""
@@ -53,7 +53,7 @@ return {'answer': [1, 'ü']}"""
     assert result == {"answer": [1, "ü"]}
     assert recorder.notes == ["two\nlines ü"]
     assert recorder.stages == ["first", None]
-    assert recorder.steps == [("task", 1, None, "bytes"), ("share", 1, 2, "steps")]
+    assert recorder.steps == [("task", 1, None, "bytes", ""), ("share", 1, 2, "steps", "a part")]
     assert (tmp_path / "made").exists()
 
 
