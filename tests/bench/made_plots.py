@@ -29,6 +29,7 @@ def samples(speed, *, rounds=5, itl=True, seed=0, batches=(8,)):
         times[chance.random(127) < 0.02] *= 3
         values = {"tg128": speed * factor, "pp512": 9 * speed * factor, "ttft_ms": 512 / (9 * speed) * 1000}
         values |= {"tpot_ms": float(times.mean()), "peak_rss_mb": 900.0, "load_s": 1.2}
+        values |= {f"itl_ms_p{percent}": float(np.percentile(times, percent)) for percent in (50, 95, 99)}
         made.append(Sample("single", number, values, tuple(times) if itl else ()))
         made += [Sample(f"batch{size}", number, {f"batch{size}_tps": 5 * speed * factor}) for size in batches]
     return made

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -12,6 +13,8 @@ import pytest
 
 from hfpipe.bench import plots as module
 from hfpipe.bench.plots import check_plot_path, plot
+from hfpipe.bench.summary import summarize
+from hfpipe.bench.text import tables
 from hfpipe.errors import HFPipeError, UsageError
 from tests.bench import made_plots as made
 
@@ -120,6 +123,27 @@ def test_what_a_picture_says(tmp_path):
     latency = svg_texts(tmp_path / "a-latency.svg")
     assert {"p50", "p95", "p99", "tpot"} <= set(latency)
     assert any(text.startswith("Time between tokens, ms") for text in latency)
+
+
+def ten_times_as_slow(sample):
+    values = {name: 10 * value for name, value in sample.values.items() if name.startswith(("itl", "tpot"))}
+    return replace(sample, values={**sample.values, **values}, itl_ms=[10 * time for time in sample.itl_ms])
+
+
+def test_a_picture_has_the_numbers_of_the_tables(tmp_path):
+    """Also where one round of five is slow, which is more than 5 % of all times."""
+    report = made.smollm2()
+    first = report.configurations[0]
+    first.samples[0] = ten_times_as_slow(first.samples[0])
+    plot(report, tmp_path / "a.svg")
+    drawn = svg_texts(tmp_path / "a-latency.svg")
+    (table,) = [one for one in tables(summarize(report)) if one.title == "Latency and memory"]
+    columns = [one for one in table.columns if one.head.startswith(("tpot", "itl"))]
+    assert [one.head for one in columns] == ["tpot_ms", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99"]
+    tpot, *percentiles = [one.cells for one in columns]
+    for name, *cells in zip(table.names, *percentiles, tpot, strict=True):
+        place = drawn.index(name) + 1
+        assert drawn[place : place + 4] == cells
 
 
 def test_without_quality_speeds_are_bars(tmp_path):

@@ -145,10 +145,15 @@ def test_medians_ranges_and_percentiles():
     found = spread(row, "tg128")
     assert (found.low, found.median, found.high) == (values[0], values[2], values[4])
     assert spread(row, "pp1") is None
-    (times,) = latencies(made.report(row))
-    pooled = np.concatenate([sample.itl_ms for sample in row.samples])
+    (times,) = latencies(made.report(row), ["itl_ms_p95", "tpot_ms", "itl_ms_p1"])
+    rounds = [sample.itl_ms for sample in row.samples if sample.itl_ms]
+    assert np.array_equal(times.times, np.concatenate(rounds))
     assert len(times.times) == 5 * 127
-    assert times.percentile(95) == pytest.approx(np.percentile(pooled, 95))
+    percentiles = [np.percentile(one, 95) for one in rounds]
+    assert times.medians == {
+        "itl_ms_p95": pytest.approx(np.median(percentiles)),
+        "tpot_ms": pytest.approx(np.median([np.mean(one) for one in rounds])),
+    }
 
 
 def test_percent():

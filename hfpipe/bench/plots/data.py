@@ -32,15 +32,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The times between tokens of a configuration in ms, of all rounds, and the median of its tpot_ms."""
+    """The times between tokens of a configuration in ms, of all rounds; and by name the medians of its metrics."""
 
     name: str
     backend: str
     times: np.ndarray
-    tpot: float | None
-
-    def percentile(self, percent: float) -> float:
-        return float(np.percentile(self.times, percent))
+    medians: Mapping[str, float]
 
 
 def spread(configuration: Configuration, metric: str) -> Measured | None:
@@ -67,15 +64,15 @@ def _point(row: Configuration, metric: str) -> Point | None:
     return Point(clean(row.name), row.backend, speed, loss, 100 * error if math.isfinite(error) else 0.0, row.size_mb)
 
 
-def latencies(report: Report) -> list[Latency]:
-    """The configurations that have times between tokens, each without those of batches."""
+def latencies(report: Report, metrics: Sequence[str]) -> list[Latency]:
+    """The configurations that have times between tokens, each without those of batches, and their medians."""
     found = []
     for row in report.configurations:
         samples = [sample.itl_ms for sample in row.samples if not sample.task.startswith("batch")]
         times = np.asarray([time for sample in samples for time in sample if math.isfinite(time) and time > 0])
-        tpot = spread(row, "tpot_ms")
+        medians = {metric: one.median for metric in metrics if (one := spread(row, metric))}
         if times.size:
-            found.append(Latency(clean(row.name), row.backend, times, tpot.median if tpot else None))
+            found.append(Latency(clean(row.name), row.backend, times, medians))
     return found
 
 

@@ -19,7 +19,8 @@ from hfpipe.bench.report import Report
 _ROW = 46.0
 _HEADS, _BELOW = 26.0, 34.0
 _COLUMN = 46.0
-_PERCENTILES = ((50, "o"), (95, "|"), (99, "x"))
+# By metric: its heading, and its mark.
+_MARKS = {"itl_ms_p50": ("p50", "o"), "itl_ms_p95": ("p95", "|"), "itl_ms_p99": ("p99", "x"), "tpot_ms": ("tpot", "D")}
 # From this ratio of the longest time to the shortest on, the axis is logarithmic.
 _WIDE = 6.0
 _BINS = 90
@@ -27,13 +28,14 @@ _FEW = 20
 
 
 def latency(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
-    """The distribution of the times between tokens, a row each. None where none were measured."""
-    shown = latencies(report)
+    """The times between tokens, a row each: how often each is, and the medians of the tables. None without any."""
+    shown = latencies(report, list(_MARKS))
     if not shown:
         return None
     caption = (
-        "Of all rounds, one answer at a time. Height: the square root of how often. "
-        "tpot: time for each token after the first, median of the rounds."
+        "One answer at a time. Shapes: the times of all rounds; height: the square root of how often. "
+        "Marks and numbers: those of each round, and of these the median, as in the tables. "
+        "tpot: time for each token after the first."
     )
     missing = notes(report, drawn=(row.name for row in shown), missing="times between tokens")
     height = _BELOW + _ROW * len(shown) + _HEADS
@@ -49,16 +51,16 @@ def latency(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
 
 
 def _scale_times(axes: Axes, shown: Sequence[Latency]) -> None:
-    least = min(float(row.times.min()) for row in shown)
-    most = max(float(row.times.max()) for row in shown)
-    tpots = [row.tpot for row in shown if row.tpot]
-    if max(most, *tpots, 0) / min(least, *tpots, most) > _WIDE:
+    medians = [value for row in shown for value in row.medians.values() if value > 0]
+    least = min([*medians, *(row.times.min() for row in shown)])
+    most = max([*medians, *(row.times.max() for row in shown)])
+    if most / least > _WIDE:
         axes.set_xscale("log")
-        axes.set_xlim(min(least, *tpots, most) / 1.15, max(most, *tpots, 0) * 1.15)
+        axes.set_xlim(least / 1.15, most * 1.15)
         axes.xaxis.set_major_locator(FixedLocator(_round_times(*axes.get_xlim())))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_xlim(0, max(most, *tpots, 0) * 1.05)
+        axes.set_xlim(0, most * 1.05)
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     kind = "logarithmic, " if axes.get_xscale() == "log" else ""
@@ -84,11 +86,9 @@ def _column(place: int) -> float:
 
 def _draw_heads(sheet: Sheet, y: float) -> None:
     """What the marks mean, above their numbers."""
-    for place, (percent, _) in enumerate(_PERCENTILES):
-        sheet.text(_column(place), y, f"p{percent}", bold=True, size=SMALL, ha="right")
-    sheet.text(_column(3), y, "tpot", bold=True, size=SMALL, ha="right")
-    for place, mark in enumerate([*(mark for _, mark in _PERCENTILES), "D"]):
-        x = _column(place) - (26 if place < 3 else 28)
+    for place, (head, mark) in enumerate(_MARKS.values()):
+        sheet.text(_column(place), y, head, bold=True, size=SMALL, ha="right")
+        x = _column(place) - (28 if head == "tpot" else 26)
         _mark(sheet.figure.axes[0], x, y + 2.7, mark, COLOURS["grey"], transform=sheet.points, clip_on=False)
     sheet.text(MARGIN, y, "Every time between two tokens", size=SMALL, colour="grey")
     sheet.text(_column(0) - _COLUMN + 8, y, "ms", size=SMALL, colour="grey", ha="right")
@@ -108,13 +108,10 @@ def _draw_latency(sheet: Sheet, axes: Axes, row: Latency, top: float, base: floa
     sheet.text(MARGIN, top - 12, shorten(row.name, room, NORMAL, bold=True), bold=True, label="name")
     _draw_density(axes, row.times, base, colour)
     axes.plot([row.times.min(), row.times.max()], [base, base], color=colour, lw=0.9, zorder=4)
-    values = [row.percentile(percent) for percent, _ in _PERCENTILES]
-    for place, (value, (_, mark)) in enumerate(zip(values, _PERCENTILES, strict=True)):
-        _mark(axes, value, base, mark, colour)
-        sheet.text(_column(place), top - _ROW + 9, number(value), ha="right")
-    if row.tpot:
-        _mark(axes, row.tpot, base, "D", colour)
-        sheet.text(_column(3), top - _ROW + 9, number(row.tpot), ha="right")
+    for place, (metric, (_, mark)) in enumerate(_MARKS.items()):
+        if metric in row.medians:
+            _mark(axes, row.medians[metric], base, mark, colour)
+            sheet.text(_column(place), top - _ROW + 9, number(row.medians[metric]), ha="right")
 
 
 def _draw_density(axes: Axes, times: np.ndarray, base: float, colour: str) -> None:
