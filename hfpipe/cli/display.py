@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
 from hfpipe.types import Unit
@@ -73,8 +74,9 @@ class Display:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            _Amount(),
-            _Remaining(),
+            # On a narrow terminal the description gives way.
+            _Amount(table_column=Column(min_width=len("100%"), no_wrap=True)),
+            _Remaining(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),
             console=self._console,
         )
         self._tasks: dict[str, TaskID] = {}
