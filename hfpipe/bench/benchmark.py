@@ -10,11 +10,13 @@ from typing import Any
 
 from hfpipe.batch.records import Record
 from hfpipe.bench.candidates import Candidate, Choices, candidates
+from hfpipe.bench.exports import Exports
 from hfpipe.bench.host import host
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.prompts import tokenized
 from hfpipe.bench.quality import Judge
+from hfpipe.bench.references import References
 from hfpipe.bench.report import Report
 from hfpipe.bench.rounds import Rounds
 from hfpipe.errors import UsageError
@@ -53,16 +55,20 @@ class Benchmark:
 
     def run(self, reporter: Reporter) -> None:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
-        given = []
-        for one in candidates(self.choices, reporter):
-            self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
-            if isinstance(one, Candidate):
-                given.append(one)
-        reporter.stage(None)
-        Rounds(self.workload, self.repeats, reporter, self._prompts, self.after_each_round, self.verbose).measure(given)
-        if self.quality:
-            Judge(reporter, self.report.warnings.append, self.texts, self.verbose).measure(given)
+        with References(self.choices.loading, reporter, verbose=self.verbose) as references:
+            given = []
+            for one in candidates(self.choices, Exports(references), reporter):
+                self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
+                if isinstance(one, Candidate):
+                    given.append(one)
+            reporter.stage(None)
+            self._rounds(reporter).measure(given)
+            if self.quality:
+                Judge(references, reporter, self.report.warnings.append, self.texts, self.verbose).measure(given)
         self.report.interrupted = False
+
+    def _rounds(self, reporter: Reporter) -> Rounds:
+        return Rounds(self.workload, self.repeats, reporter, self._prompts, self.after_each_round, self.verbose)
 
     def _prompts(self, candidate: Candidate) -> list[Prompt] | None:
         if self.records is None:

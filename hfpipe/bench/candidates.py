@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -11,16 +10,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hfpipe import backends, sources
+from hfpipe.bench.exports import Exports
 from hfpipe.bench.report import Configuration
-from hfpipe.cache import cache_root
 from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import own_format
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError, nearest
-from hfpipe.export import exporter
-from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
-from hfpipe.export.plan import default_output, make_plan
+from hfpipe.export.options import WEIGHT_FORMATS
+from hfpipe.export.plan import default_output
 from hfpipe.export.report import read as read_export_report
-from hfpipe.sources.fingerprint import fingerprint
 from hfpipe.sources.names import is_hub_id
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -112,7 +109,7 @@ class Candidate:
     origin: ModelSource | None
 
 
-def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Configuration]:
+def candidates(choices: Choices, exports: Exports, reporter: Reporter) -> Iterator[Candidate | Configuration]:
     """Each as soon as it is there: an export that does not stand yet is made. Where that fails, the row with its error.
 
     Raises HFPipeError for a model that is not there.
@@ -136,7 +133,7 @@ def candidates(choices: Choices, reporter: Reporter) -> Iterator[Candidate | Con
                 if backend in refused:
                     raise refused[backend]
                 check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
-                yield _candidate(row, source, origin, loading, reporter)
+                yield _candidate(row, source, origin, loading, exports, reporter)
             except HFPipeError as error:
                 row.error = reason(error)
                 yield row
@@ -246,13 +243,19 @@ def _flag(name: str) -> str:
 
 
 def _candidate(
-    row: Configuration, source: ModelSource, origin: ModelSource | None, loading: LoadOptions, reporter: Reporter
+    row: Configuration,
+    source: ModelSource,
+    origin: ModelSource | None,
+    loading: LoadOptions,
+    exports: Exports,
+    reporter: Reporter,
 ) -> Candidate:
     """Raises HFPipeError where the engine does not fit the model, or the export fails."""
     backends.choose(row.backend, source.format)
-    made = _exported(source, row.weight_format, loading, reporter) if row.weight_format else source
-    row.size_mb = _size(made) / 1e6
-    return Candidate(row, made, loading, origin)
+    if row.weight_format:
+        source = sources.resolve(str(exports.make(source, row.weight_format, loading, reporter).folder))
+    row.size_mb = _size(source) / 1e6
+    return Candidate(row, source, loading, origin)
 
 
 def _size(source: ModelSource) -> int:
@@ -260,20 +263,6 @@ def _size(source: ModelSource) -> int:
     patterns = ("*",) if source.format == "openvino" else _FILES
     files = {path for pattern in patterns for path in source.folder.glob(pattern) if path.is_file()}
     return sum(path.stat().st_size for path in files)
-
-
-def _exported(source: ModelSource, weight_format: str, loading: LoadOptions, reporter: Reporter) -> ModelSource:
-    """The export of a model, from the cache where it stands there."""
-    options = ExportOptions(
-        weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
-    )
-    exports = cache_root() / "exports"
-    plan = make_plan(source, exports / default_output(source.reference, weight_format).name, options)
-    identity = json.dumps([fingerprint(source.folder), plan.request()])
-    place = exports / hashlib.sha256(identity.encode()).hexdigest()[:24] / plan.output.name
-    for warning in plan.warnings if not place.exists() else ():
-        reporter.note(f"Warning: {warning}")
-    return sources.resolve(str(exporter.export(replace(plan, output=place), reporter=reporter).folder))
 
 
 def _of_backend(loading: LoadOptions, backend: str) -> LoadOptions:

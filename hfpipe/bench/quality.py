@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.references import References
 from hfpipe.bench.report import Quality
-from hfpipe.cache import cache_root, writing
 from hfpipe.conversion.child import run_child
 from hfpipe.errors import HFPipeError
-from hfpipe.quality import Change, Reference, held_out, make_reference
+from hfpipe.quality import Change, Reference
 from hfpipe.quality.divergence import common_prefix
-from hfpipe.quality.effort import held_out_share, reference_dtype
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _PROMPTS = 12
@@ -31,9 +24,10 @@ _SCORED = ("torch", "openvino")
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """`texts` by kind are those to measure on, None for the held-out ones. `complain` is told what could not be
-    measured, and why."""
+    """`references` are of the models that candidates come from. `texts` by kind are those to measure on, None for the
+    held-out ones. `complain` is told what could not be measured, and why."""
 
+    references: References
     reporter: Reporter
     complain: Callable[[str], None]
     texts: Mapping[str, str] | None = None
@@ -51,27 +45,11 @@ class Judge:
         for origin in {one.origin.folder: one.origin for one in scored if one.origin}.values():
             mine = [one for one in scored if one.origin and one.origin.folder == origin.folder]
             try:
-                with self._reference(origin, mine[0].loading) as reference:
-                    self._compare(mine, origin, reference)
+                self._compare(mine, origin, self.references.of(origin, self.texts))
             except HFPipeError as error:
                 self.complain(f"No quality against {origin.reference}: {error.message}")
             finally:
                 self.reporter.stage(None)
-
-    @contextmanager
-    def _reference(self, origin: ModelSource, loading: LoadOptions) -> Iterator[Reference]:
-        self.reporter.stage(f"Scoring {origin.reference}, exact")
-        with _temporary_folder() as folder:
-            yield make_reference(
-                origin,
-                folder,
-                dtype=reference_dtype(origin),
-                texts=held_out(held_out_share(origin)) if self.texts is None else self.texts,
-                trust_remote_code=loading.trust_remote_code,
-                allow_pickle=loading.allow_pickle,
-                reporter=self.reporter,
-                verbose=self.verbose,
-            )
 
     def _compare(self, given: Sequence[Candidate], origin: ModelSource, reference: Reference) -> None:
         prompts, new_tokens = _questions(reference, [origin, *(one.source for one in given)])
@@ -108,27 +86,6 @@ class Judge:
             "hfpipe.bench.judge", arguments, what=what, reporter=self.reporter, verbose=self.verbose
         )
         return heard
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A place for a reference, which may be of gigabytes. What a killed run left is removed."""
-    place = cache_root() / "references"
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        for folder in place.glob("*.tmp"):
-            with suppress(Timeout), FileLock(place / f".{folder.name}.lock", timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-        folder = place / f"{secrets.token_hex(8)}.tmp"
-        lock = FileLock(place / f".{folder.name}.lock")
-        lock.acquire()
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _exact(loading: LoadOptions, dtype: str) -> LoadOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,7 @@ from hfpipe.export import report as reports
 from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
-from hfpipe.quality import held_out, make_reference
-from hfpipe.quality.effort import held_out_share, reference_dtype
+from hfpipe.quality import Reference, make_reference
 from hfpipe.types import Reporter, Silent
 
 
@@ -33,10 +32,17 @@ class Exported:
 
 
 def export(
-    plan: Plan, *, force: bool = False, verify: bool = True, verbose: bool = False, reporter: Reporter | None = None
+    plan: Plan,
+    *,
+    force: bool = False,
+    verify: bool = True,
+    reference: Callable[[], Reference] | None = None,
+    verbose: bool = False,
+    reporter: Reporter | None = None,
 ) -> Exported:
     """Do what `plan` says. Afterwards its output stands whole, or is as it was.
 
+    `reference` gives what its source says of the held-out texts, where that is known: else it is scored here.
     Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
@@ -63,7 +69,7 @@ def export(
         report = reports.describe(plan, work.model) | measured
         if verify:
             with _timed(seconds, "verification"):
-                report |= _verify(plan, work, verbose, reporter)
+                report |= _verify(plan, work, reference, verbose, reporter)
         reports.write(report, work.model)
         reporter.stage(None)
         work.finish()
@@ -116,36 +122,47 @@ def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> 
     )
 
 
-def _verify(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> dict[str, Any]:
+def _verify(
+    plan: Plan, work: Workplace, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
+) -> dict[str, Any]:
     """What the export is like beside its source. A source that cannot be scored takes that part away, and is said."""
-    reporter.stage("Scoring the source")
-    folder = work.temporary / "reference"
-    folder.mkdir()
-    warnings = []
+    folder, warnings = None, []
     try:
-        make_reference(
-            plan.source,
-            folder,
-            dtype=reference_dtype(plan.source),
-            texts=held_out(held_out_share(plan.source)),
-            trust_remote_code=plan.options.trust_remote_code,
-            allow_pickle=plan.options.allow_pickle,
-            reporter=reporter,
-            verbose=verbose,
-        )
+        folder = str((reference() if reference else _score_source(plan, work, verbose, reporter)).folder)
     except HFPipeError as error:
-        # What it wrote may be what filled the disk.
-        shutil.rmtree(folder)
-        reason = error.message.replace(str(folder), str(plan.output.parent))
+        reason = error.message.replace(str(_reference_folder(work)), str(plan.output.parent))
         warnings.append(f"Not compared with its source, which could not be scored: {reason}")
     reporter.stage("Loading the export")
     arguments = {
         "reference": plan.output.name,
         "folder": str(work.model),
-        "reference_folder": None if warnings else str(folder),
+        "reference_folder": folder,
         "temporary": str(work.temporary),
         "trust_remote_code": plan.options.trust_remote_code,
     }
     what = f"The verification of {plan.output.name}"
     measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
     return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
+
+
+def _score_source(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> Reference:
+    reporter.stage("Scoring the source")
+    folder = _reference_folder(work)
+    folder.mkdir()
+    try:
+        return make_reference(
+            plan.source,
+            folder,
+            trust_remote_code=plan.options.trust_remote_code,
+            allow_pickle=plan.options.allow_pickle,
+            reporter=reporter,
+            verbose=verbose,
+        )
+    except HFPipeError:
+        # What it wrote may be what filled the disk.
+        shutil.rmtree(folder)
+        raise
+
+
+def _reference_folder(work: Workplace) -> Path:
+    return work.temporary / "reference"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hfpipe.conversion.child import run_child, silence_openvino_telemetry
 from hfpipe.quality.compare import Change, Quality
+from hfpipe.quality.effort import held_out_share, reference_dtype
 from hfpipe.quality.reference import Reference, read_reference
 from hfpipe.quality.texts import calibration, held_out
 from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
@@ -32,24 +33,24 @@ def make_reference(
     source: ModelSource,
     folder: Path,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     texts: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     reporter: Reporter | None = None,
     verbose: bool = False,
 ) -> Reference:
-    """Score `texts` by kind, else the held-out ones, with a transformers model on the CPU, in a child process.
+    """Score `texts` by kind with a transformers model on the CPU, in a child process.
 
     `folder` exists, and gets a file of 2 bytes for each scored token and each token of the vocabulary. `dtype` is
-    float32 or bfloat16.
+    float32 or bfloat16, None what the model is worth; `texts` of None are as much of the held-out ones as it is worth.
     """
     arguments = {
         "reference": source.reference,
         "source": str(source.folder.absolute()),
         "folder": str(folder.absolute()),
-        "dtype": dtype,
-        "texts": None if texts is None else dict(texts),
+        "dtype": dtype or reference_dtype(source),
+        "texts": held_out(held_out_share(source)) if texts is None else dict(texts),
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }

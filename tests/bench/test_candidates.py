@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from hfpipe.bench import candidates as module
+from hfpipe.bench import exports as bench_exports
 from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
+from hfpipe.bench.exports import Exports
+from hfpipe.bench.references import References
 from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
 from hfpipe.export.exporter import Exported
 from hfpipe.types import LoadOptions, Silent
@@ -24,7 +27,7 @@ def exports(monkeypatch, tiny_llama_ov):
             raise ConversionError("It cannot be quantized.")
         return Exported(tiny_llama_ov, {})
 
-    monkeypatch.setattr(module.exporter, "export", export)
+    monkeypatch.setattr(bench_exports.exporter, "export", export)
     return made
 
 
@@ -35,7 +38,8 @@ def engines_in_this_process(monkeypatch):
 
 
 def found(*models, **choices):
-    return list(candidates(Choices([str(model) for model in models], **choices), Silent()))
+    with References(LoadOptions(), Silent()) as references:
+        return list(candidates(Choices([str(model) for model in models], **choices), Exports(references), Silent()))
 
 
 def names(rows):
@@ -209,7 +213,7 @@ def test_an_export_is_made_once(tiny_gpt2, monkeypatch, tmp_path):
         folders.append(plan.output)
         raise ConversionError("No.")
 
-    monkeypatch.setattr(module.exporter, "export", export)
+    monkeypatch.setattr(bench_exports.exporter, "export", export)
     for _ in range(2):
         found(tiny_gpt2, weight_formats=["fp16", "int8"], backends=["openvino"])
     assert folders[:2] == folders[2:]

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from filelock import FileLock
 
 from hfpipe import quality, sources
 from hfpipe.bench import quality as module
+from hfpipe.bench import references
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.quality import Judge
+from hfpipe.bench.references import References
 from hfpipe.bench.report import Configuration
 from hfpipe.errors import BackendError, UnsupportedModel
 from hfpipe.quality import Reference
@@ -25,7 +26,7 @@ def short(monkeypatch, tmp_path):
     """Few answers; references are made in a folder of the test."""
     monkeypatch.setattr(module, "_PROMPTS", 3)
     monkeypatch.setattr(module, "_ANSWER_TOKENS", 8)
-    monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(references, "cache_root", lambda: tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,8 @@ def torch_in_this_process(monkeypatch):
 def judged(given):
     """What could not be measured."""
     complaints = []
-    Judge(Silent(), complaints.append, TEXTS).measure(given)
+    with References(LoadOptions(), Silent()) as made:
+        Judge(made, Silent(), complaints.append, TEXTS).measure(given)
     return complaints
 
 
@@ -86,18 +88,6 @@ def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov)
     assert [one.row.quality for one in given] == [None] * 3
 
 
-def test_what_a_killed_run_left_is_removed_and_what_another_uses_is_not(tmp_path):
-    left, used = tmp_path / "references" / "left.tmp", tmp_path / "references" / "used.tmp"
-    for folder in (left, used):
-        folder.mkdir(parents=True)
-        (folder / "log_probabilities.f16").write_bytes(b"x")
-    with FileLock(used.with_name(".used.tmp.lock")), module._temporary_folder() as mine:
-        assert mine.is_dir()
-        assert not left.exists()
-        assert used.exists()
-    assert not mine.exists()
-
-
 def test_all_models_answer_the_same_questions(tiny_llama, tiny_gpt2):
     windows = tuple(Window("prose", tuple(range(100)), 1) for _ in range(9))
     long, short = sources.resolve(str(tiny_llama)), sources.resolve(str(tiny_gpt2))
@@ -129,6 +119,6 @@ def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
     def refuse(*_, **__):
         raise UnsupportedModel("It has no logits.")
 
-    monkeypatch.setattr(module, "make_reference", refuse)
+    monkeypatch.setattr(references, "make_reference", refuse)
     given = [candidate(tiny_llama, tiny_llama, "torch")]
     assert judged(given) == [f"No quality against {tiny_llama}: It has no logits."]

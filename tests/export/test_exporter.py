@@ -11,6 +11,7 @@ from hfpipe.errors import ConversionError, HFPipeError, UsageError
 from hfpipe.export import exporter
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import Plan, make_plan
+from hfpipe.quality import Reference
 from hfpipe.types import Silent
 from tests.fake_models import write_model
 
@@ -32,6 +33,7 @@ class Children:
     def score(self, source, folder, **_):
         (folder / "rows").write_text("half of it")
         self._ask("score", folder)
+        return Reference(folder, (), 1, "float32")
 
     def verify(self, module, arguments, **_):
         self._ask("verify", arguments)
@@ -230,6 +232,20 @@ def test_a_source_that_cannot_be_scored_is_a_warning(model, children):
     reference, verification = children.asked[1][1], children.asked[2][1]
     assert verification["reference_folder"] is None
     assert not reference.exists()
+
+
+def test_a_source_that_is_scored_already(model, children, tmp_path):
+    reference = Reference(tmp_path / "scored", (), 1, "float32")
+    assert exporter.export(planned(model), reference=lambda: reference).report["warnings"] == []
+    assert children.names == ["convert", "verify"]
+    assert children.asked[1][1]["reference_folder"] == str(reference.folder)
+
+    def failing():
+        raise ConversionError("It has no logits.")
+
+    (warning,) = exporter.export(planned(model), reference=failing, force=True).report["warnings"]
+    assert warning == "Not compared with its source, which could not be scored: It has no logits."
+    assert children.asked[-1][1]["reference_folder"] is None
 
 
 def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, children):

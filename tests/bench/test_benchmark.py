@@ -1,0 +1,61 @@
+"""A whole benchmark without its measuring."""
+
+import pytest
+
+from hfpipe.bench import benchmark, exports, references
+from hfpipe.bench.benchmark import Benchmark
+from hfpipe.bench.candidates import Choices
+from hfpipe.bench.metrics import Workload
+from hfpipe.export.exporter import Exported
+from hfpipe.quality import Reference
+from hfpipe.types import Silent
+
+
+class Work:
+    """What the parts of a run were asked for."""
+
+    def __init__(self, export):
+        self.scored, self.compared, self.exported = [], [], []
+        self._export = export
+
+    def score(self, source, folder, *, texts, **_):
+        self.scored.append(texts)
+        return Reference(folder, (), 1, "float32")
+
+    def export(self, plan, *, reference, **_):
+        self.exported.append(reference().folder)
+        return Exported(self._export, {})
+
+    def compare(self, judge, given, origin, reference):
+        self.compared.append(reference.folder)
+
+
+@pytest.fixture
+def work(monkeypatch, tiny_llama_ov, tmp_path):
+    made = Work(tiny_llama_ov)
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(references, "make_reference", made.score)
+    monkeypatch.setattr(exports.exporter, "export", made.export)
+    monkeypatch.setattr(benchmark.Rounds, "measure", lambda *_: None)
+    monkeypatch.setattr(benchmark.Judge, "_compare", lambda *asked: made.compare(*asked))
+    return made
+
+
+def run(model, **more):
+    benchmark = Benchmark(Choices([str(model)]), Workload(8, 4, (1,)), **more)
+    benchmark.run(Silent())
+    return benchmark.report
+
+
+def test_a_model_is_scored_once_for_its_exports_and_its_quality(tiny_llama, work, tmp_path):
+    assert not run(tiny_llama).interrupted
+    assert work.scored == [None]
+    assert len(work.exported) == 3
+    assert {*work.exported, *work.compared} == {work.compared[0]}
+    assert list((tmp_path / "references").iterdir()) == []
+
+
+def test_other_texts_are_for_the_quality_alone(tiny_llama, work):
+    run(tiny_llama, texts={"prose": "a text"})
+    assert work.scored == [None, {"prose": "a text"}]
+    assert work.compared[0] not in work.exported
