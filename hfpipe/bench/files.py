@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import tempfile
 from pathlib import Path
 
 from hfpipe.batch.disk import replace_file
@@ -17,8 +17,13 @@ def check_place(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{path} has no folder: {path.parent} is none.", hint="Make it first.")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written.", hint="Name another file.")
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a folder.", hint="Name another file.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", hint="Name another file.") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

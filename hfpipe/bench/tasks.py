@@ -46,8 +46,8 @@ class Start:
         try:
             values = {"cold_ttft_s": float(json.loads(ended.stdout)["cold_ttft_s"])}
         except (ValueError, TypeError, KeyError) as error:
-            reason = said[0].removeprefix("Error: ") if said else f"exit status {ended.returncode}"
-            raise BackendError(f"hfpipe run failed: {reason}") from error
+            reason, *hint = [line.removeprefix("Error: ") for line in said[:2]] or [f"exit status {ended.returncode}"]
+            raise BackendError(f"hfpipe run failed: {reason}", hint=" ".join(hint) or None) from error
         return Sample(self.name, number, values, (), noise.others_cpu, noise.frequency_mhz)
 
 

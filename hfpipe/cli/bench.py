@@ -79,6 +79,8 @@ def bench(
     tokens = None if prompts else prompt_tokens or _PROMPT_TOKENS
     workload = Workload(tokens, new_tokens, sizes)
     # auto is what other commands call the fitting one, of which there are several here.
+    if "auto" in names and len(names) > 1:
+        raise UsageError("auto stands for all engines that fit, and alone.")
     engines = () if "auto" in names else names
     work = Benchmark(
         Choices(models, engines, formats, loading, reference, (tokens or 0) + new_tokens),

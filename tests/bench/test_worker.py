@@ -121,8 +121,9 @@ def test_a_start_that_says_nothing(tiny_llama, monkeypatch):
 
 
 def test_a_start_that_fails(tiny_llama):
-    with pytest.raises(BackendError, match="hfpipe run failed: There is no device 'cuda:7'"):
+    with pytest.raises(BackendError, match="hfpipe run failed: There is no device 'cuda:7'") as caught:
         Start().measure(candidate(tiny_llama, "torch", device="cuda:7"), 0)
+    assert caught.value.hint == "Leave --device out to run on the CPU."
 
 
 def test_greedy_answers_are_those_of_any_engine(tiny_llama, tiny_llama_ov):
