@@ -126,7 +126,7 @@ def _translated(reference: str, revision: str | None, error: Exception) -> HFPip
         )
     return DownloadError(
         f"{constants.ENDPOINT} cannot be reached, and {reference} is not in the cache.",
-        hint="Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder.",
+        hint=names.hint_for(reference) or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder.",
     )
 
 
