@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from hfpipe.bench import plots as module
+from hfpipe.bench.advice import advice
 from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.summary import summarize
-from hfpipe.bench.text import tables
+from hfpipe.bench.text import meanings, tables
 from hfpipe.errors import HFPipeError, UsageError
 from tests.bench import made_plots as made
 
@@ -62,20 +63,37 @@ def svg_texts(path):
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page."""
+    """Tags, attributes and text of a page; the cells of each row of its tables; what is code."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
+        self.tags, self.attributes, self.text, self.rows, self.code = [], [], "", [], []
+        self.within = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag in ("th", "td", "code"):
+            self.within.append(tag)
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag == "code":
+            self.code.append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.within:
+            self.within.remove(tag)
 
     def handle_data(self, data):
         self.text += data
+        if "code" in self.within:
+            self.code[-1] += data
+        if {"th", "td"} & {*self.within}:
+            self.rows[-1][-1] += data
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,7 +187,7 @@ def test_what_is_not_shown_is_named(tmp_path):
 def test_names_are_text(name, tmp_path):
     report = made.report(made.row(name, 83, 135, 0.01, model=name, error=f"It said {name}"))
     plot(report, tmp_path / "a.svg")
-    plot(report, tmp_path / "a.html")
+    plot(report, tmp_path / "a.html", advice=advice(report, 0.02))
     assert name in svg_texts(tmp_path / "a.svg")
     assert name in svg_texts(tmp_path / "a-latency.svg")
     page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
@@ -182,7 +200,7 @@ def test_what_xml_cannot_hold_is_replaced(tmp_path):
     name = "a\x00b\x1bc\nd\udcffe\u202ef"
     report = made.report(made.row(name, 83, 135, 0.01, model=name))
     for kind in ("png", "svg", "html"):
-        plot(report, tmp_path / f"a.{kind}")
+        plot(report, tmp_path / f"a.{kind}", advice=advice(report, 0.02))
     replaced = "\N{REPLACEMENT CHARACTER}".join("abcdef")
     for file in ("a.svg", "a-latency.svg"):
         assert replaced in svg_texts(tmp_path / file)
@@ -202,9 +220,63 @@ def test_a_page_stands_alone(tmp_path):
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links} <= set(ids)
     assert "prefers-color-scheme: dark" in text
-    assert {"Machine and versions", "Medians", "Failed"} <= set(page.text.split("\n")) | set(page.text.split("  "))
-    for fact in ("Intel(R) Xeon(R) Platinum 8481C", "2026.2", "83.2", "+0.9%", "hfpipe run 'openvino int8'"):
+    assert "optimum fp32 failed: The model has no encoder. Traceback: …" in page.text
+    for fact in (
+        "Machine and versions",
+        "Commands",
+        "Arguments",
+        "The run was interrupted: this is what had been measured.",
+        "Intel(R) Xeon(R) Platinum 8481C",
+        "2026.2",
+        "83.2",
+        "+0.9%",
+        "hfpipe run 'openvino int8'",
+    ):
         assert fact in page.text
+
+
+@pytest.mark.parametrize("case", ["measured", "without-quality", "gaps", "chinese"])
+def test_a_page_has_what_the_terminal_shows(case, tmp_path):
+    report = CASES[case]
+    summary, advised = summarize(report), advice(report, 0.02)
+    plot(report, tmp_path / "a.html", advice=advised)
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    for table in tables(summary):
+        for line in (table.title, *table.notes):
+            assert " ".join(line.split()) in page.text
+        assert ["configuration", *(one.head for one in table.columns)] in page.rows
+        for place, name in enumerate(table.names):
+            assert [name, *(one.cells[place] for one in table.columns)] in page.rows
+    assert (advised.name is None) == report.interrupted
+    assert page.attributes.count(("class", "advised")) == sum(advised.name in one.names for one in tables(summary))
+    for line in (advised.text, *advised.commands, *summary.warnings):
+        assert line in page.text
+    for name, meaning in meanings(summary).items():
+        assert [name, meaning.replace("`", "")] in page.rows
+
+
+def test_warnings_of_noise_are_on_a_page_and_code_is_code(tmp_path):
+    report = made.smollm2()
+    first = report.configurations[0]
+    first.samples[:] = [
+        replace(one, others_cpu=0.5, values={**one.values, "cold_ttft_s": 3.2}) for one in first.samples
+    ]
+    first.samples[0] = replace(first.samples[0], values={**first.samples[0].values, "tg128": 1.0})
+    plot(report, tmp_path / "a.html")
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert "The machine was busy: other processes used 50% of its processors" in page.text
+    assert "The samples of torch bf16 spread: tg128 by " in page.text
+    assert ["cold_ttft_s", "from the start of an hfpipe run process to its first token, in s"] in page.rows
+    assert "hfpipe run" in page.code
+    assert "`" not in page.text
+    assert ("class", "advised") not in page.attributes
+
+
+def test_pictures_on_a_page_do_not_shrink_until_nobody_can_read_them(tmp_path):
+    plot(CASES["measured"], tmp_path / "a.html")
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert page.attributes.count(("style", "min-width: calc(.9 * 576pt)")) == page.tags.count("svg") == 2
+    assert page.tags.count("figure") == 2
 
 
 def test_boxes_for_characters_are_told(tmp_path, monkeypatch):

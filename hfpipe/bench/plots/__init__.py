@@ -9,7 +9,8 @@ tradeoff.py  decode speed against loss of quality
 latency.py   times between tokens
 speeds.py    bars of speeds
 draw.py      these as the bytes of files
-page.py      a page with them, and tables
+markup.py    text, tables and pictures in HTML
+page.py      a page with the pictures, the tables and the advice
 
 This file says which files, and writes them; without matplotlib.
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hfpipe.bench.advice import Advice
 from hfpipe.bench.files import check_place, write_file
 from hfpipe.bench.report import Report
 from hfpipe.errors import UsageError
@@ -40,20 +42,21 @@ def check_plot_path(path: Path) -> None:
     check_place(path)
 
 
-def plot(report: Report, path: Path) -> list[Path]:
+def plot(report: Report, path: Path, *, advice: Advice | None = None) -> list[Path]:
     """Draw a report. Returns the files, all of them written at the end, each beside its place and renamed into it.
 
     FILE.png and FILE.svg show decode speed against loss of quality, or speeds where there is no quality;
-    FILE-latency.png and .svg the times between tokens, where there are some. FILE.html has both and the numbers.
+    FILE-latency.png and .svg the times between tokens, where there are some. FILE.html has both, the numbers and
+    the advice.
     """
     check_plot_path(path)
-    files = _drawn(report, path)
+    files = _drawn(report, path, advice)
     for file, data in files.items():
         write_file(file, data)
     return list(files)
 
 
-def _drawn(report: Report, path: Path) -> dict[Path, bytes]:
+def _drawn(report: Report, path: Path, advice: Advice | None) -> dict[Path, bytes]:
     with _quiet():
         # Half a second, and where matplotlib is new some seconds for its list of fonts.
         from hfpipe.bench.plots.draw import draw
@@ -62,7 +65,7 @@ def _drawn(report: Report, path: Path) -> dict[Path, bytes]:
         if kind == "html":
             from hfpipe.bench.plots.page import page
 
-            return {path: page(report, draw(report, "svg")).encode()}
+            return {path: page(report, draw(report, "svg"), advice).encode()}
         names = [path, path.with_name(f"{path.stem}-latency{path.suffix}")]
         return dict(zip(names, draw(report, kind), strict=False))
 
