@@ -2,7 +2,8 @@
 
 metrics.py     the names of what is measured, and what each of them times
 report.py      what was measured, all of it raw: samples, configurations, host; to JSON and back
-candidates.py  models, engines and formats as configurations; exports that do not stand yet
+candidates.py  models, engines and formats as configurations
+exports.py     the exports among them, in the cache     references.py  what their sources say of a text
 rounds.py      one round after the other over all of them
 tasks.py       what is done with each in a round, in a process of its own: worker.py, or `hfpipe run`
 measure.py     what is timed in there     noise.py   what else the machine did     host.py   what it is

@@ -57,7 +57,7 @@ class Benchmark:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
         with References(self.choices.loading, reporter, verbose=self.verbose) as references:
             given = []
-            for one in candidates(self.choices, Exports(references), reporter):
+            for one in candidates(self.choices, Exports(references if self.quality else None), reporter):
                 self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
                 if isinstance(one, Candidate):
                     given.append(one)

@@ -253,7 +253,10 @@ def _candidate(
     """Raises HFPipeError where the engine does not fit the model, or the export fails."""
     backends.choose(row.backend, source.format)
     if row.weight_format:
-        source = sources.resolve(str(exports.make(source, row.weight_format, loading, reporter).folder))
+        export = exports.make(source, row.weight_format, loading, reporter)
+        # The user is to get what was measured: a verification also chooses runtime options.
+        row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
+        source = sources.resolve(str(export.folder))
     row.size_mb = _size(source) / 1e6
     return Candidate(row, source, loading, origin)
 

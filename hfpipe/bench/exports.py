@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hfpipe.bench.references import References
-from hfpipe.cache import cache_root
 from hfpipe.export import exporter
 from hfpipe.export.exporter import Exported
+from hfpipe.export.kept import find, plan_to_keep
 from hfpipe.export.options import ExportOptions
-from hfpipe.export.plan import default_output, make_plan
-from hfpipe.sources.fingerprint import fingerprint
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """They are compared with the `references` of their sources."""
+    """They are verified against the `references` of their sources; not at all where these are None."""
 
-    references: References
+    references: References | None
 
     def make(self, source: ModelSource, weight_format: str, loading: LoadOptions, reporter: Reporter) -> Exported:
         """The export of a model. Raises HFPipeError where it fails."""
+        references = self.references
         options = ExportOptions(
             weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
         )
-        exports = cache_root() / "exports"
-        plan = make_plan(source, exports / default_output(source.reference, weight_format).name, options)
-        identity = json.dumps([fingerprint(source.folder), plan.request()])
-        place = exports / hashlib.sha256(identity.encode()).hexdigest()[:24] / plan.output.name
-        for warning in plan.warnings if not place.exists() else ():
+        plan = plan_to_keep(source, options, verify=references is not None)
+        if kept := find(plan, verify=references is not None):
+            return Exported(kept.folder, kept.report, made=False)
+        for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
         return exporter.export(
-            replace(plan, output=place), reference=lambda: self.references.of(source), reporter=reporter
+            plan,
+            # What stands there is broken.
+            force=plan.output.exists(),
+            verify=references is not None,
+            reference=(lambda: references.of(source)) if references else None,
+            reporter=reporter,
         )

@@ -7,6 +7,7 @@ shapes.py        the weights that a quantization takes      estimate.py     what
 quantization.py  int4, decided
 exporter.py      the work: convert, verify, report, and give it its name
 place.py         a folder beside the output, renamed when it is whole
+kept.py          exports in the cache
 verify.py        the export, loaded afresh and compared with its source      runtime.py   options that make it faster
 report.py        hfpipe.json
 """

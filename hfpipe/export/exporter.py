@@ -30,6 +30,10 @@ class Exported:
     report: Mapping[str, Any]
     made: bool = True
 
+    @property
+    def verified(self) -> bool:
+        return reports.is_verified(self.report)
+
 
 def export(
     plan: Plan,
@@ -53,7 +57,7 @@ def export(
     # The old export may be among them.
     remove_leftovers(plan.output)
     if plan.output.exists() and not force:
-        difference, existing = _difference(plan, verify)
+        difference, existing = reports.difference(plan, plan.output, verify=verify)
         if existing and not difference:
             return Exported(plan.output, existing, made=False)
         if not plan.output.is_dir() or any(plan.output.iterdir()):
@@ -79,22 +83,6 @@ def export(
 def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
     """Raise UnsupportedModel where the installed exporter does not know the model, and UsageError for its options."""
     run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
-
-
-def _difference(plan: Plan, verify: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """What tells the export that stands at the output from the one that is planned, and its report."""
-    existing = reports.read(plan.output)
-    if existing is None:
-        return "and is no finished export of hfpipe", None
-    if existing["request"] != plan.request():
-        return "made with other options", existing
-    if existing["source"].get("sha256") != reports.source_digest(plan.source):
-        return "made of another model, or of another state of it", existing
-    if existing.get("sha256") != reports.weights_digest(plan.output):
-        return "and its weights have changed since it was made", existing
-    if verify and "answer" not in existing:
-        return "made without verification", existing
-    return None, existing
 
 
 @contextmanager

@@ -97,3 +97,23 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     known = isinstance(report, dict) and report.get("format") == _FORMAT
     return report if known and "request" in report and isinstance(report.get("source"), dict) else None
+
+
+def is_verified(report: Mapping[str, Any]) -> bool:
+    return "answer" in report
+
+
+def difference(plan: Plan, folder: Path, *, verify: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """What tells the export that stands in `folder` from the one that is planned, and its report."""
+    existing = read(folder)
+    if existing is None:
+        return "and is no finished export of hfpipe", None
+    if existing["request"] != plan.request():
+        return "made with other options", existing
+    if existing["source"].get("sha256") != source_digest(plan.source):
+        return "made of another model, or of another state of it", existing
+    if existing.get("sha256") != weights_digest(folder):
+        return "and its weights have changed since it was made", existing
+    if verify and not is_verified(existing):
+        return "made without verification", existing
+    return None, existing

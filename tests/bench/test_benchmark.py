@@ -22,8 +22,9 @@ class Work:
         self.scored.append(texts)
         return Reference(folder, (), 1, "float32")
 
-    def export(self, plan, *, reference, **_):
-        self.exported.append(reference().folder)
+    def export(self, plan, *, verify, reference, **_):
+        assert verify == (reference is not None)
+        self.exported.append(reference().folder if verify else None)
         return Exported(self._export, {})
 
     def compare(self, judge, given, origin, reference):
@@ -59,3 +60,8 @@ def test_other_texts_are_for_the_quality_alone(tiny_llama, work):
     run(tiny_llama, texts={"prose": "a text"})
     assert work.scored == [None, {"prose": "a text"}]
     assert work.compared[0] not in work.exported
+
+
+def test_without_quality_nothing_is_scored(tiny_llama, work):
+    run(tiny_llama, quality=False)
+    assert (work.scored, work.compared, work.exported) == ([], [], [None] * 3)

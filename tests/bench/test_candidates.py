@@ -21,11 +21,11 @@ def exports(monkeypatch, tiny_llama_ov):
     """What was exported, in its format; the folder is always the same. int4 fails."""
     made = []
 
-    def export(plan, **_):
+    def export(plan, *, verify, **_):
         made.append((plan.source.reference, plan.weight_format))
         if plan.weight_format == "int4":
             raise ConversionError("It cannot be quantized.")
-        return Exported(tiny_llama_ov, {})
+        return Exported(tiny_llama_ov, {"answer": {}} if verify else {})
 
     monkeypatch.setattr(bench_exports.exporter, "export", export)
     return made
@@ -37,9 +37,10 @@ def engines_in_this_process(monkeypatch):
     monkeypatch.setattr(module, "run_child", in_this_process)
 
 
-def found(*models, **choices):
+def found(*models, verify=True, **choices):
     with References(LoadOptions(), Silent()) as references:
-        return list(candidates(Choices([str(model) for model in models], **choices), Exports(references), Silent()))
+        exports = Exports(references if verify else None)
+        return list(candidates(Choices([str(model) for model in models], **choices), exports, Silent()))
 
 
 def names(rows):
@@ -63,6 +64,12 @@ def test_the_commands_to_get_it(tiny_llama, exports):
     assert torch.row.command == ["hfpipe", "run", str(tiny_llama), "--backend", "torch", "What is EEG?"]
     assert fp32.row.prepare == ["hfpipe", "export", str(tiny_llama), "--weight-format", "fp32"]
     assert fp32.row.command == ["hfpipe", "run", f"{tiny_llama.name}-ov-fp32", "--backend", "openvino", "What is EEG?"]
+
+
+def test_what_is_not_verified_is_not_verified_by_the_command_either(tiny_llama, exports):
+    torch, *others = found(tiny_llama, verify=False)
+    assert torch.row.prepare == []
+    assert [one.row.prepare[-1] for one in others[:-1]] == ["--no-verify"] * 2
 
 
 def test_the_commands_have_the_options_that_were_measured(tiny_llama, exports):
@@ -203,19 +210,3 @@ def test_formats_need_a_model_that_can_be_exported(tiny_llama_ov):
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ModelNotFound):
         found(tmp_path / "no-model")
-
-
-def test_an_export_is_made_once(tiny_gpt2, monkeypatch, tmp_path):
-    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
-    folders = []
-
-    def export(plan, **_):
-        folders.append(plan.output)
-        raise ConversionError("No.")
-
-    monkeypatch.setattr(bench_exports.exporter, "export", export)
-    for _ in range(2):
-        found(tiny_gpt2, weight_formats=["fp16", "int8"], backends=["openvino"])
-    assert folders[:2] == folders[2:]
-    assert [folder.name for folder in folders[:2]] == [f"{tiny_gpt2.name}-ov-{name}" for name in ("fp16", "int8")]
-    assert folders[0].is_relative_to(tmp_path)

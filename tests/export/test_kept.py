@@ -1,0 +1,71 @@
+"""Exports in the cache: where they stand, and which of them is what is asked for."""
+
+import json
+
+import pytest
+
+from hfpipe import sources
+from hfpipe.export import report as reports
+from hfpipe.export.kept import find, plan_to_keep
+from hfpipe.export.options import ExportOptions
+from hfpipe.export.plan import make_plan
+from tests.fake_models import write_model
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    return write_model(tmp_path / "model")
+
+
+def planned(model, **options):
+    """One for a folder of the user's."""
+    options = ExportOptions(**{"weight_format": "int8", **options})
+    return make_plan(sources.resolve(str(model)), model.parent / "mine", options, verify=False)
+
+
+def keep(model, *, verified=True, **options):
+    """Have an export stand in the cache."""
+    options = ExportOptions(**{"weight_format": "int8", **options})
+    plan = plan_to_keep(sources.resolve(str(model)), options, verify=verified)
+    plan.output.mkdir(parents=True)
+    (plan.output / "openvino_model.bin").write_bytes(b"weights")
+    reports.write(reports.describe(plan, plan.output) | ({"answer": {}} if verified else {}), plan.output)
+    return plan.output
+
+
+def found(model, *, verify=True, **options):
+    kept = find(planned(model, **options), verify=verify)
+    return kept and kept.folder
+
+
+def test_it_is_found_by_what_it_is(model, tmp_path):
+    assert found(model) is None
+    kept = keep(model)
+    assert kept.is_relative_to(tmp_path / "cache" / "exports")
+    assert kept.name == "model-ov-int8"
+    assert found(model) == kept
+    assert find(planned(model), verify=True).report == json.loads((kept / "hfpipe.json").read_text())
+    assert found(model, sym=True) is None
+    assert found(model, weight_format="fp16") is None
+
+
+def test_one_that_is_verified_is_also_found_where_that_is_not_asked_for(model):
+    plain = keep(model, verified=False)
+    assert found(model) is None
+    assert found(model, verify=False) == plain
+    verified = keep(model)
+    assert found(model) == found(model, verify=False) == verified
+    assert verified != plain
+
+
+@pytest.mark.parametrize("damaged", ["hfpipe.json", "openvino_model.bin"])
+def test_one_that_is_damaged_is_not_found(model, damaged):
+    (keep(model) / damaged).write_text("{")
+    assert found(model) is None
+
+
+def test_another_state_of_the_model_has_none(model):
+    keep(model)
+    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | {"more": 1}))
+    assert found(model) is None
