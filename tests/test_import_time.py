@@ -86,8 +86,12 @@ def test_nothing_but_what_an_echo_takes(tmp_path):
     from tests.cli.conftest import write_echo_model
 
     model = write_echo_model(tmp_path / "m")
-    ended = loaded("run", model, "hi", "-b", "echo", "--json")
-    assert not {"torch", "transformers", "openvino", "huggingface_hub", "numpy", "rich"} & set(ended)
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"question": "hi"}\n')
+    batch = ("batch", lines, "-m", model, "-b", "echo", "-o", tmp_path / "out.jsonl")
+    for args in (("run", model, "hi", "-b", "echo", "--json"), batch):
+        modules = loaded(*args)
+        assert not {"torch", "transformers", "openvino", "huggingface_hub", "numpy", "rich"} & set(modules)
 
 
 def test_the_package_is_light():

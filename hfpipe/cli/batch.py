@@ -69,11 +69,12 @@ def batch(
     silence(verbose=verbose)
     from hfpipe.cli.batch_asked import Asked
     from hfpipe.cli.batch_job import Job
-    from hfpipe.cli.batch_parity import check_parity
 
     asked = Asked(None if input == "-" else Path(input), model, parsed, variables, system, format, generation)
     job = Job(asked, loading, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
     code = job.run(quiet=quiet, verbose=verbose)
     if output and verify_parity:
+        from hfpipe.cli.batch_parity import check_parity
+
         check_parity(asked, loading, output, verify_parity, quiet=quiet, verbose=verbose)
     return code
