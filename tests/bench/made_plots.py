@@ -15,8 +15,8 @@ HOST = {
 }
 
 
-def quality(change, error=0.001):
-    return Quality(12.0 * (1 + change), 12.0, change, error, 0.97, 0.004, 8, 5, 64, 41.5)
+def quality(change, error=0.001, reference=12.0):
+    return Quality(reference * (1 + change), reference, change, error, 0.97, 0.004, 8, 5, 64, 41.5)
 
 
 def samples(speed, *, rounds=5, itl=True, seed=0, batches=(8,)):
@@ -65,6 +65,13 @@ def smollm2(loss=0.053, **more):
         row("openvino int4", 95, 104, quality_of(loss), seed=4, quality_error=0.004),
         **more,
     )
+
+
+def two_models():
+    """Each against its own source."""
+    rows = [row(f"{model} int8", speed, 135, 0.009, model=model) for model, speed in (("small", 83), ("large", 30))]
+    rows[1].quality = quality(0.004, reference=8.0)
+    return report(*rows)
 
 
 def crowd(count=12):

@@ -171,6 +171,12 @@ def test_without_quality_speeds_are_bars(tmp_path):
     assert "Pareto front" not in texts
 
 
+@pytest.mark.parametrize(("report", "said"), [(made.two_models(), True), (CASES["measured"], False)])
+def test_losses_of_several_models_are_told_apart(report, said, tmp_path):
+    plot(report, tmp_path / "a.svg")
+    assert ("Losses are against each model's own source" in " ".join(svg_texts(tmp_path / "a.svg"))) is said
+
+
 def test_what_is_not_shown_is_named(tmp_path):
     plot(CASES["gaps"], tmp_path / "a.svg")
     texts = svg_texts(tmp_path / "a.svg")

@@ -16,7 +16,7 @@ from hfpipe.bench.plots.data import Point, front, megabytes, notes, percent, poi
 from hfpipe.bench.plots.frame import frame
 from hfpipe.bench.plots.labels import LEADER, Box, Bubble, place
 from hfpipe.bench.plots.sheet import COLOURS, MARGIN, NORMAL, SMALL, WIDTH, Sheet, shorten, text_width, wrap
-from hfpipe.bench.report import Report
+from hfpipe.bench.report import Report, several_sources
 
 _HEIGHT = 350.0
 _LEFT, _BELOW = 62.0, 36.0
@@ -75,6 +75,8 @@ def _captions(report: Report, shown: Sequence[Point]) -> list[str]:
     caption = f"{size}Bars: {bars}. Shaded: another choice is at least as fast and loses no more."
     if any(point.loss > WORST for point in shown):
         caption += f" A loss above {WORST:,.0f} % is drawn there."
+    if several_sources(row.quality for row in report.configurations):
+        caption += " Losses are against each model's own source: they do not tell which model is the better one."
     return [caption, *notes(report, drawn=(point.name for point in shown), missing="speed or quality")]
 
 
