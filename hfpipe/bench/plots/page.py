@@ -20,8 +20,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { DARK } }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
-p { color: var(--grey); margin: .3rem 0; overflow-wrap: anywhere; } figure { margin: 1.5rem 0; }
+h1, h2, p { overflow-wrap: anywhere; } p { color: var(--grey); margin: .3rem 0; } figure { margin: 1.5rem 0; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
 figure svg { width: 100%; max-width: 60rem; height: auto; }
 .advice { color: var(--ink); font-weight: 600; margin-top: 1rem; }
 .warning { border-left: 3px solid var(--orange); padding-left: .6rem; margin: .8rem 0; }
