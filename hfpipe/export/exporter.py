@@ -15,6 +15,7 @@ from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import report as reports
+from hfpipe.export.kept import Kept, find
 from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
@@ -24,7 +25,8 @@ from hfpipe.types import Reporter, Silent
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A finished export. `report` is its hfpipe.json; `made` is False where it stood already."""
+    """A finished export. `report` is its hfpipe.json; `made` is False where it stood already. One that was copied from
+    the cache is made, and its report says that too."""
 
     folder: Path
     report: Mapping[str, Any]
@@ -46,7 +48,8 @@ def export(
 ) -> Exported:
     """Do what `plan` says. Afterwards its output stands whole, or is as it was.
 
-    `reference` gives what its source says of the held-out texts, where that is known: else it is scored here.
+    An equal one that is kept in the cache is copied, unless `force`. `reference` gives what its source says of the
+    held-out texts, where that is known: else it is scored here.
     Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
@@ -65,15 +68,9 @@ def export(
                 f"{plan.output} exists, {difference}.", hint="Name another OUTPUT, or replace it with --force."
             )
     check_replaceable(plan.output)
-    seconds: dict[str, float] = {}
+    kept = None if force else find(plan, verify=verify)
     with workplace(plan.output) as work:
-        with _timed(seconds, "export"):
-            _convert(plan, work, verbose, reporter)
-        measured = {"seconds": seconds, "peak_memory": peak_memory_of_children()}
-        report = reports.describe(plan, work.model) | measured
-        if verify:
-            with _timed(seconds, "verification"):
-                report |= _verify(plan, work, reference, verbose, reporter)
+        report = _copy(kept, plan, work, reporter) if kept else _make(plan, work, verify, reference, verbose, reporter)
         reports.write(report, work.model)
         reporter.stage(None)
         work.finish()
@@ -83,6 +80,31 @@ def export(
 def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
     """Raise UnsupportedModel where the installed exporter does not know the model, and UsageError for its options."""
     run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
+
+
+def _copy(kept: Kept, plan: Plan, work: Workplace, reporter: Reporter) -> dict[str, Any]:
+    reporter.note("An equal export stands in the cache, where bench has made it: copied; --force makes it anew.")
+    reporter.stage("Copying the export")
+    return kept.copy(plan, work.model)
+
+
+def _make(
+    plan: Plan,
+    work: Workplace,
+    verify: bool,
+    reference: Callable[[], Reference] | None,
+    verbose: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "export"):
+        _convert(plan, work, verbose, reporter)
+    measured = {"seconds": seconds, "peak_memory": peak_memory_of_children()}
+    report = reports.describe(plan, work.model) | measured
+    if verify:
+        with _timed(seconds, "verification"):
+            report |= _verify(plan, work, reference, verbose, reporter)
+    return report
 
 
 @contextmanager

@@ -42,21 +42,26 @@ def weights_digest(folder: Path) -> str:
     return sha256_of(folder.glob("*.bin"))
 
 
+def described_source(source: ModelSource) -> dict[str, Any]:
+    """What the user calls it."""
+    return {"model": source.reference, "revision": source.revision}
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
     """The report of an export in `folder`, but for what is measured."""
     return {
         "format": _FORMAT,
-        "source": {
-            "model": plan.source.reference,
-            "revision": plan.source.revision,
-            "sha256": source_digest(plan.source),
-        },
+        "source": described_source(plan.source) | {"sha256": source_digest(plan.source)},
         "weight_format": plan.weight_format,
         "request": plan.request(),
         "calibration": plan.calibration.name if plan.calibration else None,
         "optimum_cli": plan.command(Path("OUTPUT")),
         "versions": {package: version(package) for package in _PACKAGES},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now(),
         "sha256": weights_digest(folder),
         "size": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }

@@ -9,6 +9,7 @@ import pytest
 from hfpipe import sources
 from hfpipe.errors import ConversionError, HFPipeError, UsageError
 from hfpipe.export import exporter
+from hfpipe.export.kept import plan_to_keep
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import Plan, make_plan
 from hfpipe.quality import Reference
@@ -59,7 +60,8 @@ def children(monkeypatch):
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(tmp_path, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
     return write_model(tmp_path / "model")
 
 
@@ -173,6 +175,86 @@ def test_force_makes_the_same_anew(model, children):
     (model.parent / "out" / "more").write_text("")
     assert exporter.export(planned(model), force=True).made
     assert names(model.parent / "out") == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+
+
+@pytest.fixture
+def kept(model, children):
+    """Puts an export of the model into the cache, as bench does, and forgets what the children did."""
+
+    def make(verify=True, **options):
+        options = ExportOptions(**{"weight_format": "int8", **options})
+        plan = plan_to_keep(sources.resolve(str(model)), options, verify=verify)
+        done = exporter.export(plan, verify=verify)
+        children.asked.clear()
+        return done
+
+    return make
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
+    first, notes = kept(), Notes()
+    done = exporter.export(planned(model), reporter=notes)
+    assert (children.names, done.made, done.folder) == ([], True, model.parent / "out")
+    assert names(done.folder) == names(first.folder)
+    assert (done.folder / "openvino_model.bin").read_bytes() == b"weights"
+    assert notes.notes == [
+        "An equal export stands in the cache, where bench has made it: copied; --force makes it anew."
+    ]
+    assert set(done.report) == {*first.report, "copied"}
+    assert first.report.items() <= done.report.items()
+    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.report
+    assert not exporter.export(planned(model)).made
+    assert names(model.parent) == ["model", "out"]
+
+
+def test_with_force_it_is_made_anew(model, children, kept):
+    kept()
+    assert "copied" not in exporter.export(planned(model), force=True).report
+    assert children.names == ["convert", "score", "verify"]
+
+
+def test_one_that_is_not_verified_is_copied_where_no_verification_is_wanted(model, children, kept):
+    kept(verify=False)
+    assert "copied" not in exporter.export(planned(model, "a")).report
+    children.asked.clear()
+    assert "copied" in exporter.export(planned(model, "b"), verify=False).report
+    assert children.names == []
+
+
+def test_others_in_the_cache_are_not_taken(model, children, kept):
+    (kept().folder / "openvino_model.bin").write_bytes(b"damaged")
+    kept(weight_format="fp16")
+    exporter.export(planned(model))
+    assert children.names == ["convert", "score", "verify"]
+
+
+def test_a_copy_says_what_its_source_is_called_here(model, children, kept):
+    """The same files may have come in two ways."""
+    kept()
+    plan = planned(model)
+    done = exporter.export(replace(plan, source=replace(plan.source, reference="org/model", revision="abc")))
+    assert {"model": "org/model", "revision": "abc"}.items() <= done.report["source"].items()
+    assert done.report["source"]["sha256"]
+    assert "copied" in done.report
+
+
+def test_a_copy_that_is_interrupted_leaves_nothing(model, children, kept, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    kept()
+    monkeypatch.setattr("shutil.copyfile", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        exporter.export(planned(model))
+    assert names(model.parent) == ["model"]
 
 
 def test_an_empty_folder_is_filled(model, children):
