@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hfpipe import backends, sources
 from hfpipe.bench.exports import Exports
+from hfpipe.bench.labelled import Labelled
 from hfpipe.bench.report import Configuration
 from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import own_format
@@ -124,19 +125,21 @@ def candidates(choices: Choices, exports: Exports, reporter: Reporter) -> Iterat
     if reference and reference.format != "transformers":
         raise UsageError(f"The reference {reference.reference} is not a transformers model.")
     names = _Names([source.reference for source in found])
-    for source in found:
-        origin = _origin(source, found) or reference
-        for backend, weight_format in _variants(source, choices):
-            loading = _of_backend(choices.loading, backend)
-            row = _row(names, source, weight_format, replace(loading, revision=choices.revision(source.reference)))
-            try:
-                if backend in refused:
-                    raise refused[backend]
-                check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
-                yield _candidate(row, source, origin, loading, exports, reporter)
-            except HFPipeError as error:
-                row.error = reason(error)
-                yield row
+    wanted = [(source, *variant) for source in found for variant in _variants(source, choices)]
+    number, total = 0, sum(weight_format is not None for *_, weight_format in wanted)
+    for source, backend, weight_format in wanted:
+        loading = _of_backend(choices.loading, backend)
+        row = _row(names, source, weight_format, replace(loading, revision=choices.revision(source.reference)))
+        number += weight_format is not None
+        heard = Labelled(reporter, f"{row.name} (export {number} of {total})")
+        try:
+            if backend in refused:
+                raise refused[backend]
+            check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
+            yield _candidate(row, source, _origin(source, found) or reference, loading, exports, heard)
+        except HFPipeError as error:
+            row.error = reason(error)
+            yield row
 
 
 def reason(error: HFPipeError) -> str:

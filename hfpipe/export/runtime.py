@@ -20,7 +20,7 @@ from hfpipe.types import Reporter, TokenRequest
 # The weights that share a scale when a product is computed in integers; OpenVINO's own choice on a CPU is 32.
 _GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _CANDIDATES: tuple[dict[str, str], ...] = ({}, {_GROUP: "64"}, {_GROUP: "128"})
-_TASK = "Measuring"
+_TASK = "Measuring runtime options"
 _ROUNDS = 3
 _PROMPT_TOKENS, _NEW_TOKENS = 256, 48
 # Less than that is not told from noise.

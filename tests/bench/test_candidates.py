@@ -210,3 +210,40 @@ def test_formats_need_a_model_that_can_be_exported(tiny_llama_ov):
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ModelNotFound):
         found(tmp_path / "no-model")
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def stage(self, text):
+        self.said.append(text)
+
+    def note(self, text):
+        self.said.append(text)
+
+    def progress(self, *given):
+        self.said.append(given)
+
+
+def test_what_an_export_does_is_said_with_its_name(tiny_llama, tiny_llama_ov, monkeypatch):
+    def export(plan, *, reporter, **_):
+        reporter.stage("Starting optimum-cli")
+        reporter.progress("Loading", 1, 2, "steps", "a layer")
+        reporter.note("Almost there.")
+        reporter.stage(None)
+        return Exported(tiny_llama_ov, {})
+
+    monkeypatch.setattr(bench_exports.exporter, "export", export)
+    heard = Heard()
+    list(candidates(Choices([str(tiny_llama)], weight_formats=["int8", "fp16"]), Exports(None), heard))
+    assert heard.said == [
+        one
+        for label in ("openvino int8 (export 1 of 2)", "openvino fp16 (export 2 of 2)")
+        for one in (
+            f"{label}: Starting optimum-cli",
+            (f"{label}: Loading", 1, 2, "steps", "a layer"),
+            f"{label}: Almost there.",
+            None,
+        )
+    ]
