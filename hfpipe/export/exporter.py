@@ -58,7 +58,7 @@ def export(
             f"{plan.output} holds {plan.source.reference}, and stays as it is.", hint="Name another OUTPUT."
         )
     # The old export may be among them.
-    remove_leftovers(plan.output)
+    remove_leftovers(plan.output, variable=plan.variable)
     if plan.output.exists() and not force:
         difference, existing = reports.difference(plan, plan.output, verify=verify)
         if existing and not difference:
@@ -69,7 +69,7 @@ def export(
             )
     check_replaceable(plan.output)
     kept = None if force else find(plan, verify=verify)
-    with workplace(plan.output) as work:
+    with workplace(plan.output, variable=plan.variable) as work:
         report = _copy(kept, plan, work, reporter) if kept else _make(plan, work, verify, reference, verbose, reporter)
         reports.write(report, work.model)
         reporter.stage(None)
@@ -128,7 +128,7 @@ def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> 
         verbose=verbose,
         environment=same_disk_environment(work.temporary) | offline,
         disk=plan.output.parent,
-        variable="OUTPUT",
+        variable=plan.variable,
     )
 
 

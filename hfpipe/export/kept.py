@@ -40,7 +40,7 @@ class Kept:
 
 def plan_to_keep(source: ModelSource, options: ExportOptions, *, verify: bool) -> Plan:
     """The plan of an export into the cache. Raises as `make_plan`."""
-    plan = make_plan(source, _exports() / "export", options, verify=verify)
+    plan = make_plan(source, _exports() / "export", options, verify=verify, variable="HFPIPE_CACHE")
     return replace(plan, output=_place(plan, verified=verify))
 
 

@@ -21,12 +21,13 @@ _MARKS = ("hfpipe.json", "openvino_model.xml", "openvino_encoder_model.xml")
 
 
 @contextmanager
-def workplace(output: Path) -> Iterator[Workplace]:
-    """A place to work beside `output`, removed in the end. Raises HFPipeError where another export is at work on it."""
-    with writing(output.parent, variable="OUTPUT"):
+def workplace(output: Path, *, variable: str = "OUTPUT") -> Iterator[Workplace]:
+    """A place to work beside `output`, removed in the end. Raises HFPipeError where another export is at work on it;
+    `variable` is what the user can set to have it elsewhere."""
+    with writing(output.parent, variable=variable):
         made = _make_parents(output)
         try:
-            remove_leftovers(output)
+            remove_leftovers(output, variable=variable)
             with _locked_folder(output) as work:
                 yield Workplace(work, output)
         finally:
@@ -97,7 +98,7 @@ def _make_parents(output: Path) -> list[Path]:
     return missing
 
 
-def remove_leftovers(output: Path) -> None:
+def remove_leftovers(output: Path, *, variable: str = "OUTPUT") -> None:
     """Remove what killed exports left, and bring back what one of them was about to replace. Raises HFPipeError where
     another export is at work on `output`."""
     try:
@@ -107,7 +108,7 @@ def remove_leftovers(output: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
     except Timeout as error:
         raise HFPipeError(
-            f"Another hfpipe is exporting to {output}.", hint="Wait for it, or name another OUTPUT."
+            f"Another hfpipe is exporting to {output}.", hint=f"Wait for it, or name another {variable}."
         ) from error
 
 

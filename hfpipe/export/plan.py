@@ -25,11 +25,14 @@ from hfpipe.types import ModelSource
 
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
+# The argument of the command line.
+_OUTPUT = "OUTPUT"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An export, decided. There is no estimate of what has its weights in pickles."""
+    """An export, decided. There is no estimate of what has its weights in pickles. `variable` is what the user can set
+    to have the output elsewhere."""
 
     source: ModelSource
     output: Path
@@ -38,6 +41,7 @@ class Plan:
     quantization: Quantization | None
     estimate: Estimate | None
     warnings: tuple[str, ...] = ()
+    variable: str = _OUTPUT
 
     def command(self, folder: Path) -> list[str]:
         """What follows `optimum-cli export openvino`."""
@@ -79,7 +83,13 @@ def default_output(reference: str, weight_format: str) -> Path:
 
 
 def make_plan(
-    source: ModelSource, output: Path | None, options: ExportOptions, *, force: bool = False, verify: bool = True
+    source: ModelSource,
+    output: Path | None,
+    options: ExportOptions,
+    *,
+    force: bool = False,
+    verify: bool = True,
+    variable: str = _OUTPUT,
 ) -> Plan:
     """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail, unless
     `force`."""
@@ -95,9 +105,9 @@ def make_plan(
     if shapes:
         export = foretell_export(shapes, weight_format, quantization, own_format(source))
         estimate = export.verified(source) if verify else export
-        _check_disk(estimate, output, force)
+        _check_disk(estimate, output, force, variable)
     warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
-    return Plan(source, output, options, weight_format, quantization, estimate, warnings)
+    return Plan(source, output, options, weight_format, quantization, estimate, warnings, variable)
 
 
 def _check_source(source: ModelSource) -> None:
@@ -111,12 +121,15 @@ def _check_source(source: ModelSource) -> None:
     require_tokenizer(source.folder)
 
 
-def _check_disk(estimate: Estimate, output: Path, force: bool) -> None:
+def _check_disk(estimate: Estimate, output: Path, force: bool, variable: str) -> None:
     free = free_disk(output.parent)
     if free < _CERTAIN * estimate.size and not force:
+        elsewhere = "name an OUTPUT on another disk, or try it with --force"
+        if variable != _OUTPUT:
+            elsewhere = f"or set {variable} to a folder on another disk"
         raise HFPipeError(
             f"The export takes about {gigabytes(estimate.size)}, and {output.parent} has {gigabytes(free)} left.",
-            hint="Free some space, name an OUTPUT on another disk, or try it with --force.",
+            hint=f"Free some space, {elsewhere}.",
         )
 
 

@@ -25,7 +25,8 @@ class Children:
     def __init__(self):
         self.asked, self.failing = [], set()
 
-    def convert(self, source, command, *, environment=None, check_only=False, **_):
+    def convert(self, source, command, *, environment=None, check_only=False, variable=None, **_):
+        self.variable = variable
         self._ask("check" if check_only else "convert", environment)
         if not check_only:
             (Path(command[-1]) / "openvino_model.xml").write_text("new")
@@ -340,6 +341,16 @@ def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, childre
         exporter.export(planned(model, sym=True))
     assert names(model.parent) == ["model", "out"]
     assert not exporter.export(planned(model)).made
+
+
+def test_what_the_user_can_change_where_it_cannot_be_written(model, children):
+    for variable in ("OUTPUT", "HFPIPE_CACHE"):
+        exporter.export(replace(planned(model, variable), variable=variable))
+        assert children.variable == variable
+    (model.parent / "file").write_text("")
+    with pytest.raises(HFPipeError) as caught:
+        exporter.export(replace(planned(model, "file/out"), variable="HFPIPE_CACHE"))
+    assert caught.value.hint == "Set HFPIPE_CACHE to a folder that you may write to."
 
 
 def test_stages_end_before_the_export_has_its_name(model, children):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hfpipe import sources
+from hfpipe.errors import HFPipeError
 from hfpipe.export import report as reports
 from hfpipe.export.kept import find, plan_to_keep
 from hfpipe.export.options import ExportOptions
@@ -69,3 +70,12 @@ def test_another_state_of_the_model_has_none(model):
     keep(model)
     (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | {"more": 1}))
     assert found(model) is None
+
+
+def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
+    source, options = sources.resolve(str(model)), ExportOptions("int8")
+    assert plan_to_keep(source, options, verify=True).variable == "HFPIPE_CACHE"
+    monkeypatch.setattr("hfpipe.export.plan.free_disk", lambda folder: 1)
+    with pytest.raises(HFPipeError) as caught:
+        plan_to_keep(source, options, verify=True)
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to a folder on another disk."

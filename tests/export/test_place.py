@@ -230,6 +230,13 @@ def test_a_file_above(tmp_path):
         assert "OUTPUT" in caught.value.hint
 
 
+def test_an_output_that_the_user_has_not_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HFPipeError) as caught, workplace(tmp_path / "file" / "out", variable="HFPIPE_CACHE"):
+        pass
+    assert caught.value.hint == "Set HFPIPE_CACHE to a folder that you may write to."
+
+
 def test_a_folder_that_may_not_be_written(tmp_path):
     user = os.geteuid()
     if user == 0:

@@ -253,7 +253,7 @@ def test_a_disk_that_is_too_small_for_the_result_is_refused(model, tmp_path, mon
     assert caught.value.exit_code == 1
     assert caught.value.message.startswith("The export takes about ")
     assert f"{tmp_path}/deep has " in caught.value.message
-    assert "--force" in caught.value.hint
+    assert caught.value.hint == "Free some space, name an OUTPUT on another disk, or try it with --force."
     assert any("of disk" in line for line in plan(model, "fp32", force=True).warnings)
 
 
