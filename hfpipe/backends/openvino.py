@@ -23,12 +23,12 @@ from hfpipe.backends.kv_cache import bytes_per_token
 from hfpipe.backends.openvino_loading import (
     bytes_per_cached_value,
     check_device,
-    compile_cache,
     explained,
     model_folder,
     properties,
     readable,
     weight_format,
+    with_compile_cache,
 )
 from hfpipe.backends.openvino_requests import generation_config, tensor
 from hfpipe.errors import BackendError
@@ -55,6 +55,8 @@ class OpenVINOBackend(Backend):
         # It was measured on a CPU.
         runtime = source.runtime if device == "CPU" else {}
         used = properties(options, runtime)
+        if mode is SingleBackend:
+            used = with_compile_cache(folder, used, reporter)
         with readable(device):
             backend: Self = mode(str(folder), device, used, options.batch_size)
         backend._vocabulary = vocabulary_size(source.config)
@@ -83,8 +85,7 @@ class SingleBackend(OpenVINOBackend):
     mode = "SDPA"
 
     def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
-        cached = options if "CACHE_DIR" in options else {"CACHE_DIR": str(compile_cache(folder))} | options
-        self._pipeline: Any = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **cached)
+        self._pipeline: Any = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **options)
         self._busy = threading.Lock()
         self._open_in: list[int] = []
         self._streamers: dict[str, _Streamer] = {}

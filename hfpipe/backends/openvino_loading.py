@@ -17,7 +17,7 @@ import openvino as ov
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.kv_cache import BYTES_PER_VALUE
-from hfpipe.cache import build_once, cache_root
+from hfpipe.cache import build_once, cache_root, writing
 from hfpipe.conversion.optimum_cli import export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
@@ -122,6 +122,19 @@ def _hint(kind: type[Exception], device: str) -> str | None:
         return None
     known = ("PERFORMANCE_HINT", "NUM_STREAMS", "CACHE_DIR", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
     return f"Usual keys of --ov-config on {device} are {', '.join(known)}."
+
+
+def with_compile_cache(folder: Path, used: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """The properties `used`, and a place for the compiled model where they name none. A place that cannot be written
+    is left out, and said: the model runs all the same."""
+    if "CACHE_DIR" in used:
+        return dict(used)
+    try:
+        with writing(cache_root()):
+            return {"CACHE_DIR": str(compile_cache(str(folder))), **used}
+    except HFPipeError as error:
+        reporter.note(f"{error.message} The model is compiled anew at each start, which takes longer. {error.hint}")
+        return dict(used)
 
 
 def compile_cache(folder: str) -> Path:
