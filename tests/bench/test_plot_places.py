@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfpipe.bench.plots import data as plot_data
+from hfpipe.bench.plots import tradeoff as module
 from hfpipe.bench.plots.data import front, latencies, pareto, percent, points, spread
-from hfpipe.bench.plots.labels import Box, Bubble, place
+from hfpipe.bench.plots.labels import LEADER, Box, Bubble, place
 from hfpipe.bench.plots.latency import latency
 from hfpipe.bench.plots.sheet import shorten, style, text_width, wrap
 from hfpipe.bench.plots.speeds import speeds
@@ -108,6 +109,43 @@ def test_labels_stand_apart_and_within(bubbles):
         assert box.right <= frame.right
         assert box.top <= frame.top
     assert not any(one.meets(other) for one, other in itertools.combinations([*boxes, kept], 2))
+
+
+def covered(bubbles, boxes):
+    """Whether a label stands on a bubble, or on the line from another bubble to its label."""
+    pairs = list(zip(bubbles, boxes, strict=True))
+    for bubble, box in pairs:
+        if bubble.radius and any(bubble.gap(one) == 0 for one in boxes):
+            return True
+        x, y = box.nearest(bubble.x, bubble.y)
+        for part in np.linspace(0.1, 1, 50) if bubble.gap(box) > LEADER else ():
+            at_x, at_y = bubble.x + part * (x - bubble.x), bubble.y + part * (y - bubble.y)
+            spot = Box(at_x, at_y, at_x, at_y)
+            if any(one.meets(spot) for one in boxes if one is not box):
+                return True
+    return False
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(BUBBLES, min_size=1, max_size=5))
+def test_labels_cover_neither_bubbles_nor_leaders_where_there_is_room(bubbles):
+    frame = Box(0, 0, 420, 320)
+    boxes = place(bubbles, frame, may_cover=False)
+    assert boxes is None or not covered(bubbles, boxes)
+
+
+@pytest.mark.parametrize("case", ["measured", "crowd", "many"])
+def test_labels_in_a_crowd_cover_nothing(case, monkeypatch):
+    placed = []
+
+    def kept(bubbles, frame, **more):
+        placed.append((bubbles, place(bubbles, frame, **more)))
+        return placed[-1][1]
+
+    monkeypatch.setattr(module, "place", kept)
+    with style():
+        tradeoff(REPORTS[case])
+    assert not covered(*placed[-1])
 
 
 def test_labels_that_do_not_fit_are_not_placed():

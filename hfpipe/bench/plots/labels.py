@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ _COVERS_BUBBLE = 90.0
 _COVERS_LINE = 26.0
 _NEARER_TO_ANOTHER = 25.0
 _LEADER_CROSSES = 60.0
+# So much of a leader is taken to be within its bubble.
+_WITHIN_BUBBLE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,18 @@ class Bubble:
 
 
 def place(
-    bubbles: Sequence[Bubble], frame: Box, *, kept_free: Sequence[Box] = (), lines: Sequence[Box] = ()
+    bubbles: Sequence[Bubble],
+    frame: Box,
+    *,
+    kept_free: Sequence[Box] = (),
+    lines: Sequence[Box] = (),
+    may_cover: bool = True,
 ) -> list[Box] | None:
     """A box for the label of each bubble, or None where they do not fit.
 
-    Nothing stands over `kept_free`, and nothing over `lines` where there is another place. The labels are set one after
-    the other, each where it costs least, in several orders; the cheapest of these is taken.
+    Nothing stands over `kept_free`, and nothing over `lines` where there is another place; nor over a bubble or
+    the leader of another label, unless it `may_cover` them. The labels are set one after the other, each where it costs
+    least, in several orders; the cheapest of these is taken.
     """
     best: list[Box] | None = None
     least = np.inf
@@ -68,7 +76,7 @@ def place(
         boxes: dict[int, Box] = {}
         total = 0.0
         for index in order:
-            box, cost = _cheapest(index, bubbles, frame, [*kept_free], list(boxes.values()), lines)
+            box, cost = _cheapest(index, bubbles, frame, kept_free, boxes, lines, may_cover)
             total += cost
             if not total < least:
                 break
@@ -98,26 +106,29 @@ def _cheapest(
     bubbles: Sequence[Bubble],
     frame: Box,
     kept_free: Sequence[Box],
-    placed: Sequence[Box],
+    placed: Mapping[int, Box],
     lines: Sequence[Box],
+    may_cover: bool,
 ) -> tuple[Box, float]:
     bubble = bubbles[index]
     x, y = _corners(bubble, frame, _STEP if len(bubbles) <= _MANY else _COARSE_STEP)
     if not x.size:
         return frame, np.inf
+    covers, crosses = (_COVERS_BUBBLE, _LEADER_CROSSES) if may_cover else (np.inf, np.inf)
     own = _distance(x, y, bubble, bubble)
-    cost = np.maximum(own - _GAP, 0) + np.where(own < _GAP, _COVERS_BUBBLE + _GAP - own, 0)
+    cost = np.maximum(own - _GAP, 0) + np.where(own < _GAP, covers + _GAP - own, 0)
     # Of places that are as near: on the right, at the same height.
     cost += 0.03 * np.abs(y + bubble.height / 2 - bubble.y) + 0.02 * np.maximum(bubble.x - x, 0)
     for other in bubbles:
         if other is not bubble:
             far = _distance(x, y, bubble, other)
-            cost += np.where(far < 1, _COVERS_BUBBLE, 0) + np.where(far < own, _NEARER_TO_ANOTHER, 0)
+            cost += np.where(far < 1, covers, 0) + np.where(far < own, _NEARER_TO_ANOTHER, 0)
     for line in lines:
         cost += np.where(_overlaps(x, y, bubble, line, 2.0), _COVERS_LINE, 0)
-    for box in placed:
-        cost += np.where(_leader_meets(x, y, bubble, own, box), _LEADER_CROSSES, 0)
-    for box in (*placed, *kept_free):
+    for which, box in placed.items():
+        over = _leader_meets(x, y, bubble, own, box) | _covers_leader(x, y, bubble, bubbles[which], box)
+        cost += np.where(over, crosses, 0)
+    for box in (*placed.values(), *kept_free):
         cost += np.where(_overlaps(x, y, bubble, box, _APART), np.inf, 0)
     at = int(np.argmin(cost))
     left, bottom = float(x[at]), float(y[at])
@@ -153,9 +164,31 @@ def _leader_meets(x: np.ndarray, y: np.ndarray, label: Bubble, own: np.ndarray, 
     """Whether the line from the bubble to its label passes over a box."""
     end_x = np.clip(label.x, x, x + label.width)
     end_y = np.clip(label.y, y, y + label.height)
-    meets = np.zeros(x.shape, dtype=bool)
-    for part in np.linspace(0.1, 0.95, 12):
-        at_x = label.x + part * (end_x - label.x)
-        at_y = label.y + part * (end_y - label.y)
-        meets |= (at_x > box.left) & (at_x < box.right) & (at_y > box.bottom) & (at_y < box.top)
-    return meets & (own > LEADER)
+    across = _within(label.x, end_x, box.left, box.right)
+    return _both(across, _within(label.y, end_y, box.bottom, box.top)) & (own > LEADER)
+
+
+def _covers_leader(x: np.ndarray, y: np.ndarray, label: Bubble, other: Bubble, box: Box) -> np.ndarray:
+    """Whether the label would stand on the line from another bubble to its box."""
+    if other.gap(box) <= LEADER:
+        return np.zeros(x.shape, dtype=bool)
+    end_x, end_y = box.nearest(other.x, other.y)
+    across = _within(other.x, np.asarray(end_x), x, x + label.width)
+    return _both(across, _within(other.y, np.asarray(end_y), y, y + label.height))
+
+
+_Ends = tuple[np.ndarray, np.ndarray]
+
+
+def _within(start: float, end: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> _Ends:
+    """From which part of a line to which its one coordinate lies between two others."""
+    far = np.where(end == start, 1e-9, end - start)
+    first, second = (low - start) / far, (high - start) / far
+    return np.minimum(first, second), np.maximum(first, second)
+
+
+def _both(across: _Ends, up: _Ends) -> np.ndarray:
+    """Whether some part of a line, behind its beginning within the bubble, lies in a box."""
+    enters = np.maximum(np.maximum(across[0], up[0]), _WITHIN_BUBBLE)
+    meets: np.ndarray = enters < np.minimum(np.minimum(across[1], up[1]), 1)
+    return meets

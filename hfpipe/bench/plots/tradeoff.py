@@ -21,6 +21,8 @@ from hfpipe.bench.report import Report, several_sources
 _HEIGHT = 350.0
 _LEFT, _BELOW = 62.0, 36.0
 _GROWTH = (1.0, 1.2, 1.45, 1.75, 2.1, 2.6, 3.2, 4.0)
+# How large the picture is, and whether labels may cover bubbles and leaders: a little larger is better than that.
+_TRIES = (*((growth, False) for growth in _GROWTH[:3]), *((growth, True) for growth in _GROWTH))
 _NAME_WIDTH = 170.0
 _LINE = 10.5
 _FRONT = "Pareto front"
@@ -48,13 +50,15 @@ class _Label:
 def tradeoff(report: Report, remarks: Sequence[str] = ()) -> Figure | None:
     """None where nothing has a quality, or where the labels of very many do not fit. `remarks` are further notes."""
     shown = points(report)
-    for growth in _GROWTH if shown else ():
-        if figure := _drawn(report, shown, remarks, growth):
+    for growth, may_cover in _TRIES if shown else ():
+        if figure := _drawn(report, shown, remarks, growth, may_cover):
             return figure
     return None
 
 
-def _drawn(report: Report, shown: Sequence[Point], remarks: Sequence[str], growth: float) -> Figure | None:
+def _drawn(
+    report: Report, shown: Sequence[Point], remarks: Sequence[str], growth: float, may_cover: bool
+) -> Figure | None:
     width, height = WIDTH * growth, _BELOW + _HEIGHT * growth
     captions = [*_captions(report, shown), *remarks]
     framed = frame(report, "decode speed against loss of quality", captions, height, width=width)
@@ -63,7 +67,7 @@ def _drawn(report: Report, shown: Sequence[Point], remarks: Sequence[str], growt
     scale(axes, shown, report.workload.decode)
     draw_front(axes, front(shown))
     circles = _draw_points(sheet, axes, shown, framed.key)
-    fits = _draw_labels(sheet, axes, shown, circles)
+    fits = _draw_labels(sheet, axes, shown, circles, may_cover)
     return sheet.figure if fits else None
 
 
@@ -123,7 +127,7 @@ def _label(point: Point) -> _Label:
     return _Label(names, " · ".join(numbers))
 
 
-def _draw_labels(sheet: Sheet, axes: Axes, shown: Sequence[Point], circles: Sequence[_Circle]) -> bool:
+def _draw_labels(sheet: Sheet, axes: Axes, shown: Sequence[Point], circles: Sequence[_Circle], may_cover: bool) -> bool:
     """False where there is no place for one."""
     labels = [_label(point) for point in shown]
     bubbles = [
@@ -134,7 +138,7 @@ def _draw_labels(sheet: Sheet, axes: Axes, shown: Sequence[Point], circles: Sequ
     box = axes.bbox.transformed(sheet.points.inverted())
     frame = Box(box.x0 + 3, box.y0 + 3, box.x1 - 1, box.y1 - 1)
     lines = _thin(sheet, axes, shown, stair)
-    boxes = place(bubbles, frame, kept_free=[_draw_better(sheet, frame)], lines=lines)
+    boxes = place(bubbles, frame, kept_free=[_draw_better(sheet, frame)], lines=lines, may_cover=may_cover)
     if boxes is None:
         return False
     for label, bubble, spot in zip(labels, bubbles, boxes, strict=False):
