@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from hfpipe.batch.records import Record
@@ -20,7 +21,7 @@ from hfpipe.bench.references import References
 from hfpipe.bench.report import Report
 from hfpipe.bench.rounds import Rounds
 from hfpipe.errors import UsageError
-from hfpipe.types import Reporter
+from hfpipe.types import ModelSource, Reporter
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Benchmark:
     verbose: bool = False
     after_each_round: Callable[[], None] = lambda: None
     report: Report = field(init=False)
-    _tokenized: dict[str, list[Prompt]] = field(init=False, default_factory=dict)
+    _tokenized: dict[Path, list[Prompt]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -56,8 +57,8 @@ class Benchmark:
     def run(self, reporter: Reporter) -> None:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
         with References(self.choices.loading, reporter, verbose=self.verbose) as references:
-            given = []
-            for one in candidates(self.choices, Exports(references if self.quality else None), reporter):
+            exports, given = Exports(references if self.quality else None), []
+            for one in candidates(self.choices, exports, reporter, check=self._tokenize):
                 self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
                 if isinstance(one, Candidate):
                     given.append(one)
@@ -71,9 +72,17 @@ class Benchmark:
         return Rounds(self.workload, self.repeats, reporter, self._prompts, self.after_each_round, self.verbose)
 
     def _prompts(self, candidate: Candidate) -> list[Prompt] | None:
+        return self._tokenize(candidate.source)
+
+    def _tokenize(self, source: ModelSource) -> list[Prompt] | None:
+        """Raises HFPipeError where a record does not fit the model."""
         if self.records is None:
             return None
-        name = candidate.row.name
-        if name not in self._tokenized:
-            self._tokenized[name] = tokenized(self.records, candidate, self.workload.new_tokens)
-        return self._tokenized[name]
+        if source.folder not in self._tokenized:
+            self._tokenized[source.folder] = tokenized(
+                self.records,
+                source,
+                self.workload.new_tokens,
+                trust_remote_code=self.choices.loading.trust_remote_code,
+            )
+        return self._tokenized[source.folder]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -110,10 +110,16 @@ class Candidate:
     origin: ModelSource | None
 
 
-def candidates(choices: Choices, exports: Exports, reporter: Reporter) -> Iterator[Candidate | Configuration]:
+def candidates(
+    choices: Choices,
+    exports: Exports,
+    reporter: Reporter,
+    *,
+    check: Callable[[ModelSource], object] = lambda _: None,
+) -> Iterator[Candidate | Configuration]:
     """Each as soon as it is there: an export that does not stand yet is made. Where that fails, the row with its error.
 
-    Raises HFPipeError for a model that is not there.
+    `check` raises HFPipeError for a model that cannot do what is to be measured. Raises that for one that is not there.
     """
     refused = _without_device(choices)
     found = [_resolve(model, choices, reporter) for model in choices.models]
@@ -136,6 +142,7 @@ def candidates(choices: Choices, exports: Exports, reporter: Reporter) -> Iterat
             if backend in refused:
                 raise refused[backend]
             check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
+            check(source)
             yield _candidate(row, source, _origin(source, found) or reference, loading, exports, heard)
         except HFPipeError as error:
             row.error = reason(error)

@@ -9,13 +9,18 @@ from hfpipe.batch.formats import HFPipeFormat
 from hfpipe.batch.lines import open_input, read_lines
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record
-from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.candidates import check_room
 from hfpipe.bench.measure import Prompt
-from hfpipe.errors import UsageError
-from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import GenerationOptions
+from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, UsageError
+from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.types import GenerationOptions, ModelSource
 
 _VARIABLES = frozenset({"prompt", "question"})
+# What helps here: other commands have options for it.
+_HINTS = {
+    MissingVariable: 'A line has a "prompt", a "question", or "messages".',
+    ContextLengthError: "--new-tokens, or max_tokens of the line, makes its answer shorter.",
+}
 
 
 def read_records(path: Path) -> list[Record]:
@@ -31,14 +36,24 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def tokenized(records: Sequence[Record], candidate: Candidate, new_tokens: int) -> list[Prompt]:
-    """The records as `hfpipe batch` puts them to the model, with `new_tokens` where they do not say how many."""
-    source = candidate.source
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=candidate.loading.trust_remote_code)
+def tokenized(
+    records: Sequence[Record], source: ModelSource, new_tokens: int, *, trust_remote_code: bool = False
+) -> list[Prompt]:
+    """The records as `hfpipe batch` puts them to the model, with `new_tokens` where they do not say how many.
+
+    Raises HFPipeError, with its line, for one that does not fit the model's template or context.
+    """
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     prompts = Prompts.for_model(tokenizer, source.reference, options=GenerationOptions(max_tokens=new_tokens))
-    found = []
-    for record in records:
+    return [_tokenized(record, source, prompts, tokenizer) for record in records]
+
+
+def _tokenized(record: Record, source: ModelSource, prompts: Prompts, tokenizer: Tokenizer) -> Prompt:
+    try:
         request = prompts.request(record.id, record)
-        token_ids = tokenizer.encode(request.prompt, request.add_special_tokens)
-        found.append(Prompt(token_ids, request.options.max_tokens or new_tokens))
-    return found
+        prompt = Prompt(tokenizer.encode(request.prompt, request.add_special_tokens), request.options.max_tokens or 0)
+        check_room(source, len(prompt.token_ids) + prompt.new_tokens)
+    except HFPipeError as error:
+        hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
+        raise type(error)(f"Line {record.number} of the prompts: {error.message}", hint=hint) from error
+    return prompt

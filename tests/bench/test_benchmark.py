@@ -2,6 +2,7 @@
 
 import pytest
 
+from hfpipe.batch.records import Record
 from hfpipe.bench import benchmark, exports, references
 from hfpipe.bench.benchmark import Benchmark
 from hfpipe.bench.candidates import Choices
@@ -65,3 +66,13 @@ def test_other_texts_are_for_the_quality_alone(tiny_llama, work):
 def test_without_quality_nothing_is_scored(tiny_llama, work):
     run(tiny_llama, quality=False)
     assert (work.scored, work.compared, work.exported) == ([], [], [None] * 3)
+
+
+def test_a_record_that_does_not_fit_is_said_before_anything_is_exported(tiny_gpt2, work):
+    report = run(tiny_gpt2, records=[Record(7, "a", {"text": "x"})])
+    assert work.exported == []
+    names = [one.name for one in report.configurations]
+    assert names == ["torch", "openvino fp32", "openvino int8", "openvino int4"]
+    for one in report.configurations:
+        assert one.error.startswith("Line 7 of the prompts: No value for {question} in qa; given: text.")
+        assert one.error.endswith('A line has a "prompt", a "question", or "messages".')
