@@ -89,7 +89,7 @@ class Wanted:
         return None
 
     def _draw(self, path: Path) -> None:
-        self._drawn = plot(self.report, path)
+        self._drawn = plot(self.report, path, advice=advice(self.report, self.max_loss))
 
     def _write_json(self, path: Path) -> None:
         text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1) + "\n"

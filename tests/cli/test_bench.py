@@ -257,3 +257,10 @@ def test_an_interrupt_while_a_format_is_exported(tiny_gpt2, tmp_path):
         end_by(process)
         assert (process.returncode, process.stdout.read()) == (130, b"")
     assert list(exports.glob("*")) == []
+
+
+def test_a_page_has_the_advice(plain_model, tmp_path):
+    ended = bench(plain_model, *SHORT, "--plot", tmp_path / "r.html")
+    advice = ended.out.decode().splitlines()[-1]
+    assert advice.endswith("no advice.")
+    assert advice in (tmp_path / "r.html").read_text()
