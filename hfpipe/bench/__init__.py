@@ -7,7 +7,7 @@ exports.py     the exports among them, in the cache     references.py  what thei
 rounds.py      one round after the other over all of them
 tasks.py       what is done with each in a round, in a process of its own: worker.py, or `hfpipe run`
 measure.py     what is timed in there     noise.py   what else the machine did     host.py   what it is
-quality.py     how far each is from its source; judge.py has it answer
+quality.py     how far each is from its source; judge.py has it answer     origins.py  which that is
 prompts.py     the user's own prompts
 benchmark.py   all of these in their order
 statistics.py  medians, intervals, verdicts

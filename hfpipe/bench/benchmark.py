@@ -57,16 +57,21 @@ class Benchmark:
     def run(self, reporter: Reporter) -> None:
         """Measure. Raises HFPipeError where nothing can be; what is wrong with one candidate is in its row."""
         with References(self.choices.loading, reporter, verbose=self.verbose) as references:
-            exports, given = Exports(references if self.quality else None), []
-            for one in candidates(self.choices, exports, reporter, check=self._tokenize):
-                self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
-                if isinstance(one, Candidate):
-                    given.append(one)
-            reporter.stage(None)
+            given = self._candidates(Exports(references if self.quality else None), reporter)
             self._rounds(reporter).measure(given)
             if self.quality:
                 Judge(references, reporter, self.report.warnings.append, self.texts, self.verbose).measure(given)
         self.report.interrupted = False
+
+    def _candidates(self, exports: Exports, reporter: Reporter) -> list[Candidate]:
+        """Those that can be measured; the others are in the report as well."""
+        given, complain = [], self.report.warnings.append
+        for one in candidates(self.choices, exports, reporter, check=self._tokenize, complain=complain):
+            self.report.configurations.append(one.row if isinstance(one, Candidate) else one)
+            if isinstance(one, Candidate):
+                given.append(one)
+        reporter.stage(None)
+        return given
 
     def _rounds(self, reporter: Reporter) -> Rounds:
         return Rounds(self.workload, self.repeats, reporter, self._prompts, self.after_each_round, self.verbose)

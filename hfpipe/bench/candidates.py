@@ -12,13 +12,13 @@ from pathlib import Path
 from hfpipe import backends, sources
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.labelled import Labelled
+from hfpipe.bench.origins import check_reference, origin_of
 from hfpipe.bench.report import Configuration
 from hfpipe.conversion.child import run_child
 from hfpipe.conversion.optimum_cli import own_format
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError, nearest
 from hfpipe.export.options import WEIGHT_FORMATS
 from hfpipe.export.plan import default_output
-from hfpipe.export.report import read as read_export_report
 from hfpipe.sources.names import is_hub_id
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -116,10 +116,12 @@ def candidates(
     reporter: Reporter,
     *,
     check: Callable[[ModelSource], object] = lambda _: None,
+    complain: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Candidate | Configuration]:
     """Each as soon as it is there: an export that does not stand yet is made. Where that fails, the row with its error.
 
-    `check` raises HFPipeError for a model that cannot do what is to be measured. Raises that for one that is not there.
+    `check` raises HFPipeError for a model that cannot do what is to be measured; `complain` is told what is doubtful.
+    Raises HFPipeError for a model that is not there, and for a reference that cannot be one.
     """
     refused = _without_device(choices)
     found = [_resolve(model, choices, reporter) for model in choices.models]
@@ -128,8 +130,10 @@ def candidates(
             "--weight-format is for models that can be exported.", hint="An OpenVINO folder is measured as it is."
         )
     reference = _resolve(choices.reference, choices, reporter) if choices.reference else None
-    if reference and reference.format != "transformers":
-        raise UsageError(f"The reference {reference.reference} is not a transformers model.")
+    if reference:
+        compared = [source for source in found if origin_of(source, found, reference) is reference]
+        for warning in check_reference(reference, compared):
+            complain(warning)
     names = _Names([source.reference for source in found])
     wanted = [(source, *variant) for source in found for variant in _variants(source, choices)]
     number, total = 0, sum(weight_format is not None for *_, weight_format in wanted)
@@ -143,7 +147,7 @@ def candidates(
                 raise refused[backend]
             check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
             check(source)
-            yield _candidate(row, source, _origin(source, found) or reference, loading, exports, heard)
+            yield _candidate(row, source, origin_of(source, found, reference), loading, exports, heard)
         except HFPipeError as error:
             row.error = reason(error)
             yield row
@@ -204,15 +208,6 @@ def _variants(source: ModelSource, choices: Choices) -> Iterator[tuple[str, str 
 
 def _formats(source: ModelSource) -> Iterable[str]:
     return (own_format(source), *_QUANTIZED)
-
-
-def _origin(source: ModelSource, found: Sequence[ModelSource]) -> ModelSource | None:
-    """The transformers model that `source` is, or was made of: it may be worth a download, but not unasked."""
-    if source.format == "transformers":
-        return source
-    made = read_export_report(source.folder)
-    of = made["source"].get("model") if made else None
-    return next((one for one in found if one.format == "transformers" and one.reference == of), None)
 
 
 def _row(names: _Names, source: ModelSource, weight_format: str | None, loading: LoadOptions) -> Configuration:

@@ -3,10 +3,11 @@
 import pytest
 
 from hfpipe.batch.records import Record
-from hfpipe.bench import benchmark, exports, references
+from hfpipe.bench import benchmark, exports, origins, references
 from hfpipe.bench.benchmark import Benchmark
 from hfpipe.bench.candidates import Choices
 from hfpipe.bench.metrics import Workload
+from hfpipe.errors import UsageError
 from hfpipe.export.exporter import Exported
 from hfpipe.quality import Reference
 from hfpipe.types import Silent
@@ -76,3 +77,19 @@ def test_a_record_that_does_not_fit_is_said_before_anything_is_exported(tiny_gpt
     for one in report.configurations:
         assert one.error.startswith("Line 7 of the prompts: No value for {question} in qa; given: text.")
         assert one.error.endswith('A line has a "prompt", a "question", or "messages".')
+
+
+def test_a_doubtful_reference_is_a_warning_of_the_report(tiny_llama, tiny_llama_ov, work, monkeypatch):
+    monkeypatch.setattr(origins.reports, "read", lambda folder: {"source": {"sha256": "0" * 64}})
+    asked = Benchmark(Choices([str(tiny_llama_ov)], reference=str(tiny_llama)), Workload(8, 4, (1,)))
+    asked.run(Silent())
+    (warning,) = asked.report.warnings
+    assert "was made of another model" in warning
+    assert len(work.compared) == 1
+
+
+def test_a_wrong_reference_is_said_before_anything_is_measured(tiny_gpt2, tiny_llama_ov, work):
+    asked = Benchmark(Choices([str(tiny_llama_ov)], reference=str(tiny_gpt2)), Workload(8, 4, (1,)))
+    with pytest.raises(UsageError, match="was not made of"):
+        asked.run(Silent())
+    assert asked.report.configurations == []

@@ -7,6 +7,7 @@ import pytest
 
 from hfpipe.bench import candidates as module
 from hfpipe.bench import exports as bench_exports
+from hfpipe.bench import origins
 from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.references import References
@@ -148,7 +149,7 @@ def test_models_with_equal_last_parts_are_told_apart(tiny_llama, tmp_path):
 
 
 def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, monkeypatch):
-    monkeypatch.setattr(module, "read_export_report", lambda folder: {"source": {"model": str(tiny_llama)}})
+    monkeypatch.setattr(origins.reports, "read", lambda folder: {"source": {"model": str(tiny_llama)}})
     rows = found(tiny_llama, tiny_llama_ov, backends=["torch", "openvino"], weight_formats=["int8"])
     assert rows[-1].origin.folder == tiny_llama
     (alone,) = found(tiny_llama_ov)
