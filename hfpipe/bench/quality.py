@@ -54,6 +54,7 @@ class Judge:
     def _compare(self, given: Sequence[Candidate], origin: ModelSource, reference: Reference) -> None:
         prompts, new_tokens = _questions(reference, [origin, *(one.source for one in given)])
         exact = _exact(given[0].loading, reference.dtype)
+        self.reporter.stage(f"Answering with {origin.reference}, exact")
         expected = self._heard(origin, exact, prompts, new_tokens)["answers"]
         for one in given:
             self.reporter.stage(f"Comparing {one.row.name}")

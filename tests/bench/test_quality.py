@@ -122,3 +122,16 @@ def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
     monkeypatch.setattr(references, "make_reference", refuse)
     given = [candidate(tiny_llama, tiny_llama, "torch")]
     assert judged(given) == [f"No quality against {tiny_llama}: It has no logits."]
+
+
+def test_stages_say_whose_work_it_is(tiny_llama):
+    class Stages(Silent):
+        seen = ()
+
+        def stage(self, text):
+            self.seen += (text,)
+
+    stages = Stages()
+    with References(LoadOptions(), stages) as made:
+        Judge(made, stages, print, TEXTS).measure([candidate(tiny_llama, tiny_llama, "torch")])
+    assert stages.seen == (f"Scoring {tiny_llama}", f"Answering with {tiny_llama}, exact", "Comparing torch", None)
