@@ -9,10 +9,12 @@ import tempfile
 TRACING = ("LANGCHAIN_TRACING", "LANGSMITH_", "LANGCHAIN_API_KEY", "LANGCHAIN_ENDPOINT", "LANGCHAIN_PROJECT")
 
 
-def _own_cache() -> str:
-    folder = tempfile.mkdtemp(prefix="hfpipe-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _cache() -> str:
+    """One for all processes of a run, which begins with this one where the variable is not set."""
+    if "HFPIPE_TEST_CACHE" not in os.environ:
+        os.environ["HFPIPE_TEST_CACHE"] = tempfile.mkdtemp(prefix="hfpipe-tests-")
+        atexit.register(shutil.rmtree, os.environ["HFPIPE_TEST_CACHE"], ignore_errors=True)
+    return os.environ["HFPIPE_TEST_CACHE"]
 
 
 def _environment() -> dict[str, str]:
@@ -23,7 +25,7 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that spin while they wait make tiny models three times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HFPIPE_CACHE": os.environ.get("HFPIPE_TEST_CACHE") or _own_cache(),
+        "HFPIPE_CACHE": _cache(),
     }
 
 
