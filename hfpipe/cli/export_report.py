@@ -67,7 +67,8 @@ def result(done: Exported) -> dict[str, str]:
     if runtime := report.get("runtime"):
         rows["runtime"] = _runtime(runtime, report["runtime_measured"])
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
-    rows["time"] = f"{times}; {gigabytes(report['peak_memory'])} of memory for the export"
+    made = "when it was made, and now copied from the cache: " if "copied" in report else ""
+    rows["time"] = f"{made}{times}; {gigabytes(report['peak_memory'])} of memory for the export"
     return rows | {"run it": f'hfpipe run {shlex.quote(folder)} "..."'}
 
 
