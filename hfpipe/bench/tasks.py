@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.bench.candidates import QUESTION, Candidate, check_room, flags
+from hfpipe.bench.candidates import QUESTION, Candidate, flags
 from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.noise import Watch
@@ -72,8 +72,6 @@ class Answers:
 
     def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
         """Gives the candidate's row what the engine says of itself, too."""
-        for one in self.prompts or ():
-            check_room(candidate.source, len(one.token_ids) + one.new_tokens)
         arguments = {
             "reference": candidate.row.name,
             "folder": str(candidate.source.folder.absolute()),
