@@ -45,12 +45,13 @@ def plan_to_keep(source: ModelSource, options: ExportOptions, *, verify: bool) -
 
 
 def find(plan: Plan, *, verify: bool) -> Kept | None:
-    """What `plan` would make, wherever to, where it is kept: also a verified one, where `verify` asks for none."""
+    """What `plan` would make, wherever to, where it is kept: also a verified one, where `verify` asks for none. One of
+    other versions of the packages is none."""
     for verified in (True,) if verify else (True, False):
         folder = _place(plan, verified=verified)
         if folder.is_dir():
             difference, report = reports.difference(plan, folder, verify=verify)
-            if report and not difference:
+            if report and not difference and report["versions"] == reports.versions():
                 return Kept(folder, report)
     return None
 

@@ -47,6 +47,11 @@ def described_source(source: ModelSource) -> dict[str, Any]:
     return {"model": source.reference, "revision": source.revision}
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that an export depends on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -60,7 +65,7 @@ def describe(plan: Plan, folder: Path) -> dict[str, Any]:
         "request": plan.request(),
         "calibration": plan.calibration.name if plan.calibration else None,
         "optimum_cli": plan.command(Path("OUTPUT")),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(),
         "created": now(),
         "sha256": weights_digest(folder),
         "size": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

@@ -72,6 +72,12 @@ def test_another_state_of_the_model_has_none(model):
     assert found(model) is None
 
 
+def test_another_version_of_a_package_makes_it_anew(model, monkeypatch):
+    keep(model)
+    monkeypatch.setattr(reports, "version", lambda package: "9.9")
+    assert found(model) is None
+
+
 def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
     source, options = sources.resolve(str(model)), ExportOptions("int8")
     assert plan_to_keep(source, options, verify=True).variable == "HFPIPE_CACHE"
