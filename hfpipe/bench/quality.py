@@ -54,12 +54,13 @@ class Judge:
     def _compare(self, given: Sequence[Candidate], origin: ModelSource, reference: Reference) -> None:
         prompts, new_tokens = _questions(reference, [origin, *(one.source for one in given)])
         exact = _exact(given[0].loading, reference.dtype)
-        self.reporter.stage(f"Answering with {origin.reference}, exact")
-        expected = self._heard(origin, exact, prompts, new_tokens)["answers"]
+        name = f"{origin.reference}, exact"
+        self.reporter.stage(f"Answering with {name}")
+        expected = self._heard(name, origin, exact, prompts, new_tokens)["answers"]
         for one in given:
             self.reporter.stage(f"Comparing {one.row.name}")
             try:
-                heard = self._heard(one.source, one.loading, prompts, new_tokens, reference)
+                heard = self._heard(one.row.name, one.source, one.loading, prompts, new_tokens, reference)
             except HFPipeError as error:
                 self.complain(f"The quality of {one.row.name} could not be measured: {error.message}")
             else:
@@ -67,6 +68,7 @@ class Judge:
 
     def _heard(
         self,
+        name: str,
         source: ModelSource,
         loading: LoadOptions,
         prompts: Sequence[tuple[int, ...]],
@@ -75,14 +77,14 @@ class Judge:
     ) -> dict[str, Any]:
         """What judge.py has to say of a model: its answers, and its scores against a reference."""
         arguments = {
-            "reference": source.reference,
+            "reference": name,
             "folder": str(source.folder.absolute()),
             "loading": asdict(replace(loading, batch_size=1)),
             "reference_folder": str(reference.folder.absolute()) if reference else None,
             "prompts": prompts,
             "new_tokens": new_tokens,
         }
-        what = f"Answering with {source.reference}"
+        what = f"Answering with {name}"
         heard: dict[str, Any] = run_child(
             "hfpipe.bench.judge", arguments, what=what, reporter=self.reporter, verbose=self.verbose
         )
