@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfpipe.batch.records import Record
-from hfpipe.bench.candidates import Candidate, Choices, candidates
+from hfpipe.bench.candidates import Candidate, candidates
+from hfpipe.bench.choices import Choices
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.host import host
 from hfpipe.bench.measure import Prompt

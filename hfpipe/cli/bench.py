@@ -70,7 +70,7 @@ def bench(
             raise UsageError(f"{name} must be at least 1, not {number}.")
     silence(verbose=verbose)
     from hfpipe.bench.benchmark import Benchmark
-    from hfpipe.bench.candidates import Choices
+    from hfpipe.bench.choices import Choices
     from hfpipe.bench.metrics import Workload
     from hfpipe.bench.prompts import read_records
     from hfpipe.cli.bench_output import Wanted, read_text

@@ -5,7 +5,7 @@ import pytest
 from hfpipe.batch.records import Record
 from hfpipe.bench import benchmark, exports, origins, references
 from hfpipe.bench.benchmark import Benchmark
-from hfpipe.bench.candidates import Choices
+from hfpipe.bench.choices import Choices
 from hfpipe.bench.metrics import Workload
 from hfpipe.errors import UsageError
 from hfpipe.export.exporter import Exported

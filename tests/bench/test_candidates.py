@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from hfpipe.bench import candidates as module
+from hfpipe.bench import choices as choices_module
 from hfpipe.bench import exports as bench_exports
 from hfpipe.bench import origins
-from hfpipe.bench.candidates import Candidate, Choices, candidates, flags
+from hfpipe.bench.candidates import Candidate, candidates, flags
+from hfpipe.bench.choices import Choices
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.references import References
 from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
@@ -35,7 +36,7 @@ def exports(monkeypatch, tiny_llama_ov):
 @pytest.fixture(autouse=True)
 def engines_in_this_process(monkeypatch):
     """They take seconds to import."""
-    monkeypatch.setattr(module, "run_child", in_this_process)
+    monkeypatch.setattr(choices_module, "run_child", in_this_process)
 
 
 def found(*models, verify=True, **choices):
