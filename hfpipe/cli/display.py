@@ -13,10 +13,10 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskID,
     TaskProgressColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
 from rich.spinner import Spinner
@@ -27,6 +27,10 @@ from hfpipe.types import Unit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+# A little of the bar, 100%, 0:00:00, and the gaps between them.
+_BESIDE = 4 + 4 + 7 + 3
 
 
 class _Console(Console):
@@ -41,6 +45,20 @@ class _Amount(DownloadColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
         return super().render(task) if unit == "bytes" else _COLUMNS[unit].render(task)
+
+
+class _Description(ProgressColumn):
+    """What a task is. Of steps it gives way on a narrow terminal, where Rich would cut all columns."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        text = Text(task.description)
+        if task.fields["unit"] == "steps":
+            text.truncate(max(8, self._console.width - _BESIDE), overflow="ellipsis")
+        return text
 
 
 class _Remaining(TimeRemainingColumn):
@@ -72,9 +90,8 @@ class Display:
         self._lock = threading.RLock()
         self._console = _Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
+            _Description(self._console),
             BarColumn(),
-            # On a narrow terminal the description gives way.
             _Amount(table_column=Column(min_width=len("100%"), no_wrap=True)),
             _Remaining(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),
             console=self._console,

@@ -1,6 +1,7 @@
 """stdout is the answer and a newline, wherever it goes; stderr is for a person at a terminal, and for errors."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -217,3 +218,20 @@ def test_the_time_that_steps_take(monkeypatch, at, left):
     monkeypatch.setattr(display.time, "monotonic", lambda: float(at))
     (task,) = shown._bars.tasks
     assert display._Remaining().render(task).plain == left
+
+
+NARROW = """
+import time
+from hfpipe.cli.output import Talk
+with Talk() as talk:
+    for done in (0, 10, 20):
+        talk.progress("Measuring", done, 100, "steps", "a configuration with a long name, 8 at once (1 of 5)")
+        time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_on_a_narrow_terminal_the_description_gives_way(columns):
+    shown = run_hfpipe(command=[sys.executable, "-c", NARROW], tty="stderr", columns=columns).err.decode()
+    assert "…" in shown
+    assert re.search(r" 20%\S* \S*\d:\d\d:\d\d", shown)
