@@ -1,5 +1,6 @@
 """How far configurations are from their source."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -43,11 +44,11 @@ def torch_in_this_process(monkeypatch):
     monkeypatch.setattr(quality, "run_child", run)
 
 
-def judged(given):
-    """What could not be measured."""
+def judged(given, texts=TEXTS):
+    """What could not be measured, or is worth little."""
     complaints = []
     with References(LoadOptions(), Silent()) as made:
-        Judge(made, Silent(), complaints.append, TEXTS).measure(given)
+        Judge(made, Silent(), complaints.append, texts).measure(given)
     return complaints
 
 
@@ -135,3 +136,8 @@ def test_stages_say_whose_work_it_is(tiny_llama):
     with References(LoadOptions(), stages) as made:
         Judge(made, stages, print, TEXTS).measure([candidate(tiny_llama, tiny_llama, "torch")])
     assert stages.seen == (f"Scoring {tiny_llama}", f"Answering with {tiny_llama}, exact", "Comparing torch", None)
+
+
+def test_a_text_of_a_few_words(tiny_llama):
+    (complaint,) = judged([candidate(tiny_llama, tiny_llama, "torch")], {"prose": "A few words, and no more of them."})
+    assert re.fullmatch(r"Quality is measured on \d\d? tokens, which says little\.", complaint)
