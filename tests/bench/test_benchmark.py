@@ -83,8 +83,9 @@ def test_a_doubtful_reference_is_a_warning_of_the_report(tiny_llama, tiny_llama_
     monkeypatch.setattr(origins.reports, "read", lambda folder: {"source": {"sha256": "0" * 64}})
     asked = Benchmark(Choices([str(tiny_llama_ov)], reference=str(tiny_llama)), Workload(8, 4, (1,)))
     asked.run(Silent())
-    (warning,) = asked.report.warnings
-    assert "was made of another model" in warning
+    doubtful, short = asked.report.warnings
+    assert "was made of another model" in doubtful
+    assert "tokens, which says little" in short
     assert len(work.compared) == 1
 
 
