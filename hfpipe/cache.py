@@ -15,14 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfpipe.errors import HFPipeError
+from hfpipe.errors import HFPipeError, is_disk_full
 from hfpipe.types import Reporter, Silent
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 _POLL_S = 0.2
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -70,7 +69,7 @@ def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             raise HFPipeError(
                 f"The disk of {folder} is full.",
                 hint=f"Free some space, or set {variable} to a folder on another disk.",

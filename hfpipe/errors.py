@@ -19,6 +19,7 @@ HFPipeError              exit 1
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -84,6 +85,11 @@ class BackendError(HFPipeError):
 
 class OutOfMemory(BackendError):
     pass
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Also where it is a quota that is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hfpipe.errors import HFPipeError
+from hfpipe.errors import HFPipeError, is_disk_full
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SYNC_AFTER_S = 0.9
 
 
@@ -25,7 +23,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> HFPipeError:
-    if error.errno in _FULL:
+    if is_disk_full(error):
         return HFPipeError(
             f"The disk of {path} is full. What stands there is whole.",
             hint="Free some space and run the same command again: it goes on where it stopped.",

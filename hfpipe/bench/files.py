@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from pathlib import Path
 
 from hfpipe.batch.disk import replace_file
-from hfpipe.errors import HFPipeError, UsageError
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+from hfpipe.errors import HFPipeError, UsageError, is_disk_full
 
 
 def check_place(path: Path) -> None:
@@ -31,7 +28,7 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         replace_file(path, data)
     except OSError as error:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             raise HFPipeError(
                 f"The disk of {path} is full.", hint="Free some space, or choose another disk."
             ) from error
