@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hfpipe.cli import options as o
 from hfpipe.cli import options_bench as b
 from hfpipe.cli.interrupt import unwinding
-from hfpipe.cli.output import OutputClosed, Talk, error
+from hfpipe.cli.output import Talk, error
 from hfpipe.cli.quiet import silence
 from hfpipe.errors import HFPipeError, UsageError
 
@@ -113,9 +113,6 @@ def _run(work: Benchmark, wanted: Wanted, *, quiet: bool, verbose: bool) -> int:
         except BaseException:
             try:
                 wanted.show()
-            except OutputClosed:
-                # The end of the run is what there is to say.
-                pass
             except HFPipeError as problem:
                 error(problem)
             raise

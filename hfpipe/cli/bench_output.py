@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
-from hfpipe.cli.output import data, error, tell
+from hfpipe.cli.output import OutputClosed, data, error, tell
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.types import Reporter
 
@@ -42,7 +43,6 @@ class Wanted:
     fail_slower: float | None
     quiet: bool
     _earlier: Report | None = field(init=False, default=None)
-    _drawn: Sequence[Path] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         if self.plot:
@@ -57,11 +57,8 @@ class Wanted:
 
     def save(self, reporter: Reporter) -> None:
         """Write the JSON of what is measured as yet: a run that is killed has lost nothing of it."""
-        if self.json:
-            try:
-                self._write_json(self.json)
-            except HFPipeError as problem:
-                reporter.note(f"Warning: {problem.message}")
+        if problem := self._try(self._write_json, self.json):
+            reporter.note(f"Warning: {problem.message}")
 
     def show(self) -> int:
         """Write the report's files, print it, and give the exit code."""
@@ -71,12 +68,18 @@ class Wanted:
         comparison = compare(report, self._earlier, self.fail_slower) if self._earlier else None
         advised = advice(report, self.max_loss)
         # First, and each by itself: what took hours to measure is not lost with a closed pipe, or with one bad place.
-        problems = [self._try(self._write_json, self.json), self._try(self._draw, self.plot)]
-        self._print(comparison, advised)
+        drawn: list[Path] = []
+        problems = [
+            self._try(self._write_json, self.json),
+            self._try(lambda path: drawn.extend(plot(report, path, advice=advised)), self.plot),
+        ]
+        # Who has read enough of the table is still told whether all went well.
+        with suppress(OutputClosed):
+            self._print(comparison, advised)
         for problem in filter(None, problems):
             error(problem)
-        if self._drawn:
-            self._tell(f"Drawn: {', '.join(map(str, self._drawn))}")
+        if drawn:
+            self._tell(f"Drawn: {', '.join(map(str, drawn))}")
         sound = any(one.is_measured for one in report.configurations)
         return 0 if sound and not any(problems) and (comparison is None or comparison.passed) else 1
 
@@ -87,9 +90,6 @@ class Wanted:
         except HFPipeError as problem:
             return problem
         return None
-
-    def _draw(self, path: Path) -> None:
-        self._drawn = plot(self.report, path, advice=advice(self.report, self.max_loss))
 
     def _write_json(self, path: Path) -> None:
         text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1) + "\n"

@@ -264,3 +264,16 @@ def test_a_page_has_the_advice(plain_model, tmp_path):
     advice = ended.out.decode().splitlines()[-1]
     assert advice.endswith("no advice.")
     assert advice in (tmp_path / "r.html").read_text()
+
+
+def test_a_reader_that_has_gone_hides_no_file_that_cannot_be_written(plain_model, tmp_path):
+    (tmp_path / "r-latency.svg").mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (
+        os.fdopen(writer, "wb") as gone,
+        started("bench", plain_model, *SHORT, "--plot", tmp_path / "r.svg", stdout=gone) as process,
+    ):
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.startswith(b"Error: Cannot write ")
