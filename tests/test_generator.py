@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.echo import EchoBackend
 from hfpipe.errors import BackendError, ContextLengthError, HFPipeError, UnsupportedOption, UsageError
@@ -76,7 +76,7 @@ def echo(tiny_gpt2) -> Generator:
 
 def echoing(folder: Path, batch_size: int = 4, **preferred: Any) -> Generator:
     """A generator that answers with the prompt."""
-    source = sources.resolve(str(folder))
+    source = models.resolve(str(folder))
     source = replace(source, generation_config={**source.generation_config, **preferred})
     return Generator(EchoBackend(batch_size), load_tokenizer(folder), source)
 
@@ -312,7 +312,7 @@ def test_several_end_tokens(tiny_llama):
 
 
 def test_an_end_token_of_a_models_text_part(tiny_llama):
-    source = sources.resolve(str(tiny_llama))
+    source = models.resolve(str(tiny_llama))
     config = {**source.config, "eos_token_id": None, "text_config": {"eos_token_id": tiny.IM_END}}
     source = replace(source, config=config, generation_config={})
     generator = Generator(EchoBackend(), load_tokenizer(tiny_llama), source)

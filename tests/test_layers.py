@@ -29,7 +29,7 @@ def test_a_file_imports_only_from_lower_floors():
 
 @pytest.mark.parametrize(
     "module",
-    ["hfpipe", "hfpipe.generator", "hfpipe.backends.echo", "hfpipe.batch.journal", "hfpipe.conversion.child"],
+    ["hfpipe", "hfpipe.generator", "hfpipe.backends.echo", "hfpipe.batch.journal", "hfpipe.process"],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(module):
     """Dependencies of the tests may load plugins into pytest's own process: a new one is asked."""

@@ -1,6 +1,6 @@
 """Exports of several models, all in this one process: its imports take longer than the exports.
 
-Runs in a child process (see hfpipe/conversion/child.py).
+Runs in a child process (see hfpipe/process.py).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from hfpipe import sources
-from hfpipe.backends.openvino_loading import model_folder
-from hfpipe.conversion import optimum_cli
+from hfpipe import models
+from hfpipe.backends.openvino import optimum_cli
+from hfpipe.backends.openvino.loading import model_folder
 from hfpipe.types import LoadOptions, Reporter, Silent
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> list[str]:
     """Export the models in `arguments["folders"]` for OpenVINO, in fp32, into the cache. Gives their folders."""
     optimum_cli.run_child = in_this_process
-    models = [sources.resolve(folder) for folder in arguments["folders"]]
+    models = [models.resolve(folder) for folder in arguments["folders"]]
     return [str(model_folder(model, LoadOptions(), reporter)) for model in models]
 
 

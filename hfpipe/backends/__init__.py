@@ -6,8 +6,8 @@ import importlib
 from dataclasses import dataclass, fields
 
 from hfpipe.backends.base import Backend
-from hfpipe.conversion.child import silence_openvino_telemetry
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
+from hfpipe.process import silence_openvino_telemetry
 from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
 
@@ -24,12 +24,12 @@ _COMMON = frozenset({"backend", "batch_size", "task", "revision", "trust_remote_
 
 BACKENDS = {
     "torch": Spec(
-        "hfpipe.backends.torch:TorchBackend",
+        "hfpipe.backends.torch.decoding:TorchBackend",
         frozenset({"transformers"}),
         frozenset({"device", "device_map", "dtype", "attn", "model_kwargs"}),
     ),
     "openvino": Spec(
-        "hfpipe.backends.openvino:OpenVINOBackend",
+        "hfpipe.backends.openvino.single:OpenVINOBackend",
         frozenset({"transformers", "openvino"}),
         frozenset({"device", "ov_config"}),
     ),

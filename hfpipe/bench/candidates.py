@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
+from hfpipe.backends.openvino.optimum_cli import own_format
 from hfpipe.bench.choices import Choices, without_device
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.labelled import Labelled
 from hfpipe.bench.origins import check_reference, origin_of
 from hfpipe.bench.report import Configuration
-from hfpipe.conversion.optimum_cli import own_format
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.export.plan import default_output
 from hfpipe.types import LoadOptions, ModelSource, Reporter
@@ -97,7 +97,7 @@ def check_room(source: ModelSource, tokens: int, *, hint: str | None = None) -> 
 
 
 def _resolve(model: str, choices: Choices, reporter: Reporter) -> ModelSource:
-    return sources.resolve(
+    return models.resolve(
         model, revision=choices.revision(model), allow_pickle=choices.loading.allow_pickle, reporter=reporter
     )
 
@@ -169,7 +169,7 @@ def _candidate(
         export = exports.make(source, row.weight_format, loading, reporter)
         # The user is to get what was measured: a verification also chooses runtime options.
         row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
-        source = sources.resolve(str(export.folder))
+        source = models.resolve(str(export.folder))
     row.size_mb = _size(source) / 1e6
     return Candidate(row, source, loading, origin)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from hfpipe import backends
-from hfpipe.conversion.child import run_child
 from hfpipe.errors import HFPipeError, UsageError, nearest
 from hfpipe.export.options import WEIGHT_FORMATS
-from hfpipe.sources.names import is_hub_id
+from hfpipe.models.names import is_hub_id
+from hfpipe.process import run_child
 from hfpipe.types import LoadOptions
 
 _BACKENDS = ("torch", "openvino")

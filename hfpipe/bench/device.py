@@ -1,4 +1,4 @@
-"""Whether an engine has a device, asked in a process of its own (see conversion/child.py) before hours of exports."""
+"""Whether an engine has a device, asked in a process of its own (see process.py) before hours of exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one configuration says, beside the reference: in a process of its own (see conversion/child.py)."""
+"""What one configuration says, beside the reference: in a process of its own (see process.py)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from hfpipe import backends
 from hfpipe.backends.base import Backend
+from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import compare_source, read_reference
-from hfpipe.sources.folder import inspect_folder
 from hfpipe.types import LoadOptions, Reporter, TokenRequest
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.references import References
 from hfpipe.bench.report import Quality
-from hfpipe.conversion.child import run_child
 from hfpipe.errors import HFPipeError
+from hfpipe.process import run_child
 from hfpipe.quality import Change, Reference
 from hfpipe.quality.divergence import common_prefix
 from hfpipe.types import LoadOptions, ModelSource, Reporter

@@ -12,9 +12,9 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 from typing_extensions import Self
 
-from hfpipe.cache import cache_root, writing
 from hfpipe.errors import HFPipeError
 from hfpipe.quality import Reference, make_reference
+from hfpipe.store import cache_root, writing
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _Texts = Mapping[str, str] | None

@@ -19,8 +19,8 @@ from hfpipe.bench.measure import Prompt
 from hfpipe.bench.metrics import Workload
 from hfpipe.bench.noise import Watch
 from hfpipe.bench.report import Sample
-from hfpipe.conversion.child import run_child
 from hfpipe.errors import BackendError
+from hfpipe.process import run_child
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import Reporter
 
@@ -32,7 +32,7 @@ class Start:
     name = "start"
 
     def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
-        # As in conversion/child.py: `-m` would import a stray module of the working directory.
+        # As in process.py: `-m` would import a stray module of the working directory.
         start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
         command = [sys.executable, "-c", start, "run", str(candidate.source.folder), QUESTION, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]

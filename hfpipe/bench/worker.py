@@ -1,4 +1,4 @@
-"""One configuration measured once, in a process of its own (see conversion/child.py)."""
+"""One configuration measured once, in a process of its own (see process.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hfpipe.bench.measure import (
 from hfpipe.bench.metrics import batch_metric
 from hfpipe.bench.noise import Watch
 from hfpipe.machine import peak_gpu_memory, peak_memory
-from hfpipe.sources.folder import inspect_folder
+from hfpipe.models.folder import inspect_folder
 from hfpipe.types import LoadOptions, Reporter
 
 

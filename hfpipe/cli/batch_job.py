@@ -21,7 +21,7 @@ from hfpipe.cli.interrupt import ending, unwinding
 from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.output import Answer, Talk, tell
 from hfpipe.errors import UsageError
-from hfpipe.sources.fingerprint import fingerprint
+from hfpipe.models.fingerprint import fingerprint
 from hfpipe.types import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:

@@ -44,13 +44,13 @@ def export(
     given = locals()
     wanted = x.export_options(given, context.obj or ())
     silence(verbose=verbose)
-    from hfpipe import sources
+    from hfpipe import models
     from hfpipe.cli.export_report import planned, planned_as_data, result
     from hfpipe.export import exporter
     from hfpipe.export.plan import make_plan
 
     with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
-        source = sources.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
+        source = models.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
         plan = make_plan(source, output, wanted, force=force, verify=not no_verify)
         _warn(plan.warnings, quiet=quiet)
         if dry_run:

@@ -25,7 +25,7 @@ _AS_IN = {
 
 
 def complete_model(incomplete: str) -> list[str]:
-    from hfpipe.sources.names import known_names
+    from hfpipe.models.names import known_names
 
     return [name for name in known_names() if name.startswith(incomplete)]
 

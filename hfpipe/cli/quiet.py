@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-from hfpipe.conversion.child import telemetry_off_environment
+from hfpipe.process import telemetry_off_environment
 
 _NO_NOISE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

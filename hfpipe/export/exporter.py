@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfpipe.conversion.child import run_child
-from hfpipe.conversion.optimum_cli import run_export
+from hfpipe.backends.openvino.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import report as reports
 from hfpipe.export.kept import Kept, find
 from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.machine import peak_memory_of_children
+from hfpipe.process import run_child
 from hfpipe.quality import Reference, make_reference
 from hfpipe.types import Reporter, Silent
 

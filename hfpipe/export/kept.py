@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfpipe.cache import cache_root
 from hfpipe.export import report as reports
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import Plan, default_output, make_plan
-from hfpipe.sources.fingerprint import fingerprint
+from hfpipe.models.fingerprint import fingerprint
+from hfpipe.store import cache_root
 from hfpipe.types import ModelSource
 
 

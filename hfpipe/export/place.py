@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hfpipe.cache import settle, writing
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.store import settle, writing
 
 _SUFFIX = ".hfpipe-export"
 _MODEL, _TEMPORARY, _LOCK, _OLD, _REPLACED = "model", "tmp", "lock", "old", "replaced"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfpipe.conversion.optimum_cli import export_command, own_format
+from hfpipe.backends.openvino.optimum_cli import export_command, own_format
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export.calibration import Calibration
 from hfpipe.export.estimate import Estimate, foretell_export, gigabytes
@@ -19,7 +19,7 @@ from hfpipe.export.options import ExportOptions
 from hfpipe.export.quantization import Quantization, calibration_seconds, decide
 from hfpipe.export.shapes import Shapes, classify
 from hfpipe.machine import available_memory, free_disk
-from hfpipe.sources.folder import tensor_shapes
+from hfpipe.models.folder import tensor_shapes
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 

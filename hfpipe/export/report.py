@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfpipe.export.plan import Plan
-from hfpipe.sources.folder import REPORT
+from hfpipe.models.folder import REPORT
 from hfpipe.types import ModelSource
 
 _FORMAT = 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino import SingleBackend
+from hfpipe.backends.openvino.single import SingleBackend
 from hfpipe.quality.compare import Quality
 from hfpipe.quality.reference import Reference
 from hfpipe.quality.score_openvino import score

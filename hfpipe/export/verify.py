@@ -1,4 +1,4 @@
-"""An export, loaded afresh and compared with its source. Runs in a child process (see conversion/child.py)."""
+"""An export, loaded afresh and compared with its source. Runs in a child process (see process.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from hfpipe.backends.openvino_loading import PRECISIONS
+from hfpipe.backends.openvino.loading import PRECISIONS
 from hfpipe.errors import ConversionError, HFPipeError
 from hfpipe.export.runtime import choose_options
 from hfpipe.generator import open_generator
+from hfpipe.models.folder import OPENVINO
 from hfpipe.quality.reference import read_reference
 from hfpipe.quality.score_openvino import check_numbers, score
 from hfpipe.quality.texts import held_out
-from hfpipe.sources.folder import OPENVINO
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest
 

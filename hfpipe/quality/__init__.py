@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from hfpipe.conversion.child import run_child, silence_openvino_telemetry
+from hfpipe.process import run_child, silence_openvino_telemetry
 from hfpipe.quality.compare import Change, Quality
 from hfpipe.quality.effort import held_out_share, reference_dtype
 from hfpipe.quality.reference import Reference, read_reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfpipe.conversion.optimum_cli import own_format
+from hfpipe.backends.openvino.optimum_cli import own_format
 from hfpipe.machine import available_memory
 from hfpipe.types import ModelSource
 

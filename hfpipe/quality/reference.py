@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfpipe.cache import writing
 from hfpipe.quality.compare import log_softmax, row_chunks
 from hfpipe.quality.windows import Window
+from hfpipe.store import writing
 
 # float16 moves a log-probability x by an e of up to |x| / 2048. A reader normalises each row again in float32: then the
 # mean of e is 0, and KL to an equal model is of second order, mean e**2 / 2, some 1e-6 nats. To another model q it also

@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino_loading import check_device, properties, readable
+from hfpipe.backends.openvino.loading import check_device, properties, readable
 from hfpipe.errors import UnsupportedModel
 from hfpipe.quality.compare import Comparison, Quality, log_softmax
 from hfpipe.quality.reference import Reference

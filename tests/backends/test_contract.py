@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, HFPipeError
 from hfpipe.types import FinishReason, LoadOptions, Sampling, TokenEvent, TokenRequest
@@ -41,7 +41,7 @@ def load(tiny_llama, tiny_llama_ov):
 
     def loaded(name: str) -> Backend:
         engine, options = ENGINES[name]
-        source = sources.resolve(str(folders.get(engine, tiny_llama)))
+        source = models.resolve(str(folders.get(engine, tiny_llama)))
         return backends.load(engine, source, options)
 
     return loaded

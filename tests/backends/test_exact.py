@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
-from hfpipe.backends.openvino_loading import model_folder
+from hfpipe.backends.openvino.loading import model_folder
 from hfpipe.sampling import end_token_ids
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, ModelSource, Sampling, Silent, TokenRequest
@@ -95,7 +95,7 @@ def folders(request) -> dict[str, Path]:
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request, folders):
     name, options = ENGINES[request.param]
-    with backends.load(name, sources.resolve(str(folders[name])), options) as backend:
+    with backends.load(name, models.resolve(str(folders[name])), options) as backend:
         yield backend
 
 

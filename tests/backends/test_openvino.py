@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import backends, sources
-from hfpipe.backends import openvino as engine
-from hfpipe.backends import openvino_loading as loading
-from hfpipe.backends import openvino_paged as paged
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
+from hfpipe.backends.openvino import loading, paged
+from hfpipe.backends.openvino import single as engine
 from hfpipe.errors import BackendError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
@@ -22,7 +21,7 @@ ASK = TokenRequest("a", (20, 30, 40), 5)
 
 
 def load(folder: Path, batch_size: int, **options: object) -> Backend:
-    return backends.load("openvino", sources.resolve(str(folder)), LoadOptions(batch_size=batch_size, **options))
+    return backends.load("openvino", models.resolve(str(folder)), LoadOptions(batch_size=batch_size, **options))
 
 
 def ids(backend: Backend, *requests: TokenRequest) -> dict[str, list[int]]:
@@ -388,7 +387,7 @@ def test_a_cache_dir_that_cannot_be_made(tiny_llama_ov):
 def test_a_transformers_folder_is_exported_once(tiny_llama, tiny_llama_ov):
     """tiny_llama_ov is that export."""
     reporter = Notes()
-    source = sources.resolve(str(tiny_llama))
+    source = models.resolve(str(tiny_llama))
     assert loading.model_folder(source, LoadOptions(), reporter) == tiny_llama_ov
     assert reporter.notes == []
     with load(tiny_llama, 1) as backend:
@@ -412,7 +411,7 @@ def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, ow
     asked = []
     monkeypatch.setattr(loading, "run_export", lambda source, command, **more: asked.append(command))
     reporter = Notes()
-    folder = loading.model_folder(sources.resolve(str(copy)), LoadOptions(exact=exact), reporter)
+    folder = loading.model_folder(models.resolve(str(copy)), LoadOptions(exact=exact), reporter)
     assert [command[command.index("--weight-format") + 1] for command in asked] == [dtype]
     assert folder.name.endswith(dtype)
     assert f"({dtype}), once" in reporter.notes[0]
@@ -423,7 +422,7 @@ def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_pa
     monkeypatch.setattr(loading, "run_export", lambda *arguments, **more: None)
 
     def folder() -> Path:
-        return loading.model_folder(sources.resolve(str(copy)), LoadOptions(), Silent())
+        return loading.model_folder(models.resolve(str(copy)), LoadOptions(), Silent())
 
     first = folder()
     assert folder() == first
@@ -445,7 +444,7 @@ def test_an_architecture_that_is_not_exported(cache, tmp_path):
     )
     tiny.save_model(tmp_path / "gemma", config)
     tiny.save_tokenizer(tmp_path / "gemma", eos_token="<|im_end|>")
-    source = replace(sources.resolve(str(tmp_path / "gemma")), reference="google/a-gemma")
+    source = replace(models.resolve(str(tmp_path / "gemma")), reference="google/a-gemma")
     with pytest.raises(UnsupportedModel, match="cannot export google/a-gemma for OpenVINO: ") as raised:
         backends.load("openvino", source, LoadOptions(batch_size=1))
     assert raised.value.hint == "--backend torch may run it."
@@ -499,7 +498,7 @@ def test_of_the_blobs_of_a_model_the_newest_are_kept(tiny_gpt2_ov: Path) -> None
 
 
 def test_a_model_without_an_end_token_runs_to_the_limit(tiny_gpt2_ov: Path) -> None:
-    source = replace(sources.resolve(str(tiny_gpt2_ov)), generation_config={}, config={})
+    source = replace(models.resolve(str(tiny_gpt2_ov)), generation_config={}, config={})
     for batch_size in (1, 2):
         with backends.load("openvino", source, LoadOptions(batch_size=batch_size)) as backend:
             events = list(backend.stream([TokenRequest("a", (5, 6, 7), max_tokens=20)]))

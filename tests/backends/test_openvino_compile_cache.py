@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import backends, sources
-from hfpipe.backends import openvino_loading as loading
+from hfpipe import backends, models
+from hfpipe.backends.openvino import loading
 from hfpipe.types import LoadOptions, Silent, TokenRequest
 
 
@@ -59,7 +59,7 @@ def test_the_users_own_place_is_left_alone(monkeypatch):
 def test_the_model_runs(tiny_llama_ov, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "file" / "cache"))
-    reporter, source = Notes(), sources.resolve(str(tiny_llama_ov))
+    reporter, source = Notes(), models.resolve(str(tiny_llama_ov))
     with backends.load("openvino", source, LoadOptions(batch_size=1), reporter) as backend:
         events = list(backend.stream([TokenRequest("a", (1, 2, 3), 4)]))
     assert sum(len(event.token_ids) for event in events) > 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 import openvino_genai as genai
 import pytest
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import OutOfMemory
 from hfpipe.types import LoadOptions, Sampling, TokenEvent, TokenRequest
@@ -73,7 +73,7 @@ def ends(backend: Backend, *requests: TokenRequest) -> tuple[dict[str, list[int]
 @pytest.fixture
 def roomy(tiny_llama_ov) -> Iterator[Backend]:
     options = LoadOptions(batch_size=8, exact=True)
-    with backends.load("openvino", sources.resolve(str(tiny_llama_ov)), options) as backend:
+    with backends.load("openvino", models.resolve(str(tiny_llama_ov)), options) as backend:
         yield backend
 
 
@@ -160,7 +160,7 @@ def test_a_kv_cache_that_only_some_fit_into(monkeypatch, roomy, tiny_llama_ov):
     monkeypatch.setattr(genai, "SchedulerConfig", small)
     big = TokenRequest("big", tuple(range(10, 390)), 5)
     options = LoadOptions(batch_size=8, exact=True)
-    with backends.load("openvino", sources.resolve(str(tiny_llama_ov)), options) as backend:
+    with backends.load("openvino", models.resolve(str(tiny_llama_ov)), options) as backend:
         found, errors = ends(backend, *GREEDY[:5], big, *GREEDY[5:], *SAMPLED)
         assert {name: type(error) for name, error in errors.items()} == {"big": OutOfMemory}
         assert found == whole

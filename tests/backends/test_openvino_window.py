@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import backends, sources
-from hfpipe.backends import openvino_loading as loading
-from hfpipe.backends import openvino_paged as paged
+from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.kv_cache import SHARE
+from hfpipe.backends.openvino import loading, paged
 from hfpipe.errors import OutOfMemory
 from hfpipe.types import LoadOptions, TokenEvent, TokenRequest
 
@@ -25,7 +24,7 @@ Room = Callable[[float], None]
 
 
 def opened(folder: Path, **options: object) -> Backend:
-    return backends.load("openvino", sources.resolve(str(folder)), LoadOptions(**options))
+    return backends.load("openvino", models.resolve(str(folder)), LoadOptions(**options))
 
 
 @pytest.fixture
@@ -202,7 +201,7 @@ def test_a_cache_that_the_engine_has_taken_is_room(monkeypatch, engine):
 
 def test_a_model_that_does_not_say_what_it_takes_has_no_bound(monkeypatch, tiny_llama_ov):
     monkeypatch.setattr(paged, "available_memory", lambda: 0)
-    source = sources.resolve(str(tiny_llama_ov))
+    source = models.resolve(str(tiny_llama_ov))
     bare = replace(source, config={"vocab_size": source.config["vocab_size"]})
     with backends.load("openvino", bare, LoadOptions(batch_size=8)) as backend:
         assert Watched(backend, REQUESTS).most == 8
@@ -255,5 +254,5 @@ def test_the_memory_of_a_gpu_is_its_own(monkeypatch, tiny_llama_ov, tmp_path):
     folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
     monkeypatch.setattr(paged.PagedBackend, "__init__", lambda self, *rest: self._describe(str(folder), rest[1], {}))
     for device, bounded in {"CPU": True, "AUTO": True, "GPU.0": False, "NPU": False}.items():
-        monkeypatch.setattr("hfpipe.backends.openvino.check_device", lambda *_, name=device: name)
+        monkeypatch.setattr("hfpipe.backends.openvino.single.check_device", lambda *_, name=device: name)
         assert (opened(folder, batch_size=2)._bytes_per_token is not None) == bounded

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from hfpipe import backends, sources
+from hfpipe import backends, models
 from hfpipe.backends.base import as_backend_error, closed
 from hfpipe.backends.kv_cache import SHARE
-from hfpipe.backends.torch import TorchBackend, _Row, _similar
-from hfpipe.backends.torch_loading import free_memory, parse_device
+from hfpipe.backends.torch.decoding import TorchBackend, _Row, _similar
+from hfpipe.backends.torch.loading import free_memory, parse_device
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
 from tests import tiny
@@ -463,7 +463,7 @@ def test_out_of_memory_is_told_apart(error):
 
 
 def load(folder: Path, **options: object) -> TorchBackend:
-    source = sources.resolve(str(folder), allow_pickle=bool(options.get("allow_pickle")))
+    source = models.resolve(str(folder), allow_pickle=bool(options.get("allow_pickle")))
     return backends.load("torch", source, LoadOptions(**options))
 
 
@@ -524,7 +524,7 @@ def test_an_idle_accelerator_is_named(monkeypatch, tiny_llama):
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     for options, notes in ((LoadOptions(), 1), (LoadOptions(device="-1"), 0)):
         reporter = Notes()
-        backends.load("torch", sources.resolve(str(tiny_llama)), options, reporter)
+        backends.load("torch", models.resolve(str(tiny_llama)), options, reporter)
         assert len(reporter.notes) == notes
         assert all("--device 0 uses mps" in note for note in reporter.notes)
 
@@ -670,7 +670,7 @@ def test_a_config_that_is_damaged(copy):
 
 
 def test_weights_that_are_damaged(copy):
-    source = sources.resolve(str(copy))
+    source = models.resolve(str(copy))
     weights = copy / "model.safetensors"
     weights.write_bytes(b"\xff" * 7 + weights.read_bytes()[7:])
     with pytest.raises(BackendError, match="Safetensor"):
@@ -685,7 +685,7 @@ PER_TOKEN = 2 * 2 * 2 * 8 * 4
 
 def leave_room(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Memory for so many tokens."""
-    monkeypatch.setattr("hfpipe.backends.torch_loading.available_memory", lambda: int(tokens * PER_TOKEN / SHARE))
+    monkeypatch.setattr("hfpipe.backends.torch.loading.available_memory", lambda: int(tokens * PER_TOKEN / SHARE))
 
 
 def cached_bytes(cache: DynamicCache) -> int:
@@ -761,7 +761,7 @@ def test_any_batch_fits_or_is_the_oldest_alone(sizes, size, budget):
 
 @pytest.mark.parametrize(("kind", "known"), [("cpu", True), ("mps", True), ("xpu", False)])
 def test_the_memory_that_is_free(monkeypatch, kind, known):
-    monkeypatch.setattr("hfpipe.backends.torch_loading.available_memory", lambda: 1000)
+    monkeypatch.setattr("hfpipe.backends.torch.loading.available_memory", lambda: 1000)
     assert free_memory(torch.device(kind)) == (1000 if known else None)
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.bench import exports as module
 from hfpipe.bench.exports import Exports
 from hfpipe.export import report as reports
@@ -34,7 +34,7 @@ def made(monkeypatch, tmp_path):
 
 
 def make(folder, references=SOME, weight_format="int8"):
-    return Exports(references).make(sources.resolve(str(folder)), weight_format, LoadOptions(), Silent())
+    return Exports(references).make(models.resolve(str(folder)), weight_format, LoadOptions(), Silent())
 
 
 def test_an_export_is_made_once(made, tmp_path):

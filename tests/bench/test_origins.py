@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.bench.origins import check_reference, origin_of
 from hfpipe.errors import UsageError
 from hfpipe.export import report as reports
@@ -12,12 +12,12 @@ from hfpipe.export import report as reports
 
 @pytest.fixture
 def llama(tiny_llama):
-    return sources.resolve(str(tiny_llama))
+    return models.resolve(str(tiny_llama))
 
 
 @pytest.fixture
 def export(tiny_llama_ov):
-    return sources.resolve(str(tiny_llama_ov))
+    return models.resolve(str(tiny_llama_ov))
 
 
 def made_of(monkeypatch, **source):
@@ -26,7 +26,7 @@ def made_of(monkeypatch, **source):
 
 
 def test_the_source_is_the_one_that_is_named(llama, export, tiny_gpt2, monkeypatch):
-    gpt2 = sources.resolve(str(tiny_gpt2))
+    gpt2 = models.resolve(str(tiny_gpt2))
     assert origin_of(llama, [llama, export], gpt2) is llama
     assert origin_of(export, [llama, export], None) is None
     assert origin_of(export, [llama, export], gpt2) is gpt2

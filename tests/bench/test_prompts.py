@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.bench.prompts import read_records, tokenized
 from hfpipe.errors import ContextLengthError, MissingVariable, TemplateError, UsageError
 from hfpipe.text.tokenizer import load_tokenizer
@@ -18,11 +18,11 @@ def records(tmp_path, *lines):
 
 def test_they_are_put_to_the_model_as_batch_does_it(tiny_gpt2, tiny_llama, tmp_path):
     given = records(tmp_path, {"question": "What is EEG?"}, {"prompt": "What is EEG?", "max_tokens": 3})
-    first, second = tokenized(given, sources.resolve(str(tiny_gpt2)), 5)
+    first, second = tokenized(given, models.resolve(str(tiny_gpt2)), 5)
     assert (first.new_tokens, second.new_tokens) == (5, 3)
     asked = "Question: What is EEG?\n\nAnswer: Let's think step by step."
     assert first.token_ids == second.token_ids == load_tokenizer(tiny_gpt2).encode(asked, True)
-    as_chat, _ = tokenized(given, sources.resolve(str(tiny_llama)), 5)
+    as_chat, _ = tokenized(given, models.resolve(str(tiny_llama)), 5)
     assert as_chat.token_ids != first.token_ids
 
 
@@ -37,7 +37,7 @@ def test_they_are_put_to_the_model_as_batch_does_it(tiny_gpt2, tiny_llama, tmp_p
 def test_one_that_does_not_fit_the_model_is_said_with_its_line(tiny_gpt2, tmp_path, line, kind, said, hint):
     given = records(tmp_path, {"prompt": "a"}, "", line)
     with pytest.raises(kind) as caught:
-        tokenized(given, sources.resolve(str(tiny_gpt2)), 5)
+        tokenized(given, models.resolve(str(tiny_gpt2)), 5)
     assert caught.value.message.startswith("Line 3 of the prompts: ")
     assert said in caught.value.message
     assert hint in (caught.value.hint or "")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from hfpipe import quality, sources
+from hfpipe import models, quality
 from hfpipe.bench import quality as module
 from hfpipe.bench import references
 from hfpipe.bench.candidates import Candidate
@@ -54,8 +54,8 @@ def judged(given, texts=TEXTS):
 
 def candidate(folder, origin, backend, **loading):
     row = Configuration(backend, "m", backend, None, (), ())
-    source = sources.resolve(str(folder))
-    return Candidate(row, source, LoadOptions(backend=backend, **loading), origin and sources.resolve(str(origin)))
+    source = models.resolve(str(folder))
+    return Candidate(row, source, LoadOptions(backend=backend, **loading), origin and models.resolve(str(origin)))
 
 
 def test_what_is_exact_and_what_is_not(tiny_llama, tiny_llama_ov, tmp_path):
@@ -91,7 +91,7 @@ def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov)
 
 def test_all_models_answer_the_same_questions(tiny_llama, tiny_gpt2):
     windows = tuple(Window("prose", tuple(range(100)), 1) for _ in range(9))
-    long, short = sources.resolve(str(tiny_llama)), sources.resolve(str(tiny_gpt2))
+    long, short = models.resolve(str(tiny_llama)), models.resolve(str(tiny_gpt2))
     reference = Reference(None, windows, 512, "float32")
     prompts, new_tokens = module._questions(reference, [long, short])
     assert {len(one) for one in prompts} == {64}

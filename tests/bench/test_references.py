@@ -3,7 +3,7 @@
 import pytest
 from filelock import FileLock
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.bench import references as module
 from hfpipe.bench.references import References
 from hfpipe.errors import ConversionError
@@ -43,7 +43,7 @@ def left(tmp_path):
 
 
 def test_each_is_made_at_its_first_call(tiny_llama, tiny_gpt2, scored, left):
-    llama, gpt2 = (sources.resolve(str(folder)) for folder in (tiny_llama, tiny_gpt2))
+    llama, gpt2 = (models.resolve(str(folder)) for folder in (tiny_llama, tiny_gpt2))
     stages, own = Stages(), {"prose": "a text"}
     with References(LoadOptions(), stages) as references:
         first = references.of(llama)
@@ -58,7 +58,7 @@ def test_each_is_made_at_its_first_call(tiny_llama, tiny_gpt2, scored, left):
 
 
 def test_one_that_cannot_be_made_is_tried_once_and_leaves_nothing(tiny_llama, scored, left):
-    llama = sources.resolve(str(tiny_llama))
+    llama = models.resolve(str(tiny_llama))
     with References(LoadOptions(), Silent()) as references:
         for _ in range(2):
             with pytest.raises(ConversionError, match="It cannot be scored"):
@@ -71,7 +71,7 @@ def test_one_that_cannot_be_made_is_tried_once_and_leaves_nothing(tiny_llama, sc
 def test_whatever_ends_the_run_they_are_removed(tiny_llama, scored, left, error):
     def run():
         with References(LoadOptions(), Silent()) as references:
-            assert references.of(sources.resolve(str(tiny_llama))).folder.is_dir()
+            assert references.of(models.resolve(str(tiny_llama))).folder.is_dir()
             raise error("The end.")
 
     with pytest.raises(error):
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_is_removed_and_what_another_uses_is_not(scored, 
         folder.mkdir(parents=True)
         (folder / "log_probabilities.f16").write_bytes(b"x")
     with FileLock(used.with_name(".used.tmp.lock")), References(LoadOptions(), Silent()) as references:
-        mine = references.of(sources.resolve(str(tiny_llama))).folder
+        mine = references.of(models.resolve(str(tiny_llama))).folder
         assert mine.is_dir()
         assert not unused.exists()
         assert used.exists()

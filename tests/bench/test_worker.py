@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.bench import judge, tasks, worker
 from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.measure import Prompt
@@ -23,7 +23,7 @@ WORK = Workload(24, 6, (1, 3))
 
 def candidate(folder, backend, **loading):
     row = Configuration("a row", "m", backend, None, (), ())
-    return Candidate(row, sources.resolve(str(folder)), LoadOptions(backend=backend, **loading), None)
+    return Candidate(row, models.resolve(str(folder)), LoadOptions(backend=backend, **loading), None)
 
 
 @pytest.fixture(params=["torch", "openvino"])

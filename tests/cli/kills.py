@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hfpipe.cli.lean import leave_out_unused
 from hfpipe.cli.quiet import silence
-from hfpipe.conversion.child import silence_openvino_telemetry
+from hfpipe.process import silence_openvino_telemetry
 from tests.cli.shell import HFPIPE, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """Exports of a model of each family, all in this one process: its imports take longer than the exports.
 
-Runs in a child process (see hfpipe/conversion/child.py).
+Runs in a child process (see hfpipe/process.py).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfpipe import quality, sources
-from hfpipe.conversion import optimum_cli
+from hfpipe import models, quality
+from hfpipe.backends.openvino import optimum_cli
 from hfpipe.export import exporter, verify
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import make_plan
@@ -35,7 +35,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
 
 
 def _exports(name: str, make: Any, folder: Path) -> dict[str, Any]:
-    source = sources.resolve(str(make(folder / name, spread=SPREAD)))
+    source = models.resolve(str(make(folder / name, spread=SPREAD)))
     return {
         weight_format: _export(source, folder / f"{name}-{weight_format}", options)
         for weight_format, options in {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.errors import ConversionError, HFPipeError, UsageError
 from hfpipe.export import exporter
 from hfpipe.export.kept import plan_to_keep
@@ -68,7 +68,7 @@ def model(tmp_path, monkeypatch, tmp_path_factory):
 
 def planned(model, output="out", **options) -> Plan:
     options = {"weight_format": "int8", **options}
-    return make_plan(sources.resolve(str(model)), model.parent / output, ExportOptions(**options), verify=False)
+    return make_plan(models.resolve(str(model)), model.parent / output, ExportOptions(**options), verify=False)
 
 
 def names(folder):
@@ -184,7 +184,7 @@ def kept(model, children):
 
     def make(verify=True, **options):
         options = ExportOptions(**{"weight_format": "int8", **options})
-        plan = plan_to_keep(sources.resolve(str(model)), options, verify=verify)
+        plan = plan_to_keep(models.resolve(str(model)), options, verify=verify)
         done = exporter.export(plan, verify=verify)
         children.asked.clear()
         return done

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe.conversion.child import run_child
 from hfpipe.export.verify import weight_shares
 from hfpipe.generator import open_generator
+from hfpipe.process import run_child
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest
 from tests import tiny
 

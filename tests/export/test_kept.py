@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.errors import HFPipeError
 from hfpipe.export import report as reports
 from hfpipe.export.kept import find, plan_to_keep
@@ -22,13 +22,13 @@ def model(tmp_path, monkeypatch):
 def planned(model, **options):
     """One for a folder of the user's."""
     options = ExportOptions(**{"weight_format": "int8", **options})
-    return make_plan(sources.resolve(str(model)), model.parent / "mine", options, verify=False)
+    return make_plan(models.resolve(str(model)), model.parent / "mine", options, verify=False)
 
 
 def keep(model, *, verified=True, **options):
     """Have an export stand in the cache."""
     options = ExportOptions(**{"weight_format": "int8", **options})
-    plan = plan_to_keep(sources.resolve(str(model)), options, verify=verified)
+    plan = plan_to_keep(models.resolve(str(model)), options, verify=verified)
     plan.output.mkdir(parents=True)
     (plan.output / "openvino_model.bin").write_bytes(b"weights")
     reports.write(reports.describe(plan, plan.output) | ({"answer": {}} if verified else {}), plan.output)
@@ -79,7 +79,7 @@ def test_another_version_of_a_package_makes_it_anew(model, monkeypatch):
 
 
 def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
-    source, options = sources.resolve(str(model)), ExportOptions("int8")
+    source, options = models.resolve(str(model)), ExportOptions("int8")
     assert plan_to_keep(source, options, verify=True).variable == "HFPIPE_CACHE"
     monkeypatch.setattr("hfpipe.export.plan.free_disk", lambda folder: 1)
     with pytest.raises(HFPipeError) as caught:

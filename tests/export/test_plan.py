@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export import plan as planning
 from hfpipe.export import quantization
@@ -35,7 +35,7 @@ def model(tmp_path):
 
 
 def plan(model, weight_format="int4", output=None, *, force=False, verify=True, allow_pickle=False, **options):
-    source = sources.resolve(str(model), allow_pickle=allow_pickle)
+    source = models.resolve(str(model), allow_pickle=allow_pickle)
     options = ExportOptions(weight_format, allow_pickle=allow_pickle, **options)
     return make_plan(source, output, options, force=force, verify=verify)
 

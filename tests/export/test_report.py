@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import sources
+from hfpipe import models
 from hfpipe.cli.export_report import planned, result
 from hfpipe.export import report as reports
 from hfpipe.export.exporter import Exported
@@ -35,7 +35,7 @@ def export(tmp_path):
 
 
 def plan(model, weight_format="int8", **options):
-    return make_plan(sources.resolve(str(model)), model.parent / "out", ExportOptions(weight_format, **options))
+    return make_plan(models.resolve(str(model)), model.parent / "out", ExportOptions(weight_format, **options))
 
 
 def warned(plan, **measured):
@@ -73,7 +73,7 @@ def sha256(*paths):
 
 def test_the_digest_of_a_source_is_that_of_all_that_an_export_is_made_of(tmp_path):
     sharded = write_model(tmp_path / "sharded", shards=3)
-    source = sources.resolve(str(sharded))
+    source = models.resolve(str(sharded))
     whole = sorted([*sharded.glob("*.safetensors"), *sharded.glob("*.json")])
     assert len(whole) > 4
     assert reports.source_digest(source) == sha256(*whole)

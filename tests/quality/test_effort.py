@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import effort
 from hfpipe.quality.effort import held_out_share, parameters, reference_dtype
-from hfpipe.sources.folder import inspect_folder
 from tests.fake_models import write_model
 
 BYTES = {"float32": np.float32, "bfloat16": np.uint16}

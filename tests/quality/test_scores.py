@@ -11,8 +11,8 @@ import torch
 from openvino import opset13 as ops
 from safetensors.torch import load_file, save_file
 
-from hfpipe import quality, sources
-from hfpipe.backends.openvino_loading import EXACT
+from hfpipe import models, quality
+from hfpipe.backends.openvino.loading import EXACT
 from hfpipe.errors import BackendError, UnsupportedModel, UsageError
 from hfpipe.quality import score_openvino, score_torch
 from hfpipe.quality.reference import read_reference
@@ -126,7 +126,7 @@ def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
 
 
 def test_the_reference_is_made_in_a_child_process(tiny_llama, tiny_llama_ov, tmp_path, reference):
-    source = sources.resolve(str(tiny_llama))
+    source = models.resolve(str(tiny_llama))
     made = quality.make_reference(source, tmp_path, texts=TEXTS)
     assert (made.windows, made.vocabulary, made.dtype) == (reference.windows, reference.vocabulary, reference.dtype)
     assert score_openvino.score(tiny_llama_ov, EXACT, made).mean_kl < 1e-6
@@ -144,14 +144,14 @@ def test_the_reference_is_made_in_a_child_process(tiny_llama, tiny_llama_ov, tmp
 )
 def test_a_model_as_a_backend_loads_it(tiny_llama, tiny_llama_ov, reference, options, least, most):
     folder = tiny_llama if options.backend == "torch" else tiny_llama_ov
-    found = quality.compare_source(sources.resolve(str(folder)), options, reference)
+    found = quality.compare_source(models.resolve(str(folder)), options, reference)
     assert least <= found.mean_kl < most
     assert set(found.kinds) == set(TEXTS)
     assert found.kinds["prose"].tokens < found.tokens == reference.tokens
 
 
 def test_the_runtime_options_of_an_export_are_those_it_is_compared_with(tiny_llama_ov, reference):
-    source = replace(sources.resolve(str(tiny_llama_ov)), runtime={"NO_SUCH": "1"})
+    source = replace(models.resolve(str(tiny_llama_ov)), runtime={"NO_SUCH": "1"})
     with pytest.raises(UsageError, match="NO_SUCH"):
         score_openvino.compare(source, LoadOptions(backend="openvino"), reference, Silent())
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hfpipe.errors import ModelError, UnsupportedModel
-from hfpipe.sources.files import choose
+from hfpipe.models.files import choose
 
 SMALL = ["config.json", "generation_config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 OTHERS = [

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hfpipe.conversion.child import run_child
-from hfpipe.conversion.optimum_cli import export_command
+from hfpipe.backends.openvino.optimum_cli import export_command
+from hfpipe.process import run_child
 from hfpipe.types import ModelSource
 from tests.fake_models import write_model
 
@@ -40,7 +40,7 @@ def found(tmp_path_factory):
         (model / "config.json").write_text(json.dumps({"model_type": kind} if isinstance(kind, str) else kind))
         source = ModelSource("the model", model, "transformers", {}, {}, None)
         commands.append(export_command(source, folder / "out", "fp32", more=words))
-    said = run_child("tests.conversion.checks", {"commands": commands}, what="The checks")
+    said = run_child("tests.process_checks", {"commands": commands}, what="The checks")
     assert not (folder / "out").exists()
     return dict(zip(CASES, said, strict=True))
 

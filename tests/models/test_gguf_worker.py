@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from hfpipe.conversion import gguf
-from hfpipe.conversion.child import run_child
 from hfpipe.errors import ModelError, UnsupportedModel
+from hfpipe.models import gguf_worker as gguf
+from hfpipe.process import run_child
 from tests.fake_models import write_gguf
 
 # As OpenAI published it for GPT-2.
@@ -35,7 +35,7 @@ def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     file = write_gguf(folder / "tiny.gguf", tokenizer_ggml_eot_token_id=0)
     (folder / "out").mkdir()
-    run_child("hfpipe.conversion.gguf", {"file": str(file), "folder": str(folder / "out")}, what="x")
+    run_child("hfpipe.models.gguf_worker", {"file": str(file), "folder": str(folder / "out")}, what="x")
     return file, folder / "out"
 
 
@@ -182,7 +182,7 @@ def test_a_refusal_reaches_the_parent(tmp_path):
     file = write_gguf(tmp_path / "a.gguf", tokenizer_ggml_pre="llama-bpe")
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsupportedModel, match="'llama-bpe' is not known to convert exactly"):
-        run_child("hfpipe.conversion.gguf", {"file": str(file), "folder": str(tmp_path / "out")}, what="x")
+        run_child("hfpipe.models.gguf_worker", {"file": str(file), "folder": str(tmp_path / "out")}, what="x")
     assert not list((tmp_path / "out").iterdir())
 
 

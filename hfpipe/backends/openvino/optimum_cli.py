@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfpipe.conversion.child import run_child
+from hfpipe.process import run_child
 from hfpipe.types import ModelSource, Reporter
 
 _TASK = "text-generation-with-past"
@@ -42,7 +42,7 @@ def run_export(
     disk: Path | None = None,
     variable: str = "HFPIPE_CACHE",
 ) -> None:
-    """Run the command in a child process: see `hfpipe.conversion.openvino.main`. Raises HFPipeError.
+    """Run the command in a child process: see `hfpipe.backends.openvino.conversion.main`. Raises HFPipeError.
 
     Where `disk`, by default the folder that the command names, is full, or may not be written, `variable` is what the
     user can change.
@@ -57,7 +57,7 @@ def run_export(
         "variable": variable,
     }
     run_child(
-        "hfpipe.conversion.openvino",
+        "hfpipe.backends.openvino.conversion",
         arguments,
         what=f"The export of {source.reference}",
         reporter=reporter,

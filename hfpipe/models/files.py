@@ -6,7 +6,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from hfpipe.errors import ModelError, UnsupportedModel
-from hfpipe.sources.folder import (
+from hfpipe.models.folder import (
     OPENVINO,
     OPENVINO_ENCODER,
     OTHER_WEIGHTS,

@@ -81,7 +81,7 @@ def run_child(
     quiet = {} if verbose else _QUIET
     environment = {**os.environ, **_ALWAYS, **telemetry_off_environment(), **quiet, **(environment or {})}
     # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
-    start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.conversion.child import serve; serve({module!r})"
+    start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.process import serve; serve({module!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", start],
         stdin=subprocess.PIPE,

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.kv_cache import bytes_per_token
-from hfpipe.backends.openvino_loading import (
+from hfpipe.backends.openvino.loading import (
     bytes_per_cached_value,
     check_device,
     explained,
@@ -30,7 +30,7 @@ from hfpipe.backends.openvino_loading import (
     weight_format,
     with_compile_cache,
 )
-from hfpipe.backends.openvino_requests import generation_config, tensor
+from hfpipe.backends.openvino.requests import generation_config, tensor
 from hfpipe.errors import BackendError
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, Silent, TokenEvent, TokenRequest
 
@@ -51,7 +51,7 @@ class OpenVINOBackend(Backend):
         mode: type[Any] = SingleBackend
         if options.batch_size != 1:
             # It is built on this file.
-            mode = importlib.import_module("hfpipe.backends.openvino_paged").PagedBackend
+            mode = importlib.import_module("hfpipe.backends.openvino.paged").PagedBackend
         # It was measured on a CPU.
         runtime = source.runtime if device == "CPU" else {}
         used = properties(options, runtime)

@@ -15,9 +15,9 @@ from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 
 from hfpipe.errors import DownloadError, ModelError, ModelNotFound
-from hfpipe.sources.files import choose
-from hfpipe.sources.gguf import sha256
-from hfpipe.sources.pypi import Package
+from hfpipe.models.files import choose
+from hfpipe.models.gguf import sha256
+from hfpipe.models.pypi import Package
 from hfpipe.types import Reporter, Silent
 
 _POLL_S = 0.2

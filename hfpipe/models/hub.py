@@ -21,12 +21,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hfpipe.cache import writing
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.sources import names
-from hfpipe.sources.download import Meter, fetch_weights, is_weights, require_space
-from hfpipe.sources.files import choose
-from hfpipe.sources.folder import inspect_cached, inspect_folder
+from hfpipe.models import names
+from hfpipe.models.download import Meter, fetch_weights, is_weights, require_space
+from hfpipe.models.files import choose
+from hfpipe.models.folder import inspect_cached, inspect_folder
+from hfpipe.store import writing
 from hfpipe.types import ModelSource, Reporter
 
 _TIMEOUT_S = 10.0

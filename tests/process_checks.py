@@ -1,8 +1,8 @@
-"""What the exporter says to many commands, in one process. Runs in a child process (see hfpipe/conversion/child.py)."""
+"""What the exporter says to many commands, in one process. Runs in a child process (see hfpipe/process.py)."""
 
 from typing import Any
 
-from hfpipe.conversion import openvino
+from hfpipe.backends.openvino import conversion as openvino
 from hfpipe.errors import HFPipeError
 from hfpipe.types import Reporter
 

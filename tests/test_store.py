@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import cache
-from hfpipe.cache import build_once, cache_root, cached, discard
+from hfpipe import store as cache
 from hfpipe.errors import HFPipeError
+from hfpipe.store import build_once, cache_root, cached, discard
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def start(code: str, **options) -> subprocess.Popen:
-    script = f"import sys, time\nfrom pathlib import Path\nfrom hfpipe.cache import build_once\n{code}"
+    script = f"import sys, time\nfrom pathlib import Path\nfrom hfpipe.store import build_once\n{code}"
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
 
 

@@ -73,7 +73,7 @@ def test_a_disk_that_is_too_small(hub, ask, homes, tmp_path):
     code = (
         "import shutil\n"
         "shutil.disk_usage = lambda _: type('Usage', (), {'free': 10})\n"
-        "from hfpipe.sources import resolve\n"
+        "from hfpipe.models import resolve\n"
         "from hfpipe.errors import HFPipeError\n"
         "try: resolve('gpt2')\n"
         "except HFPipeError as error: print(error.message, error.hint)\n"

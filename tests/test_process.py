@@ -9,8 +9,8 @@ import time
 import pytest
 
 from hfpipe import errors
-from hfpipe.conversion.child import ChildOutput, run_child, telemetry_off_environment
 from hfpipe.errors import ConversionError, UnsupportedModel
+from hfpipe.process import ChildOutput, run_child, telemetry_off_environment
 
 
 class Recorder:
@@ -172,7 +172,7 @@ def test_the_end_of_the_parent_ends_the_child(tmp_path, number):
         "import os, time\ndef main(arguments, reporter):\n    reporter.note(str(os.getpid()))\n    time.sleep(60)\n"
     )
     parent = (
-        "from hfpipe.conversion.child import run_child\n"
+        "from hfpipe.process import run_child\n"
         "from hfpipe.types import Silent\n"
         "class Print(Silent):\n"
         "    def note(self, text): print(text, flush=True)\n"

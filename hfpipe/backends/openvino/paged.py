@@ -13,9 +13,9 @@ import openvino_genai as genai
 
 from hfpipe.backends.base import Intake, closed, failure, refusal
 from hfpipe.backends.kv_cache import token_budget
-from hfpipe.backends.openvino import OpenVINOBackend
-from hfpipe.backends.openvino_loading import explained
-from hfpipe.backends.openvino_requests import FAILURES, Flight, generation_config, tensor
+from hfpipe.backends.openvino.loading import explained
+from hfpipe.backends.openvino.requests import FAILURES, Flight, generation_config, tensor
+from hfpipe.backends.openvino.single import OpenVINOBackend
 from hfpipe.errors import HFPipeError, OutOfMemory
 from hfpipe.machine import available_memory
 from hfpipe.types import TokenEvent, TokenRequest

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hfpipe.cache import build_once, cached
 from hfpipe.errors import ModelError
+from hfpipe.store import build_once, cached
 from hfpipe.types import Reporter
 
 # The number counts up when the conversion changes: what an older one made is then made anew.
@@ -31,11 +31,11 @@ def converted(file: Path, reporter: Reporter) -> Path:
 
 def convert(file: Path, folder: Path, reporter: Reporter) -> None:
     """Convert `file` into the empty `folder`, in a child process. Both are absolute."""
-    from hfpipe.conversion.child import run_child
+    from hfpipe.process import run_child
 
     _require_magic(file)
     arguments = {"file": str(file), "folder": str(folder)}
-    run_child("hfpipe.conversion.gguf", arguments, what=f"The conversion of {file.name}", reporter=reporter)
+    run_child("hfpipe.models.gguf_worker", arguments, what=f"The conversion of {file.name}", reporter=reporter)
 
 
 def _digest(file: Path, reporter: Reporter) -> str:

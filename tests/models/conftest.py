@@ -21,7 +21,7 @@ DECOYS = (
 DRIVER = """
 import json, sys
 from hfpipe.errors import HFPipeError
-from hfpipe.sources import resolve
+from hfpipe.models import resolve
 class Recorder:
     notes, steps = [], []
     def note(self, text): self.notes.append(text)

@@ -3,7 +3,7 @@
 import pytest
 
 from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel, UsageError
-from hfpipe.sources import known_names, names, resolve
+from hfpipe.models import known_names, names, resolve
 from tests.fake_models import write_gguf, write_model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources.conftest import DECOYS
+from tests.models.conftest import DECOYS
 
 WANTED = ["config.json", "model.safetensors", "tokenizer.json"]
 
@@ -155,7 +155,7 @@ def test_an_openvino_repository(hub, ask, repos):
 
 
 def test_two_at_once(hub, homes):
-    code = "from hfpipe.sources import resolve; print(resolve('org/name').folder)"
+    code = "from hfpipe.models import resolve; print(resolve('org/name').folder)"
     environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
@@ -179,7 +179,7 @@ def test_a_server_that_ignores_ranges(hub, ask, repos):
 def test_ctrl_c_stops_a_download_at_once(hub, homes, repos):
     (repos["gpt2"] / "model.safetensors").write_bytes(os.urandom(1 << 20))
     hub.pause_s = 60.0
-    code = "from hfpipe.sources import resolve; resolve('gpt2')"
+    code = "from hfpipe.models import resolve; resolve('gpt2')"
     environment = {**os.environ, **homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
     while "model.safetensors" not in hub.paths("GET"):

@@ -17,9 +17,9 @@ import openvino as ov
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.kv_cache import BYTES_PER_VALUE
-from hfpipe.cache import build_once, cache_root, writing
-from hfpipe.conversion.optimum_cli import export_command, own_format, run_export
+from hfpipe.backends.openvino.optimum_cli import export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
+from hfpipe.store import build_once, cache_root, writing
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.

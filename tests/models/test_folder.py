@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.sources.folder import context_length, inspect_folder
+from hfpipe.models.folder import context_length, inspect_folder
 from tests.fake_models import write_model
 
 

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 
 from hfpipe.errors import ModelError, ModelNotFound, UsageError
-from hfpipe.sources import names
-from hfpipe.sources.folder import inspect_cached, inspect_folder
-from hfpipe.sources.names import known_names
+from hfpipe.models import names
+from hfpipe.models.folder import inspect_cached, inspect_folder
+from hfpipe.models.names import known_names
 from hfpipe.types import ModelSource, Reporter, Silent
 
 __all__ = ["inspect_folder", "known_names", "resolve"]
@@ -46,7 +46,7 @@ def resolve(
     if os.path.isfile(path):
         return inspect_cached(_converted(Path(path), reporter), reference)
     if names.is_packaged(reference):
-        from hfpipe.sources import pypi
+        from hfpipe.models import pypi
 
         return pypi.resolve(reference, reporter, allow_pickle=allow_pickle)
     if names.is_hub_id(reference, path):
@@ -58,7 +58,7 @@ def _from_hub(reference: str, revision: str | None, allow_pickle: bool, reporter
     for name, value in _HUB_DEFAULTS.items():
         os.environ.setdefault(name, value)
     # Reads these variables when it is imported.
-    from hfpipe.sources import hub
+    from hfpipe.models import hub
 
     return hub.resolve(reference, revision, allow_pickle, reporter)
 
@@ -80,7 +80,7 @@ def _taken_by_folder(reference: str, path: str) -> str | None:
 def _converted(file: Path, reporter: Reporter) -> Path:
     if file.suffix.lower() != ".gguf":
         raise ModelError(f"{file} is a file, and only .gguf files are models.", hint=_FORMS)
-    from hfpipe.sources import gguf
+    from hfpipe.models import gguf
 
     return gguf.converted(file.absolute(), reporter)
 

@@ -21,7 +21,7 @@ from hfpipe.backends.base import (
     vocabulary_size,
 )
 from hfpipe.backends.kv_cache import bytes_per_token, token_budget
-from hfpipe.backends.torch_loading import (
+from hfpipe.backends.torch.loading import (
     check_cache,
     device_name,
     forward_parameters,
@@ -31,7 +31,7 @@ from hfpipe.backends.torch_loading import (
     load_model,
     parse_device,
 )
-from hfpipe.backends.torch_sampling import Sampler
+from hfpipe.backends.torch.sampling import Sampler
 from hfpipe.errors import HFPipeError, OutOfMemory
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 

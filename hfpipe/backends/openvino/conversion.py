@@ -22,8 +22,8 @@ from transformers import AutoConfig
 from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
 
-from hfpipe.cache import writing
 from hfpipe.errors import UnsupportedModel, UsageError
+from hfpipe.store import writing
 from hfpipe.types import Reporter
 
 OPENVINO = "openvino_model.xml"
