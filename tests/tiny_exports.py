@@ -19,8 +19,8 @@ from hfpipe.types import LoadOptions, Reporter, Silent
 def main(arguments: dict[str, Any], reporter: Reporter) -> list[str]:
     """Export the models in `arguments["folders"]` for OpenVINO, in fp32, into the cache. Gives their folders."""
     optimum_cli.run_child = in_this_process
-    models = [models.resolve(folder) for folder in arguments["folders"]]
-    return [str(model_folder(model, LoadOptions(), reporter)) for model in models]
+    sources = [models.resolve(folder) for folder in arguments["folders"]]
+    return [str(model_folder(model, LoadOptions(), reporter)) for model in sources]
 
 
 def in_this_process(module: str, arguments: Mapping[str, Any], *, reporter: Reporter | None = None, **_: object) -> Any:
