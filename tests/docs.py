@@ -1,4 +1,4 @@
-"""The generated parts of README.md: `python -m tests.readme` writes them anew."""
+"""The generated help blocks of docs/commands.md: `python -m tests.docs` writes them anew."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+COMMANDS = Path(__file__).parents[1] / "docs" / "commands.md"
 _BLOCK = re.compile(r"(<!-- help: ?(?P<command>.*?) -->\n```text\n).*?(```\n)", re.DOTALL)
 
 
@@ -29,4 +29,4 @@ def generated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text()))
+    COMMANDS.write_text(generated(COMMANDS.read_text()))
