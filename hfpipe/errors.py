@@ -20,7 +20,11 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
 
 
 class HFPipeError(Exception):
@@ -33,6 +37,31 @@ class HFPipeError(Exception):
         self.message = message
         self.hint = hint
         self.details = tuple(details)
+
+    def as_data(self) -> dict[str, Any]:
+        """The error as values of JSON, for another process. `classes` are its own class and those above, as
+        module:qualname."""
+        classes = [f"{one.__module__}:{one.__qualname__}" for one in type(self).__mro__ if issubclass(one, HFPipeError)]
+        return {"classes": classes, "message": self.message, "hint": self.hint, "details": list(self.details)}
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any]) -> HFPipeError:
+        """The error of which `as_data` was taken, in the nearest of its classes that this process can import."""
+        kind = next((one for name in data["classes"] if (one := _error_class(name))), HFPipeError)
+        # Subclasses may be made of other arguments.
+        error = kind.__new__(kind)
+        HFPipeError.__init__(error, data["message"], hint=data["hint"], details=data["details"])
+        return error
+
+
+def _error_class(name: str) -> type[HFPipeError] | None:
+    module, _, qualname = name.partition(":")
+    # Whatever a module fails with as it is imported here, the error itself is what counts.
+    with suppress(Exception):
+        found = attrgetter(qualname)(import_module(module))
+        if isinstance(found, type) and issubclass(found, HFPipeError):
+            return found
+    return None
 
 
 class UsageError(HFPipeError):

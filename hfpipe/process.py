@@ -1,8 +1,9 @@
-"""Heavy work in a child process: what it allocates is given back, and Ctrl-C or a crash of it cannot hurt the parent.
+"""Child processes: what they allocate is given back, and a crash or Ctrl-C in them cannot hurt the parent.
 
-`run_child` is the parent's side; `serve`, the child's, calls `main(arguments, reporter)` of a module. The arguments go
-in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone. Out of stdout come
-lines of JSON: stages, progress, notes, and last what `main` returned or a known error.
+`run_child` calls `main(arguments, reporter)` of a module in a child and gives its result; `serve` is the child's side.
+The arguments go in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone.
+Lines of JSON come out of stdout: stages, progress, notes, and at last what `main` returned or a known error.
+`run_command` runs hfpipe's own command line.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from hfpipe import errors
 from hfpipe.errors import ConversionError, HFPipeError
 from hfpipe.types import Reporter, Silent, Unit
 
@@ -74,35 +75,64 @@ def run_child(
     """Call `main(arguments, reporter)` of `module` in a child process, and give what it returns.
 
     The arguments are values of JSON, paths in them absolute; so is the result. `what` begins the messages: "The
-    conversion of x.gguf". With `verbose` each line that the child writes is a note. Raises the HFPipeError that `main`
-    raised; ConversionError for any other failure.
+    conversion of x.gguf". With `verbose` each line that the child writes is a note. `environment` adds variables.
+    Raises the HFPipeError that `main` raised; ConversionError for any other failure.
     """
     reporter = reporter or Silent()
     quiet = {} if verbose else _QUIET
     environment = {**os.environ, **_ALWAYS, **telemetry_off_environment(), **quiet, **(environment or {})}
+    process = _start(f"from hfpipe.process import serve; serve({module!r})", (), environment, subprocess.PIPE)
+    try:
+        end, lines = _converse(process, arguments, reporter, verbose)
+    finally:
+        _end(process)
+    if process.returncode == 0 and "result" in end:
+        return end["result"]
+    error = HFPipeError.from_data(end["error"]) if "error" in end else _death(process.returncode, what, lines)
+    raise error from ChildOutput("\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended: its exit code, negative for a signal, and what it wrote."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_command(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Ended:
+    """Run `hfpipe ARGUMENTS` in a child process, without input. `environment` is all of its environment, None this
+    process's."""
+    source = "from hfpipe.cli import main; main()"
+    process = _start(source, arguments, os.environ if environment is None else environment, subprocess.DEVNULL)
+    try:
+        stdout, stderr = process.communicate()
+    finally:
+        _end(process)
+    return Ended(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+def _start(
+    source: str, arguments: Sequence[str], environment: Mapping[str, str], stdin: int
+) -> subprocess.Popen[bytes]:
+    """A Python of its own, out of reach of the terminal's Ctrl-C."""
     # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
-    start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.process import serve; serve({module!r})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start],
-        stdin=subprocess.PIPE,
+    source = f"import sys; sys.path[:] = {sys.path!r}; {source}"
+    return subprocess.Popen(
+        [sys.executable, "-c", source, *arguments],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,
     )
-    try:
-        end, lines = _converse(process, arguments, reporter, verbose)
-    finally:
-        _end(process)
-    if process.returncode or "result" not in end:
-        raise _known_error(end) or _death(process.returncode, what, lines) from ChildOutput("\n".join(lines))
-    return end["result"]
 
 
 def _converse(
     process: subprocess.Popen[bytes], arguments: Mapping[str, Any], reporter: Reporter, verbose: bool
 ) -> tuple[Mapping[str, Any], deque[str]]:
-    """The child's last message, and the last lines that it wrote."""
+    """The child's last whole message, and the last lines that it wrote."""
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -114,8 +144,10 @@ def _converse(
         process.stdin.flush()
     message: Mapping[str, Any] = {}
     for line in process.stdout:
-        message = json.loads(line)
-        _pass_on(message, reporter)
+        # A child that was killed may have written half of its last line.
+        if line.endswith(b"\n"):
+            message = json.loads(line)
+            _pass_on(message, reporter)
     process.wait()
     listener.join(timeout=1)
     return message, lines
@@ -138,13 +170,6 @@ def _pass_on(message: Mapping[str, Any], reporter: Reporter) -> None:
         reporter.stage(message["stage"])
     elif "note" in message:
         reporter.note(message["note"])
-
-
-def _known_error(message: Mapping[str, Any]) -> HFPipeError | None:
-    if "error" not in message:
-        return None
-    error: HFPipeError = getattr(errors, message["error"])(message["message"], hint=message["hint"])
-    return error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -172,7 +197,7 @@ def _death(code: int, what: str, lines: Sequence[str]) -> ConversionError:
     else:
         reason = said.pop() if said else f"exit status {code}"
     return ConversionError(
-        f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint="--verbose, or HFPIPE_DEBUG=1, shows more."
+        f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint="--verbose or HFPIPE_DEBUG=1 shows more."
     )
 
 
@@ -211,10 +236,10 @@ def serve(module: str) -> NoReturn:
     try:
         messages.send(result=importlib.import_module(module).main(arguments, messages))
     except HFPipeError as error:
-        messages.send(error=type(error).__name__, message=error.message, hint=error.hint)
+        messages.send(error=error.as_data())
         _leave(1)
     except MemoryError:
-        messages.send(error="ConversionError", message="This machine has too little memory.", hint=_MEMORY_HINT)
+        messages.send(error=ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
         _leave(1)
     _leave(0)
 

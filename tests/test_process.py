@@ -1,5 +1,6 @@
 """run_child: what a child does, says and dies of, as its parent sees it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,9 @@ import time
 
 import pytest
 
-from hfpipe import errors
-from hfpipe.errors import ConversionError, UnsupportedModel
-from hfpipe.process import ChildOutput, run_child, telemetry_off_environment
+import hfpipe
+from hfpipe.errors import ConversionError, HFPipeError, UnsupportedModel
+from hfpipe.process import ChildOutput, Ended, run_child, run_command, telemetry_off_environment
 
 
 class Recorder:
@@ -57,18 +58,66 @@ return {'answer': [1, 'ü']}"""
     assert (tmp_path / "made").exists()
 
 
-def test_a_known_error_keeps_its_class_and_hint(child):
-    body = "from hfpipe.errors import UnsupportedModel\nraise UnsupportedModel('this kind', hint='another')"
-    with pytest.raises(UnsupportedModel, match=r"^this kind$") as caught:
-        child(body)
-    assert caught.value.hint == "another"
+def _subclasses(kind):
+    return [kind, *(below for one in kind.__subclasses__() for below in _subclasses(one))]
 
 
-def test_every_error_can_cross(child):
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    for kind in kinds[::4]:
-        with pytest.raises(kind):
-            child(f"import hfpipe.errors\nraise hfpipe.errors.{kind.__name__}('x')")
+@pytest.mark.parametrize("kind", _subclasses(HFPipeError), ids=lambda kind: kind.__name__)
+def test_every_error_crosses_whole(kind):
+    error = kind.__new__(kind)
+    HFPipeError.__init__(error, "what", hint="next", details=["one", "two"])
+    crossed = HFPipeError.from_data(json.loads(json.dumps(error.as_data())))
+    assert type(crossed) is kind
+    assert (crossed.message, str(crossed), crossed.hint, crossed.details) == ("what", "what", "next", ("one", "two"))
+
+
+OWN_ERROR = """from hfpipe.errors import UnsupportedModel
+class Own(UnsupportedModel):
+    def __init__(self, number):
+        super().__init__(f"number {number}", hint="another", details=["one", "two"])
+"""
+
+
+def test_an_error_of_any_module_arrives(child, tmp_path):
+    (tmp_path / "module_of_errors.py").write_text(OWN_ERROR)
+    with pytest.raises(UnsupportedModel, match=r"^number 5$") as caught:
+        child("from module_of_errors import Own\nraise Own(5)")
+    assert f"{type(caught.value).__module__}:{type(caught.value).__name__}" == "module_of_errors:Own"
+    assert (caught.value.hint, caught.value.details) == ("another", ("one", "two"))
+
+
+def test_an_error_that_cannot_be_imported_arrives_as_the_class_above(child):
+    with pytest.raises(UnsupportedModel, match=r"^number 5$") as caught:
+        child(f"{OWN_ERROR}raise Own(5)")
+    assert type(caught.value) is UnsupportedModel
+    assert caught.value.details == ("one", "two")
+
+
+def test_a_child_killed_in_mid_line(child):
+    reported = Recorder()
+    body = """reporter.note('whole')
+reporter._stream.write('{"note": "ha')
+reporter._stream.flush()
+os.kill(os.getpid(), signal.SIGKILL)"""
+    with pytest.raises(ConversionError, match=r"^The work was killed, probably for lack of memory\.$"):
+        child(body, reporter=reported)
+    assert reported.notes == ["whole"]
+
+
+def test_its_peak_memory_is_its_own(child):
+    """Not that of an earlier child, nor of the parent that started it."""
+    body = "from hfpipe.machine import peak_memory\nx = b'x' * arguments['size']\nreturn peak_memory()"
+    parents = b"x" * 400_000_000
+    large, small = child(body, {"size": 300_000_000}), child(body, {"size": 1})
+    assert len(parents) > large > 300_000_000
+    assert small < 150_000_000
+
+
+def test_a_command_of_hfpipe():
+    assert run_command(["--version"]) == Ended(0, f"{hfpipe.__version__}\n", "")
+    refused = run_command(["nonsense"], environment={})
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "nonsense" in refused.stderr
 
 
 def test_an_unknown_error_shows_its_last_line_and_keeps_the_rest(child):

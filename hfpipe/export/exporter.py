@@ -17,7 +17,6 @@ from hfpipe.export import report as reports
 from hfpipe.export.kept import Kept, find
 from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
-from hfpipe.machine import peak_memory_of_children
 from hfpipe.process import run_child
 from hfpipe.quality import Reference, make_reference
 from hfpipe.types import Reporter, Silent
@@ -98,8 +97,8 @@ def _make(
 ) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"):
-        _convert(plan, work, verbose, reporter)
-    measured = {"seconds": seconds, "peak_memory": peak_memory_of_children()}
+        peak_memory = _convert(plan, work, verbose, reporter)
+    measured = {"seconds": seconds, "peak_memory": peak_memory}
     report = reports.describe(plan, work.model) | measured
     if verify:
         with _timed(seconds, "verification"):
@@ -114,12 +113,13 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 1)
 
 
-def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> None:
+def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> int:
+    """Gives the bytes of memory that the export held at most."""
     reporter.stage("Starting optimum-cli")
     # All that it needs is here, but for a dataset or code that the user names.
     downloads = plan.options.trust_remote_code or plan.options.passes_on("--dataset")
     offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
-    run_export(
+    return run_export(
         plan.source,
         plan.command(work.model),
         calibration=plan.calibration.samples if plan.calibration else (),

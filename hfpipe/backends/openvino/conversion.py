@@ -23,6 +23,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
 
 from hfpipe.errors import UnsupportedModel, UsageError
+from hfpipe.machine import peak_memory
 from hfpipe.store import writing
 from hfpipe.types import Reporter
 
@@ -34,18 +35,19 @@ _STAGES = {
 }
 
 
-def main(arguments: dict[str, Any], reporter: Reporter) -> None:
+def main(arguments: dict[str, Any], reporter: Reporter) -> int:
     """Run optimum-cli's `export openvino` with `arguments["command"]`, unless `arguments["check_only"]`.
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
     names in `arguments["in_8_bits"]`; for a disk that takes nothing, `arguments["disk"]` is the folder to name, and
-    `arguments["variable"]` what to change. Raises UnsupportedModel before a weight is read.
+    `arguments["variable"]` what to change. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
+    weight is read.
     """
     options = _parse(arguments["command"])
     _check_exportable(options, arguments["reference"])
     if arguments.get("check_only"):
-        return
+        return peak_memory()
     if arguments.get("calibration") and options.dataset is None:
         options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
     _report_to(reporter)
@@ -59,6 +61,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
         raise UsageError(_first_line(error), hint="--group-size auto chooses one that fits.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise _cannot(arguments["reference"], _first_line(error)) from error
+    return peak_memory()
 
 
 @contextmanager

@@ -41,8 +41,9 @@ def run_export(
     environment: Mapping[str, str] | None = None,
     disk: Path | None = None,
     variable: str = "HFPIPE_CACHE",
-) -> None:
-    """Run the command in a child process: see `hfpipe.backends.openvino.conversion.main`. Raises HFPipeError.
+) -> int:
+    """Run the command in a child process: see `hfpipe.backends.openvino.conversion.main`. Gives its peak memory in
+    bytes. Raises HFPipeError.
 
     Where `disk`, by default the folder that the command names, is full, or may not be written, `variable` is what the
     user can change.
@@ -56,7 +57,7 @@ def run_export(
         "disk": str(disk or Path(command[-1]).parent),
         "variable": variable,
     }
-    run_child(
+    peak_memory: int = run_child(
         "hfpipe.backends.openvino.conversion",
         arguments,
         what=f"The export of {source.reference}",
@@ -64,3 +65,4 @@ def run_export(
         verbose=verbose,
         environment=environment,
     )
+    return peak_memory
