@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, fields
+from importlib import metadata
 
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
@@ -13,11 +14,13 @@ from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Where a backend's class stands, the model formats it runs, and the load options it honours beside the common."""
+    """Where a backend's class stands, the model formats it runs, the load options it honours beside the common, and the
+    packages that its answers depend on."""
 
     target: str
     formats: frozenset[ModelFormat]
     honours: frozenset[str]
+    packages: tuple[str, ...] = ()
 
 
 _COMMON = frozenset({"backend", "batch_size", "task", "revision", "trust_remote_code", "allow_pickle", "exact"})
@@ -27,11 +30,13 @@ BACKENDS = {
         "hfpipe.backends.torch.decoding:TorchBackend",
         frozenset({"transformers"}),
         frozenset({"device", "device_map", "dtype", "attn", "model_kwargs"}),
+        ("torch", "transformers"),
     ),
     "openvino": Spec(
         "hfpipe.backends.openvino.single:OpenVINOBackend",
         frozenset({"transformers", "openvino"}),
         frozenset({"device", "ov_config"}),
+        ("openvino", "openvino-genai"),
     ),
     "echo": Spec(
         "hfpipe.backends.echo:EchoBackend",
@@ -94,6 +99,11 @@ def engine(name: str) -> type[Backend]:
             f"The {name} backend needs the package {error.name}.", hint=f"pip install {error.name}"
         ) from error
     return backend
+
+
+def versions(name: str) -> dict[str, str]:
+    """The versions of what the answers of the backend `name` depend on."""
+    return {package: metadata.version(package) for package in BACKENDS[name].packages}
 
 
 def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:

@@ -10,17 +10,27 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping
 from contextlib import suppress
+from dataclasses import fields, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hfpipe import backends
 from hfpipe.batch.disk import replace_file, sync_folder
 from hfpipe.errors import HFPipeError
+from hfpipe.sampling import resolve_sampling, setting
+from hfpipe.text.templates import Template, parse_template
+from hfpipe.text.tokenizer import Tokenizer
+from hfpipe.types import GenerationOptions, LoadOptions, ModelSource
 
 ENTRY = 8
 _LOST = bytes(ENTRY)
-RESTART = "--restart begins anew, and keeps the old file aside."
-_VERSION = 1
+RESTART = "--restart starts over, and keeps the old file under another name."
+_VERSION = 2
 _SHORT = 80
+_HASH = 12
+# What a result may depend on, of the options of loading.
+_OF_LOADING = ("device", "device_map", "dtype", "attn", "ov_config", "model_kwargs", "exact")
 
 
 def settings_path(output: Path) -> Path:
@@ -39,15 +49,52 @@ def save(output: Path, settings: Mapping[str, Any]) -> None:
         replace_file(path, data)
 
 
+def used(
+    source: ModelSource,
+    identity: str,
+    backend: str,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    options: GenerationOptions,
+    loading: LoadOptions,
+) -> dict[str, Any]:
+    """What the results depend on, as it is used and not as it was asked for: an option that is left out is equal to
+    one that says what happens without it."""
+    kind = template.kind if template else "chat" if tokenizer.chat_template else "qa"
+    text = tokenizer.chat_template if kind == "chat" else (template or parse_template(kind)).text
+    preferred = source.generation_config
+    # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
+    sampling = replace(options, top_p=options.top_p or 1.0)
+    return {
+        "hfpipe_version": metadata.version("hfpipe"),
+        "model": {"identity": identity, "reference": source.reference},
+        "backend": backend,
+        "engine_versions": backends.versions(backend),
+        "template": text,
+        "add_special_tokens": kind != "chat",
+        **{name: getattr(loading, name) for name in _OF_LOADING},
+        **{field.name: setting(field.name, options, preferred).value for field in fields(GenerationOptions)},
+        "seed": options.seed,
+        "stop": options.stop,
+        "temperature": resolve_sampling(options, preferred).temperature,
+        "temperature_if_a_record_samples": resolve_sampling(sampling, preferred).temperature,
+    }
+
+
 def check(output: Path, settings: Mapping[str, Any]) -> None:
     """Raise an HFPipeError that names the first setting in which a run differs from the one that made `output`."""
     old, new = _load(output), json.loads(json.dumps(settings))
     for name in {**new, **old}:
-        if name not in old or name not in new or old[name] != new[name]:
+        if name not in old or name not in new or _compared(old[name]) != _compared(new[name]):
             raise HFPipeError(
-                f"{output} was begun with another {name}: {_shown(old, name)} then, {_shown(new, name)} now.",
+                f"{output} was started with a different {name} (then: {_shown(old, name)}, now: {_shown(new, name)}).",
                 hint=RESTART,
             )
+
+
+def _compared(value: Any) -> Any:
+    """A model is the same where its files are, however it is called."""
+    return value["identity"] if isinstance(value, dict) and "identity" in value else value
 
 
 def _load(output: Path) -> dict[str, Any]:
@@ -67,7 +114,10 @@ def _load(output: Path) -> dict[str, Any]:
 def _shown(settings: Mapping[str, Any], name: str) -> str:
     if name not in settings:
         return "none"
-    shown = json.dumps(settings[name], ensure_ascii=False)
+    value = settings[name]
+    if isinstance(value, dict) and "identity" in value:
+        value = f"{value['reference']}, {value['identity'][:_HASH]}"
+    shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= _SHORT else shown[: _SHORT - 1] + "…"
 
 

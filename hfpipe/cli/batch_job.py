@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfpipe.batch import manifest
 from hfpipe.batch.journal import Journal
 from hfpipe.batch.lines import Arriving, Line, open_input, read_lines
 from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
@@ -22,13 +22,11 @@ from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.output import Answer, Talk, tell
 from hfpipe.errors import UsageError
 from hfpipe.models.fingerprint import fingerprint
+from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
     from hfpipe.generator import Found
-
-# What a result may depend on, of the options of loading.
-_OF_LOADING = ("device", "device_map", "dtype", "attn", "ov_config", "model_kwargs", "exact")
 
 
 class Job:
@@ -139,18 +137,17 @@ class Job:
     def _settings(self, found: Found) -> dict[str, Any]:
         """What the results depend on."""
         source, asked = found.source, self._asked
-        return {
-            "model": source.reference,
-            "revision": source.revision,
-            "weights": fingerprint(source.folder),
-            "backend": found.choice.name,
-            "template": asked.template and asked.template.text,
-            "variables": dict(asked.variables),
-            "system": asked.system,
-            "format": asked.format,
-            **{name: getattr(self._loading, name) for name in _OF_LOADING},
-            **asdict(asked.generation),
-        }
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=self._loading.trust_remote_code)
+        used = manifest.used(
+            source,
+            fingerprint(source.folder),
+            found.choice.name,
+            tokenizer,
+            asked.template,
+            asked.generation,
+            self._loading,
+        )
+        return {**used, "variables": dict(asked.variables), "system": asked.system, "format": asked.format}
 
     def _errors(self) -> Counter[str]:
         """The failed records by the word of their error, those that failed in an earlier run too."""

@@ -33,7 +33,7 @@ def test_an_undisturbed_run(source, output):
     assert files(output.parent) == [
         ".out.jsonl.lock", "out.jsonl", "out.jsonl.manifest.digests", "out.jsonl.manifest.json"
     ]  # fmt: skip
-    assert json.loads(manifest(output).read_text()) == {"version": 1, "settings": SETTINGS}
+    assert json.loads(manifest(output).read_text()) == {"version": 2, "settings": SETTINGS}
 
 
 def test_every_line_is_there_at_once(source, output):
@@ -178,6 +178,6 @@ def test_a_second_run_is_refused(source, output):
 def test_a_refused_run_holds_no_lock(source, output):
     run(source, output, limit=3)
     for _ in range(2):
-        with pytest.raises(HFPipeError, match="another model"):
+        with pytest.raises(HFPipeError, match="a different model"):
             run(source, output, settings={**SETTINGS, "model": "x"})
     run(source, output)

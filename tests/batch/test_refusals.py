@@ -40,10 +40,10 @@ def refused(source, output, said, **options):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"temperature": 1}, "was begun with another temperature: 0.5 then, 1 now."),
-        ({"stop": ["\n", "é"]}, 'was begun with another stop: ["\\n"] then, ["\\n", "é"] now.'),
-        ({"seed": None}, "was begun with another seed: none then, null now."),
-        ({"model": "x" * 200}, 'was begun with another model: "echo" then, "xxx'),
+        ({"temperature": 1}, "was started with a different temperature (then: 0.5, now: 1)."),
+        ({"stop": ["\n", "é"]}, 'was started with a different stop (then: ["\\n"], now: ["\\n", "é"]).'),
+        ({"seed": None}, "was started with a different seed (then: none, now: null)."),
+        ({"model": "x" * 200}, 'was started with a different model (then: "echo", now: "xxx'),
     ],
 )
 def test_a_setting_that_changed_is_named(source, output, change, said):
@@ -53,7 +53,9 @@ def test_a_setting_that_changed_is_named(source, output, change, said):
 
 def test_a_setting_that_is_gone_is_named(source, output):
     run(source, output, limit=3)
-    refused(source, output, "was begun with another temperature: 0.5 then, none now.", settings={"model": "echo"})
+    refused(
+        source, output, "was started with a different temperature (then: 0.5, now: none).", settings={"model": "echo"}
+    )
 
 
 def test_settings_are_compared_as_json_has_them(source, output):
@@ -75,7 +77,7 @@ def test_a_file_that_is_not_a_batchs_is_left_alone(source, output):
     assert output.with_name("out.jsonl.1").read_text() == "My notes.\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 2, "settings": {}}', b'{"version": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 3, "settings": {}}', b'{"version": 1}', b"\xff"])
 def test_a_manifest_that_is_none(source, output, content):
     run(source, output, limit=3)
     manifest(output).write_bytes(content)

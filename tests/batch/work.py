@@ -9,7 +9,7 @@ from hfpipe.batch.lines import open_input, read_lines
 from hfpipe.types import Completion, Usage
 
 FORM = HFPipeFormat(frozenset({"question"}))
-RESTART = "--restart begins anew, and keeps the old file aside."
+RESTART = "--restart starts over, and keeps the old file under another name."
 SETTINGS = {"model": "echo", "temperature": 0.5, "stop": ["\n"]}
 
 

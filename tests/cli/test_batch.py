@@ -7,9 +7,10 @@ import pytest
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
+import hfpipe
 from tests.cli.shell import run_hfpipe
 
-RESTART = "--restart begins anew, and keeps the old file aside."
+RESTART = "--restart starts over, and keeps the old file under another name."
 ODD = ["é 🙂 שלום", "a\u2028b\x85c", 'tab\tand "quotes" \\ {braces}', "[bold]x[/] :dog:", "\x1b[2J", "\ud83d"]
 
 
@@ -98,7 +99,9 @@ def test_a_file_of_results_and_its_manifest(plain_model, source, output):
     assert output.read_bytes() == batch(plain_model, source, "-t", "raw").out
     assert files(output.parent) == ["out.jsonl", "out.jsonl.manifest.digests", "out.jsonl.manifest.json", "q.jsonl"]
     settings = json.loads((output.parent / "out.jsonl.manifest.json").read_text())["settings"]
-    assert (settings["model"], settings["backend"], settings["template"]) == (str(plain_model), "echo", "{prompt}")
+    assert settings["model"]["reference"] == str(plain_model)
+    assert (settings["backend"], settings["hfpipe_version"]) == ("echo", hfpipe.__version__)
+    assert (settings["add_special_tokens"], settings["max_tokens"]) == (True, 256)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -245,7 +248,7 @@ def test_a_retry_with_other_settings_is_refused(plain_model, mixed, output):
     batch(plain_model, mixed, "-o", output)
     ended = batch(plain_model, mixed, "-o", output, "--retry-errors", "--var", "question=x")
     assert (ended.code, ended.out) == (1, b"")
-    assert ended.error == f'{output} was begun with another variables: {{}} then, {{"question": "x"}} now.'
+    assert ended.error == f'{output} was started with a different variables (then: {{}}, now: {{"question": "x"}}).'
 
 
 # What is refused
@@ -282,16 +285,53 @@ def test_what_stands_was_made_otherwise(plain_model, chat_model, source, output)
     batch(plain_model, source, "-o", output, "-t", "raw", "-n", "9")
     whole = output.read_bytes()
     for model, args, said in [
-        (plain_model, ["-t", "raw", "-n", "8"], "another max_tokens: 9 then, 8 now."),
-        (plain_model, ["-t", "qa", "-n", "9"], 'another template: "{prompt}" then, "Question: '),
-        (plain_model, ["-t", "raw", "-n", "9", "--exact"], "another exact: false then, true now."),
-        (chat_model, ["-t", "raw", "-n", "9"], "another model: "),
+        (plain_model, ["-t", "raw", "-n", "8"], "a different max_tokens (then: 9, now: 8)."),
+        (plain_model, ["-t", "qa", "-n", "9"], 'a different template (then: "{prompt}", now: "Question: '),
+        (plain_model, ["-t", "raw", "-n", "9", "--exact"], "a different exact (then: false, now: true)."),
+        (chat_model, ["-t", "raw", "-n", "9"], "a different model (then: "),
     ]:
         ended = batch(model, source, "-o", output, *args)
         assert (ended.code, ended.out) == (1, b"")
         assert said in ended.error
         assert ended.hint == RESTART
     assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("model", "default"), [("plain_model", "qa"), ("chat_model", "chat")])
+def test_the_template_that_was_used_counts_and_not_the_option(request, model, default, source, output):
+    """Interrupted, let us say, after 9 records."""
+    model = request.getfixturevalue(model)
+    cut = "".join(source.read_text().splitlines(keepends=True)[:9])
+    args = (source, "-o", output)
+    whole = batch(model, source).out
+    for first, then in [([], ["-t", default]), (["-t", default], [])]:
+        text = source.read_text()
+        source.write_text(cut)
+        assert batch(model, *args, *first).code == 0
+        source.write_text(text)
+        refused = batch(model, *args, "-t", "raw")
+        assert (refused.code, refused.out) == (1, b"")
+        assert refused.error.startswith(f"{output} was started with a different template (then: ")
+        assert batch(model, *args, *then).code == 0
+        assert output.read_bytes() == whole
+        output.unlink()
+
+
+def test_an_option_that_says_what_happens_without_it_is_no_difference(plain_model, source, output):
+    args = (source, "-o", output, "-t", "raw")
+    assert batch(plain_model, *args).code == 0
+    for same in (["-n", "256"], ["--repetition-penalty", "1"]):
+        assert batch(plain_model, *args, *same).code == 0
+    # But for records with a top_p, which are sampled without it.
+    other = batch(plain_model, *args, "--temp", "0")
+    assert "a different temperature_if_a_record_samples (then: 1.0, now: 0.0)." in other.error
+
+
+def test_a_model_is_the_same_by_whatever_name(plain_model, source, output):
+    args = (source, "-o", output, "-t", "raw")
+    assert batch("./plain", *args, cwd=plain_model.parent).code == 0
+    assert batch("plain", *args, cwd=plain_model.parent).code == 0
+    assert batch(plain_model, *args).code == 0
 
 
 def test_the_input_was_another(plain_model, source, output):
