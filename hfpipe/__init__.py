@@ -8,6 +8,8 @@ print(llm.invoke("What is EEG?"))
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hfpipe.errors import HFPipeError
@@ -39,10 +41,36 @@ def load_chat(model: str, **options: Any) -> ChatHFPipe:
     return ChatHFPipe.load(model, **options)
 
 
-_LATE = {"HFPipe": "hfpipe.langchain", "ChatHFPipe": "hfpipe.langchain.chat"}
+# Names that are imported when they are first used: these modules take long. A use case is the package of its name.
+_LATE = {
+    "HFPipe": "hfpipe.langchain",
+    "ChatHFPipe": "hfpipe.langchain.chat",
+    "batch": "hfpipe.batch",
+    "bench": "hfpipe.bench",
+    "export": "hfpipe.export",
+}
+
+
+class _CallablePackage(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.run(*args, **options)
+
+
+def callable_package(name: str) -> None:
+    """Have a call of the package `name` call its `run`.
+
+    `hfpipe.batch` is a function to whoever uses it, and also the package: the import of any of its modules makes it an
+    attribute of hfpipe. A package calls this with its own `__name__`.
+    """
+    sys.modules[name].__class__ = _CallablePackage
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return getattr(importlib.import_module(_LATE[name]), name)
-    raise AttributeError(f"module 'hfpipe' has no attribute {name!r}")
+    if name not in _LATE:
+        raise AttributeError(f"module 'hfpipe' has no attribute {name!r}")
+    module = importlib.import_module(_LATE[name])
+    return module if module.__name__ == f"hfpipe.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

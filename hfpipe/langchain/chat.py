@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
@@ -167,11 +167,13 @@ def _chunk(event: TextEvent, model: str) -> AIMessageChunk:
 def _usage(answer: Completion | TextEvent) -> UsageMetadata | None:
     if answer.usage is None:
         return None
-    return UsageMetadata(
-        input_tokens=answer.usage.prompt_tokens,
-        output_tokens=answer.usage.completion_tokens,
-        total_tokens=answer.usage.total_tokens,
-    )
+    usage = {
+        "input_tokens": answer.usage.prompt_tokens,
+        "output_tokens": answer.usage.completion_tokens,
+        "total_tokens": answer.usage.total_tokens,
+    }
+    # The details, which LangChain does not require, mypy does.
+    return cast("UsageMetadata", usage)
 
 
 def _metadata(answer: Completion | TextEvent, model: str) -> dict[str, Any]:
