@@ -1,3 +1,3 @@
-from hfpipe.cli import main
+from hfpipe.cli.main import main
 
 main()

@@ -104,7 +104,7 @@ class Ended:
 def run_command(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Ended:
     """Run `hfpipe ARGUMENTS` in a child process, without input. `environment` is all of its environment, None this
     process's."""
-    source = "from hfpipe.cli import main; main()"
+    source = "from hfpipe.cli.main import main; main()"
     process = _start(source, arguments, os.environ if environment is None else environment, subprocess.DEVNULL)
     try:
         stdout, stderr = process.communicate()

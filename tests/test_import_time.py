@@ -38,7 +38,7 @@ def leave(code):
     end(code)
 os._exit = leave
 sys.argv[0] = "hfpipe"
-from hfpipe.cli import main
+from hfpipe.cli.main import main
 main()
 """
 

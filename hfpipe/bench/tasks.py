@@ -33,7 +33,7 @@ class Start:
 
     def measure(self, candidate: Candidate, number: int, heard: Reporter | None = None) -> Sample:
         # As in process.py: `-m` would import a stray module of the working directory.
-        start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli import main; main()"
+        start = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.cli.main import main; main()"
         command = [sys.executable, "-c", start, "run", str(candidate.source.folder), QUESTION, "--json", "--quiet"]
         command += ["--max-tokens", "1", "--temperature", "0", "--template", "raw", *flags(candidate.loading)]
         watch = Watch()

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 import hfpipe
-from hfpipe.cli import output
+from hfpipe.cli import terminal
 from hfpipe.cli.batch import batch
 from hfpipe.cli.bench import bench
 from hfpipe.cli.export import export
@@ -65,7 +65,7 @@ app.command(cls=Command)(bench)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        output.data(hfpipe.__version__)
+        terminal.data(hfpipe.__version__)
         raise typer.Exit
 
 
@@ -78,7 +78,7 @@ def hfpipe_(
 ) -> None:
     """Run Hugging Face language models on your own machine."""
     if context.invoked_subcommand is None:
-        output.tell(context.get_help())
+        terminal.tell(context.get_help())
         raise typer.Exit(UsageError.exit_code)
 
 

@@ -17,9 +17,9 @@ from hfpipe.batch.lines import Arriving, Line, open_input, read_lines
 from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
 from hfpipe.cli.batch_asked import Asked
 from hfpipe.cli.batch_progress import Progress
-from hfpipe.cli.interrupt import ending, unwinding
 from hfpipe.cli.loading import find, load_found
-from hfpipe.cli.output import Answer, Talk, tell
+from hfpipe.cli.main import say_when_interrupted, unwinding
+from hfpipe.cli.terminal import Answer, Terminal, tell
 from hfpipe.errors import UsageError
 from hfpipe.models.fingerprint import fingerprint
 from hfpipe.text.tokenizer import load_tokenizer
@@ -56,18 +56,14 @@ class Job:
     def run(self, *, quiet: bool, verbose: bool) -> int:
         """Do it, and give the exit code."""
         begun = time.perf_counter()
-        ending(self._interrupted)
-        try:
-            with ExitStack() as stack:
-                self._run(stack, stack.enter_context(Talk(quiet=quiet, verbose=verbose, plain=True)))
-        except KeyboardInterrupt:
-            tell(self._interrupted())
-            raise
+        say_when_interrupted(self._interrupted)
+        with ExitStack() as stack:
+            self._run(stack, stack.enter_context(Terminal(quiet=quiet, verbose=verbose, plain=True)))
         if not quiet:
             tell(self._summary(time.perf_counter() - begun))
         return RECORDS_FAILED if self._errors() else 0
 
-    def _run(self, stack: ExitStack, talk: Talk) -> None:
+    def _run(self, stack: ExitStack, talk: Terminal) -> None:
         # As it is: a buffer of its own would wait for more than has come.
         stream = FileIO(0, closefd=False) if self._asked.input is None else self._open(stack)
         if self._retry and not self._asked.is_file:
@@ -105,7 +101,7 @@ class Job:
         assert self._asked.input is not None
         return stack.enter_context(open_input(self._asked.input, self._output))
 
-    def _begin(self, stack: ExitStack, lines: Iterator[Line], found: Found, talk: Talk) -> Iterator[Line]:
+    def _begin(self, stack: ExitStack, lines: Iterator[Line], found: Found, talk: Terminal) -> Iterator[Line]:
         """The lines that are still to be answered. Raises HFPipeError where what stands is of another run."""
         if self._output is None:
             return lines

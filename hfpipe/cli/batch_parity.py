@@ -11,7 +11,7 @@ from hfpipe.batch.lines import open_input, read_lines
 from hfpipe.batch.parity import Parity, answered, compare
 from hfpipe.cli.batch_asked import Asked
 from hfpipe.cli.loading import find, load_found
-from hfpipe.cli.output import Talk, tell
+from hfpipe.cli.terminal import Terminal, tell
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling
 from hfpipe.types import Completion, GenerationOptions, LoadOptions, TextRequest
@@ -32,7 +32,7 @@ def check_parity(asked: Asked, loading: LoadOptions, output: Path, count: int, *
     with open_input(asked.input) as lines, output.open("rb") as results:
         chosen = answered(read_lines(lines, asked.name), results, asked.form(), count)
     exactly = replace(loading, exact=True, batch_size=1)
-    with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
+    with Terminal(quiet=quiet, verbose=verbose, plain=True) as talk:
         llm = load_found(find(asked.model, exactly, talk), exactly, GenerationOptions(), talk)
         talk.stage(f"Answering {len(chosen)} records alone and exactly")
         parity = compare(

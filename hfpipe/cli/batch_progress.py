@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hfpipe.batch.lines import open_input, read_lines
 from hfpipe.cli.loading import in_background
-from hfpipe.cli.output import Talk
+from hfpipe.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from hfpipe.batch.runner import Tally
@@ -20,7 +20,7 @@ class Progress:
     """Shows a tally, ten times a second at most. The records of `input` are counted in a thread, `stood` of them have
     their results already."""
 
-    def __init__(self, talk: Talk, tally: Tally, input: Path | None, stood: int) -> None:
+    def __init__(self, talk: Terminal, tally: Tally, input: Path | None, stood: int) -> None:
         self._talk = talk
         self._tally = tally
         self._stood = stood

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfpipe.cli import options as o
 from hfpipe.cli import options_bench as b
-from hfpipe.cli.interrupt import unwinding
-from hfpipe.cli.output import Talk, error
+from hfpipe.cli.main import unwinding
 from hfpipe.cli.quiet import silence
+from hfpipe.cli.terminal import Terminal, error
 from hfpipe.errors import HFPipeError, UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _run(work: Benchmark, wanted: Wanted, *, quiet: bool, verbose: bool) -> int:
     """Measure, and say what came out; after Ctrl-C what was measured until then."""
     with unwinding():
         try:
-            with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
+            with Terminal(quiet=quiet, verbose=verbose, plain=True) as talk:
                 work.after_each_round = lambda: wanted.save(talk)
                 work.run(talk)
         except BaseException:

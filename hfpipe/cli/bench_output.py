@@ -18,7 +18,7 @@ from hfpipe.bench.plots import check_plot_path, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
-from hfpipe.cli.output import OutputClosed, data, error, tell
+from hfpipe.cli.terminal import OutputClosed, data, error, tell
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.types import Reporter
 

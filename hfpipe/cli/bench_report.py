@@ -21,7 +21,7 @@ from hfpipe.bench import text as texts
 from hfpipe.bench.advice import Advice
 from hfpipe.bench.comparison import Comparison
 from hfpipe.bench.summary import Summary
-from hfpipe.cli.output import shown
+from hfpipe.cli.terminal import shown
 
 # Between two columns.
 _GAP = 2

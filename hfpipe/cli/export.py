@@ -9,9 +9,9 @@ import typer
 
 from hfpipe.cli import options as o
 from hfpipe.cli import options_export as x
-from hfpipe.cli.interrupt import unwinding
-from hfpipe.cli.output import Answer, Talk, columns, tell
+from hfpipe.cli.main import unwinding
 from hfpipe.cli.quiet import silence
+from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 
 
 def export(
@@ -49,7 +49,7 @@ def export(
     from hfpipe.export import exporter
     from hfpipe.export.plan import make_plan
 
-    with Talk(quiet=quiet, verbose=verbose, plain=True) as talk:
+    with Terminal(quiet=quiet, verbose=verbose, plain=True) as talk:
         source = models.resolve(model, revision=revision, allow_pickle=allow_pickle, reporter=talk)
         plan = make_plan(source, output, wanted, force=force, verify=not no_verify)
         _warn(plan.warnings, quiet=quiet)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hfpipe.cli.output import shown
+from hfpipe.cli.terminal import shown
 from hfpipe.export.estimate import gigabytes
 from hfpipe.export.exporter import Exported
 from hfpipe.export.plan import Plan

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hfpipe.cli.lean import leave_out_unused, without_garbage_collection
 
 if TYPE_CHECKING:
-    from hfpipe.cli.output import Talk
+    from hfpipe.cli.terminal import Terminal
     from hfpipe.generator import Found
     from hfpipe.langchain import HFPipe
     from hfpipe.types import GenerationOptions, LoadOptions
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, talk: Talk) -> HFPipe:
+def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, talk: Terminal) -> HFPipe:
     """Find the model and load it."""
     return load_found(find(model, loading, talk), loading, generation, talk)
 
 
-def find(model: str, loading: LoadOptions, talk: Talk) -> Found:
+def find(model: str, loading: LoadOptions, talk: Terminal) -> Found:
     """Everything before the weights, the import of the engine included."""
     if not loading.trust_remote_code:
         leave_out_unused()
@@ -34,7 +34,7 @@ def find(model: str, loading: LoadOptions, talk: Talk) -> Found:
         return find_model(model, loading, talk)
 
 
-def load_found(found: Found, loading: LoadOptions, generation: GenerationOptions, talk: Talk) -> HFPipe:
+def load_found(found: Found, loading: LoadOptions, generation: GenerationOptions, talk: Terminal) -> HFPipe:
     """Have a thread read the weights; meanwhile import LangChain, which takes as long.
 
     All at once would be slower: Python imports in one thread at a time.

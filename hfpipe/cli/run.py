@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from hfpipe.cli import options as o
 from hfpipe.cli.loading import load_pipe
-from hfpipe.cli.output import Answer, Talk, table, tell
 from hfpipe.cli.quiet import silence
+from hfpipe.cli.terminal import Answer, Terminal, table, tell
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import Template, parse_template
 
@@ -59,7 +59,7 @@ def run(
     asked = ask(prompt, template, o.parse_variables(var))
     silence(verbose=verbose)
     answer = Answer()
-    with Talk(quiet=quiet, verbose=verbose) as talk:
+    with Terminal(quiet=quiet, verbose=verbose) as talk:
         llm = load_pipe(model, loading, generation, talk)
     from hfpipe.cli.stats import as_rows, report
     from hfpipe.langchain import Recorder, chain

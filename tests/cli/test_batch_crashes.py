@@ -118,7 +118,8 @@ def test_interrupted_while_it_is_compared_with_what_stands(plain_model, long, pi
 
 
 @pytest.mark.parametrize(
-    ("number", "more", "again"), [(signal.SIGINT, [], "again"), (signal.SIGTERM, ["--restart"], "without --restart")]
+    ("number", "more", "again"),
+    [(signal.SIGINT, [], "again"), (signal.SIGHUP, [], "again"), (signal.SIGTERM, ["--restart"], "without --restart")],
 )
 def test_interrupted(plain_model, long, output, number, more, again):
     with started(*arguments(plain_model, long.source, "-o", output, *more)) as process:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfpipe.cli.interrupt import unwinding
 from tests import tiny
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
 from tests.fake_models import write_model
@@ -283,21 +282,10 @@ def test_an_output_that_may_not_be_written(tiny_llama, tmp_path):
 # What goes wrong later
 
 
-def test_ctrl_c_leaves_nothing(tiny_llama, tmp_path):
-    assert interrupted(tmp_path / "out", signal.SIGINT, tiny_llama, "--weight-format", "int8") == (130, b"", b"")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_export_leaves_nothing(tiny_llama, tmp_path, number):
+    assert interrupted(tmp_path / "out", number, tiny_llama, "--weight-format", "int8") == (130, b"", b"")
     assert names(tmp_path) == []
-
-
-def test_a_background_job_of_a_script_goes_on_ignoring_it():
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with unwinding():
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) != old[signal.SIGTERM]
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

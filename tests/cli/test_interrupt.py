@@ -18,10 +18,10 @@ from tests.hub import LoopbackHub
 SOON_S = 5
 
 
-def interrupted(process):
-    """Ctrl-C: what was on stdout and not yet read."""
+def interrupted(process, number=signal.SIGINT):
+    """Ctrl-C, or another signal: what was on stdout and not yet read."""
     assert process.poll() is None, process.stderr.read()
-    assert end_by(process) < SOON_S
+    assert end_by(process, number) < SOON_S
     assert process.returncode == 130
     assert process.stderr.read() == b""
     return process.stdout.read()
@@ -62,14 +62,14 @@ def test_while_openvino_is_loaded(tiny_gpt2_ov):
         assert interrupted(process) == b""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_while_a_child_converts(tiny_gpt2, tmp_path, number):
     with started("run", tiny_gpt2, "hi", "-b", "openvino", env={"HFPIPE_CACHE": str(tmp_path)}) as process:
         wait_for(lambda: psutil.Process(process.pid).children())
-        if number == signal.SIGINT:
-            assert interrupted(process) == b""
-        else:
+        if number == signal.SIGKILL:
             end_by(process, number)
+        else:
+            assert interrupted(process, number) == b""
     assert not [folder for folder in (tmp_path / "openvino").iterdir() if not folder.name.startswith(".")]
 
 
@@ -122,14 +122,16 @@ def hold_back_weights(hub):
     return released
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_while_an_answer_is_written(request, tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "number"), [("torch", signal.SIGINT), ("openvino", signal.SIGINT), ("openvino", signal.SIGHUP)]
+)
+def test_while_an_answer_is_written(request, tmp_path, engine, number):
     source = request.getfixturevalue("tiny_llama" if engine == "torch" else "tiny_llama_ov")
     model = endless(source, tmp_path / "model")
     with started("run", model, "What is EEG?", "-n", "1000000", "--temp", "0") as process:
         seen = process.stdout.read(1)
         time.sleep(0.3)
-        answer = seen + interrupted(process)
+        answer = seen + interrupted(process, number)
     assert len(answer) > 10
 
 
@@ -175,19 +177,47 @@ def test_while_nobody_reads_the_answer(plain_model):
         assert len(interrupted(process)) >= 65536
 
 
-def test_a_background_job_of_a_script_ignores_it(plain_model):
-    """The shell starts `hfpipe ... &` with SIGINT ignored, and so it stays."""
-    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_from_the_start_stays_ignored(plain_model, number):
+    """A shell starts the background job of a script with SIGINT ignored, and nohup ignores SIGHUP."""
+    ignoring = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
     with started("run", plain_model, "hi", "-b", "echo", "-t", "raw", **ignoring) as process:
         time.sleep(0.4)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(timeout=30) == 0
         assert process.stdout.read() == b"hi\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_from_the_first_line_on(number):
     """Before a command has been imported."""
-    code = f"import os, hfpipe.cli as cli; cli._run = lambda: os.kill(os.getpid(), {number.value}); cli.main()"
+    code = (
+        f"import os; from hfpipe.cli import main; main._run = lambda: os.kill(os.getpid(), {number.value}); main.main()"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+SWALLOWED = """
+import os, time
+from contextlib import suppress
+from hfpipe.cli import main
+def run():
+    with main.unwinding():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), {first})
+            time.sleep(60)
+        print("swallowed", flush=True)
+        os.kill(os.getpid(), {second})
+        time.sleep(60)
+main._run = run
+main.main()
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_ends_what_swallowed_the_first(first, second):
+    code = SWALLOWED.format(first=first.value, second=second.value)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"swallowed\n", b"")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hfpipe.cli import display, output
+from hfpipe.cli import display, terminal
 from tests.cli.shell import HFPIPE, end_by, run_hfpipe, started
 
 HARMLESS = "[bold]x[/bold] [/] :dog: émoji 🙂 שלום\ttab\nand a second line"
@@ -119,8 +119,8 @@ def test_no_stream_writes_the_same_at_the_end(plain_model):
 
 TALK = """
 import sys, time
-from hfpipe.cli.output import Talk
-with Talk(quiet="quiet" in sys.argv, verbose="verbose" in sys.argv) as talk:
+from hfpipe.cli.terminal import Terminal
+with Terminal(quiet="quiet" in sys.argv, verbose="verbose" in sys.argv) as talk:
     with talk.waiting("Loading [red]x[/] :dog:"):
         time.sleep(0.3)
         talk.note("a [bold]note[/bold] [/] :dog: \\x1b[2J")
@@ -172,7 +172,7 @@ def test_a_dumb_terminal_gets_no_escape_codes():
 
 
 BROKEN_OFF = """
-from hfpipe.cli.output import Answer
+from hfpipe.cli.terminal import Answer
 answer = Answer()
 with answer:
     answer.write("half an ")
@@ -192,15 +192,15 @@ def test_quiet_on_a_terminal(plain_model):
 
 
 def test_where_nothing_moves_steps_are_told_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(output, "_LINE_EVERY_S", 0.0)
-    for talk in (output.Talk(plain=True), output.Talk(plain=True, quiet=True), output.Talk()):
+    monkeypatch.setattr(terminal, "_LINE_EVERY_S", 0.0)
+    for talk in (terminal.Terminal(plain=True), terminal.Terminal(plain=True, quiet=True), terminal.Terminal()):
         talk.progress("Measuring", 300, 1200, "steps", "this and that")
         talk.progress("model.safetensors", 3, 1200)
     assert capsys.readouterr().err == " 25%  Measuring: this and that\n"
 
 
 def test_steps_are_not_told_all_the_time(capsys):
-    talk = output.Talk(plain=True)
+    talk = terminal.Terminal(plain=True)
     for done in range(100):
         talk.progress("Measuring", done, 100, "steps")
     assert capsys.readouterr().err == ""
@@ -222,8 +222,8 @@ def test_the_time_that_steps_take(monkeypatch, at, left):
 
 NARROW = """
 import time
-from hfpipe.cli.output import Talk
-with Talk() as talk:
+from hfpipe.cli.terminal import Terminal
+with Terminal() as talk:
     for done in (0, 10, 20):
         talk.progress("Measuring", done, 100, "steps", "a configuration with a long name, 8 at once (1 of 5)")
         time.sleep(0.2)

@@ -78,7 +78,7 @@ def shown(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-class Talk:
+class Terminal:
     """stderr: notes, stages and progress, on a terminal alone, or with `verbose` anywhere; errors always.
 
     `plain`: notes and stages as lines where stderr is no terminal too. As a context manager it ends with nothing that
