@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hfpipe.bench.metrics import Metric, batch_metric
 from hfpipe.bench.numbers import change, number, share
 from hfpipe.bench.report import Configuration, Report, several_sources
-from hfpipe.bench.statistics import measured, paired
+from hfpipe.bench.statistics import paired
 
 # As many of the choices that are as good as the best are named.
 _NAMED = 3
@@ -30,7 +30,7 @@ def advice(report: Report, max_loss: float) -> Advice:
     if report.interrupted:
         return Advice(None, "The run was interrupted, so there is no advice.")
     work = report.workload
-    fit = [one for one in report.configurations if one.error is None and measured(one.values(work.decode).values())]
+    fit = [one for one in report.configurations if one.error is None and one.measured(work.decode)]
     if not fit:
         if any(one.is_measured for one in report.configurations):
             return Advice(None, "No decode speed was measured, so there is no advice.")
@@ -124,5 +124,5 @@ def _faster_but_worse(
 
 def _middle(one: Configuration, metric: str) -> float:
     """The median, 0 where there is none."""
-    found = measured(one.values(metric).values())
+    found = one.measured(metric)
     return found.median if found else 0.0

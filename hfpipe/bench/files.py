@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hfpipe.batch.disk import replace_file
 from hfpipe.errors import HFPipeError, UsageError, is_disk_full
 
 
+def check_output(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Raise UsageError for an unsupported suffix, and for a place where nothing can be written."""
+    if path.suffix.lower() not in suffixes:
+        supported = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UsageError(f"{option}: unsupported file type {path.suffix or path.name} (use {supported}).")
+    check_place(path)
+
+
 def check_place(path: Path) -> None:
     """Raise UsageError where `path` could not be written: that is to be known before hours of measuring."""
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"{path} has no folder: {path.parent} is none.", hint="Make it first.")
+        raise UsageError(f"Cannot write {path}: the folder {path.parent} does not exist.", hint="Create it first.")
     if path.is_dir():
-        raise UsageError(f"{path} cannot be written: it is a folder.", hint="Name another file.")
+        raise UsageError(f"Cannot write {path}: it is a folder.", hint="Choose another file.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", hint="Name another file.") from error
+        raise UsageError(f"Cannot write {path}: {error.strerror}.", hint="Choose another file.") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

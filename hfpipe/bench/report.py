@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hfpipe.bench.metrics import Workload
@@ -33,6 +34,16 @@ class Sample:
     itl_ms: Sequence[float] = ()
     others_cpu: float | None = None
     frequency_mhz: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Samples of one metric: their median, lowest, highest, and how many."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,11 @@ class Configuration:
     def values(self, metric: str) -> dict[int, float]:
         """The samples of a metric by round."""
         return {sample.round: sample.values[metric] for sample in self.samples if metric in sample.values}
+
+    def measured(self, metric: str) -> Measured | None:
+        """What the samples of a metric come to; those that are not finite numbers are left out. None without any."""
+        numbers = [value for value in self.values(metric).values() if math.isfinite(value)]
+        return Measured(median(numbers), min(numbers), max(numbers), len(numbers)) if numbers else None
 
     @property
     def rounds(self) -> int:

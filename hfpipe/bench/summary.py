@@ -8,8 +8,8 @@ from statistics import median
 
 from hfpipe.bench.metrics import Metric
 from hfpipe.bench.noise import BUSY
-from hfpipe.bench.report import Configuration, Quality, Report, Sample
-from hfpipe.bench.statistics import FEWEST_ROUNDS, Measured, Verdict, measured, paired
+from hfpipe.bench.report import Configuration, Measured, Quality, Report, Sample
+from hfpipe.bench.statistics import FEWEST_ROUNDS, Verdict, paired
 
 # Above these a warning is due: shares of the frequency of processors, and of a speed.
 _FREQUENCY, _SPREAD = 0.10, 0.15
@@ -60,7 +60,7 @@ def summarize(report: Report) -> Summary:
 
 
 def _row(one: Configuration, reference: Configuration, metrics: Sequence[Metric]) -> Row:
-    values = {metric.name: found for metric in metrics if (found := measured(one.values(metric.name).values()))}
+    values = {metric.name: found for metric in metrics if (found := one.measured(metric.name))}
     verdicts = {
         metric.name: verdict
         for metric in metrics
@@ -116,5 +116,5 @@ def _others(samples: Sequence[Sample]) -> list[float]:
 
 
 def _spread(one: Configuration, metric: Metric) -> float:
-    found = measured(one.values(metric.name).values())
+    found = one.measured(metric.name)
     return found.high / found.low - 1 if found and found.low > 0 else 0.0

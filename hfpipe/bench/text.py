@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from hfpipe.bench.advice import Advice
 from hfpipe.bench.comparison import Comparison
 from hfpipe.bench.metrics import Metric
 from hfpipe.bench.numbers import change, number
-from hfpipe.bench.report import Quality, several_sources
-from hfpipe.bench.summary import Row, Summary
+from hfpipe.bench.report import Quality, Report, several_sources
+from hfpipe.bench.summary import Row, Summary, summarize
 
 # What has a table of its own beside the speeds, in this order.
 _LATENCY = ("load_s", "ttft_ms", "tpot_ms", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "peak_rss_mb", "peak_gpu_mb")
@@ -64,6 +69,46 @@ def markdown(summary: Summary, advice: Advice | None = None) -> str:
     if measured := meanings(summary):
         parts.append("What is timed:\n\n" + "\n".join(f"- `{name}`: {meaning}" for name, meaning in measured.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> str:
+    """A page that needs nothing from elsewhere: the pictures, the advice, the tables and the facts."""
+    import jinja2
+
+    summary = summarize(report)
+    environment = jinja2.Environment(autoescape=True, finalize=_printable)
+    environment.filters["command"] = shlex.join
+    template = environment.from_string(files("hfpipe.bench").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    encoded = [base64.b64encode(one).decode() for one in pictures]
+    return template.render(
+        models=models(report), circumstances=circumstances(report), report=report, advice=advice, summary=summary,
+        pictures=encoded, tables=tables(summary), meanings=meanings(summary),
+    )  # fmt: skip
+
+
+def _printable(value: Any) -> Any:
+    # What has __html__ is markup, and clean.
+    return clean(" ".join(value.split())) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def models(report: Report) -> str:
+    """Their names, without the folders that they are in."""
+    names = list(dict.fromkeys(clean(Path(row.model).name or row.model) for row in report.configurations))
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def circumstances(report: Report) -> str:
+    """Where and when, in one line."""
+    host, repeats = report.host, report.arguments.get("repeats")
+    facts = [str(host.get("processor") or ""), f"{host.get('cores')} cores" if host.get("cores") else ""]
+    facts += dict.fromkeys(row.detail.get("gpu", "") for row in report.configurations)
+    facts += [f"{repeats} round{'' if repeats == 1 else 's'}" if repeats else "", report.created[:10]]
+    return " · ".join(filter(None, facts)).replace("(R)", "").replace("(TM)", "")
+
+
+def clean(text: str) -> str:
+    """Without what a picture or a page cannot hold: control characters, lone surrogates, changes of direction."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def remarks(summary: Summary, advice: Advice | None = None) -> list[str]:

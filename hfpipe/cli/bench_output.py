@@ -13,8 +13,8 @@ from pathlib import Path
 
 from hfpipe.bench.advice import Advice, advice
 from hfpipe.bench.comparison import Comparison, check_comparable, check_decidable, compare
-from hfpipe.bench.files import check_place, write_file
-from hfpipe.bench.plots import check_plot_path, plot
+from hfpipe.bench.files import check_output, check_place, write_file
+from hfpipe.bench.plot import SUFFIXES, plot
 from hfpipe.bench.report import Report, read_report
 from hfpipe.bench.summary import summarize
 from hfpipe.bench.text import csv_text, markdown, remarks
@@ -46,7 +46,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.plot:
-            check_plot_path(self.plot)
+            check_output("--plot", self.plot, SUFFIXES)
         if self.json:
             check_place(self.json)
         if self.baseline:

@@ -1,12 +1,22 @@
 """Files of --json that are read again, and those that are none."""
 
 import json
+import math
+import statistics
 
 import pytest
 
-from hfpipe.bench.report import read_report
+from hfpipe.bench.report import Measured, Sample, read_report
 from hfpipe.errors import UsageError
 from tests.bench import made
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 5.0, 1.0], [4.0, 1.0, 2.0, 8.0]])
+def test_samples_come_to_their_median_and_range(values):
+    row = made.configuration("a")
+    row.samples = [Sample("single", number, {"x": value}) for number, value in enumerate([*values, math.nan])]
+    assert row.measured("x") == Measured(statistics.median(values), min(values), max(values), len(values))
+    assert row.measured("y") is None
 
 
 @pytest.mark.parametrize(

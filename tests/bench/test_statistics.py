@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfpipe.bench.metrics import Metric
-from hfpipe.bench.statistics import Measured, Verdict, measured, paired, unpaired
+from hfpipe.bench.statistics import Verdict, paired, unpaired
 
 RATE = Metric("tg128", "tokens/s", True, "")
 TIME = Metric("ttft_ms", "ms", False, "")
 MEMORY = Metric("peak_rss_mb", "MB", False, "")
-ROUNDS, COMPARISONS = 5, 800
+ROUNDS, COMPARISONS = 5, 400
 
 few = settings(max_examples=60, deadline=None)
 samples = st.lists(st.floats(0.1, 1e4), min_size=3, max_size=12)
@@ -139,7 +139,6 @@ def test_paired_verdicts(pairs, scale):
     assert_inverse(found, by_round(reference, own))
     assert_inverse(found, by_round(own, reference, TIME))
     assert_equal(found, by_round([scale * one for one in own], [scale * one for one in reference]))
-    assert_equal(found, by_round(own[::-1], reference[::-1]))
 
 
 @given(samples, samples, st.floats(1e-3, 1e3))
@@ -147,10 +146,16 @@ def test_paired_verdicts(pairs, scale):
 def test_unpaired_verdicts(own, reference, scale):
     found = unpaired(own, reference, RATE)
     assert 0 < found.low <= found.ratio <= found.high < math.inf
-    assert_inverse(found, unpaired(reference, own, RATE))
     assert_inverse(found, unpaired(own, reference, TIME))
     assert_equal(found, unpaired([scale * one for one in own], [scale * one for one in reference], RATE))
-    assert_equal(found, unpaired(sorted(own), sorted(reference, reverse=True), RATE))
+
+
+def test_two_runs_exchanged_give_the_inverse():
+    """But for chance: the resamples differ."""
+    for own, reference in 100 * np.exp(NOISES["normal"](np.random.default_rng(1), (50, 2, ROUNDS))):
+        found, back = unpaired(own, reference, RATE), unpaired(reference, own, RATE)
+        assert found.ratio == pytest.approx(1 / back.ratio)
+        assert (found.low, found.high) == pytest.approx((1 / back.high, 1 / back.low), rel=0.005)
 
 
 def assert_equal(one, other):
@@ -192,13 +197,3 @@ def test_one_round_has_no_interval():
 
 def test_nothing_but_rounding_overflows():
     assert by_round([1e300, 1.0, 1e-300], [1e-300, 1.0, 1e300]).high < math.inf
-
-
-@given(samples)
-@few
-def test_medians(values):
-    assert measured([*values, math.nan]) == Measured(statistics.median(values), min(values), max(values), len(values))
-
-
-def test_no_samples_have_no_median():
-    assert measured([]) is None
