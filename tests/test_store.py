@@ -1,6 +1,9 @@
-"""build_once: one builder, no half-made folder, whatever happens to the process."""
+"""What has its final name is whole, whatever happens; one process makes it; the next removes what a killed one left."""
 
 import errno
+import fcntl
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -11,86 +14,187 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe import store as cache
-from hfpipe.errors import HFPipeError
-from hfpipe.store import build_once, cache_root, cached, discard
+from hfpipe import store
+from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.store import Locked, build_once, cache_root, cached, discard, entries, identity, lock, making, prune, remove
+
+NAMES = ["out", "*", "[a]", "a?b", "with space", "モデル", "-x", ".hidden", "a.hfpipe-tmp", "[!o]ut", "out.1"]
+ERRORS = [RuntimeError("no"), KeyboardInterrupt(), HFPipeError("no")]
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def root(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("root") / "cache"
+    monkeypatch.setenv("HFPIPE_CACHE", str(folder))
+    return folder
 
 
-def write(folder: Path) -> None:
-    (folder / "file").write_text("whole")
+@pytest.fixture
+def nobody(tmp_path):
+    """Root may write anywhere: the test runs with the rights of another user."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    else:
+        tmp_path.chmod(0o500)
+    yield
+    os.seteuid(user)
+    tmp_path.chmod(0o700)
+
+
+class Notes:
+    def __init__(self):
+        self.texts, self.steps = [], []
+
+    def note(self, text):
+        self.texts.append(text)
+
+    def progress(self, *step):
+        self.steps.append(step)
+
+
+def write(folder: Path, text: str = "whole") -> None:
+    (folder / "file").write_text(text)
+
+
+def write_old(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    write(folder, "old")
+    return folder
+
+
+def content(folder: Path) -> str:
+    return (folder / "file").read_text()
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+    return sorted(path.name for path in folder.iterdir())
 
 
-def start(code: str, **options) -> subprocess.Popen:
-    script = f"import sys, time\nfrom pathlib import Path\nfrom hfpipe.store import build_once\n{code}"
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
+def make(place: Path, text: str = "new") -> None:
+    with making(place, variable="OUTPUT") as work:
+        write(work.folder, text)
+        (work.scratch / "big").write_text("")
+        work.finish()
 
 
+def start(code: str) -> subprocess.Popen:
+    script = f"import os, signal, sys, time\nfrom pathlib import Path\nfrom hfpipe.store import *\n{code}"
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def maker(place: Path, body: str) -> subprocess.Popen:
+    code = f'with making(Path({str(place)!r})) as work:\n    (work.folder / "file").write_text("new")\n    {body}'
+    return start(code)
+
+
+WAIT = "print('working', flush=True); time.sleep(60)"
 SLOW = """
 def make(folder):
     (folder / "file").write_text("whole")
-    print("building", flush=True)
+    print("working", flush=True)
     time.sleep({seconds})
 print(build_once("kind", "key", make))
 """
 
 
-def test_the_root_is_the_variable_or_the_users_cache(root, monkeypatch):
+def working(process: subprocess.Popen) -> subprocess.Popen:
+    assert process.stdout.readline() == "working\n", process.stderr.read()
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
+
+
+def killed_after_rename(place: Path, number: int) -> None:
+    """A process that ends after so many renames of its work."""
+    body = (
+        "rename, done = Path.rename, []\n"
+        "    def last(*paths):\n"
+        "        rename(*paths)\n"
+        "        done.append(paths)\n"
+        f"        if len(done) == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    Path.rename = last\n"
+        "    work.finish()"
+    )
+    process = maker(place, body)
+    assert process.wait(timeout=30) == -signal.SIGKILL, process.stderr.read()
+    process.communicate()
+
+
+# Where the cache is
+
+
+def test_the_root_is_the_variable_or_the_users_cache(root, monkeypatch, tmp_path):
     assert cache_root() == root
     monkeypatch.setenv("HFPIPE_CACHE", "~/there")
     assert cache_root() == Path.home() / "there"
-    monkeypatch.delenv("HFPIPE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_root().name == "hfpipe"
-
-
-def test_a_relative_root_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HFPIPE_CACHE", "here")
     assert cache_root() == tmp_path / "here"
+    monkeypatch.delenv("HFPIPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_root() == Path("/somewhere/hfpipe")
+
+
+@pytest.mark.parametrize("chosen", [None, "~/there"])
+def test_a_user_without_a_home(chosen, monkeypatch):
+    """Such as a container's, with a number and no entry in the list of users."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HFPIPE_CACHE", chosen or "")
+    with pytest.raises(HFPipeError, match="no home folder") as caught:
+        cache_root()
+    assert caught.value.hint == "Set HFPIPE_CACHE to a folder for it."
+    monkeypatch.setenv("HFPIPE_CACHE", "/there")
+    assert cache_root() == Path("/there")
+
+
+def test_a_loop_of_symbolic_links_is_one_line(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UsageError, match=r"loop is a loop of symbolic links\.$"):
+        store.real_path(loop)
+    with pytest.raises(HFPipeError, match=r"Cannot write to .*loop: "):
+        make(loop / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "not there yet")
+    assert store.real_path(tmp_path / "link") == (tmp_path / "not there yet").resolve()
+
+
+# Built once
 
 
 def test_builds_once(root):
     calls = []
 
-    def make(folder):
+    def fill(folder):
         calls.append(folder)
         write(folder)
 
     assert cached("kind", "key") is None
-    place = build_once("kind", "key", make)
-    assert place == root / "kind" / "key" == build_once("kind", "key", make) == cached("kind", "key")
-    assert (place / "file").read_text() == "whole"
+    place = build_once("kind", "key", fill)
+    assert place == root / "kind" / "key" == build_once("kind", "key", fill) == cached("kind", "key")
+    assert content(place) == "whole"
     assert len(calls) == 1
     assert calls[0] != place
     assert names(root / "kind") == ["key"]
-
-
-def test_discard(root):
-    build_once("kind", "key", write)
     discard("kind", "key")
     discard("kind", "never built")
     assert cached("kind", "key") is None
+    assert names(root) == ["kind"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), HFPipeError("no")])
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_failure_leaves_nothing(root, error):
-    def make(folder):
+    def fill(folder):
         write(folder)
         raise error
 
     with pytest.raises(type(error)):
-        build_once("kind", "key", make)
-    assert names(root / "kind") == []
+        build_once("kind", "key", fill)
+    assert not root.exists()
     assert build_once("kind", "key", write).is_dir()
 
 
@@ -101,49 +205,32 @@ def test_a_failure_leaves_nothing(root, error):
         (errno.EDQUOT, "is full"),
         (errno.EACCES, "Cannot write"),
         (errno.EROFS, "Cannot write"),
+        (errno.ENAMETOOLONG, "Cannot write"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_one_line(root, number, message):
-    def make(folder):
+    def fill(folder):
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(HFPipeError, match=message) as caught:
-        build_once("kind", "key", make)
+        build_once("kind", "key", fill)
     assert "\n" not in caught.value.message
     assert "HFPIPE_CACHE" in caught.value.hint
-    assert names(root / "kind") == []
+    assert not root.exists()
 
 
 def test_other_errors_of_the_system_pass_through():
-    def make(folder):
+    def fill(folder):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
     with pytest.raises(ConnectionResetError):
-        build_once("kind", "key", make)
-
-
-def test_a_root_that_is_a_file(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    for place in ("file", "file/below"):
-        monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / place))
-        with pytest.raises(HFPipeError, match="Cannot write"):
-            build_once("kind", "key", write)
-
-
-@pytest.fixture
-def nobody():
-    """Root may write anywhere: the test runs with the rights of another user."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(user)
+        build_once("kind", "key", fill)
 
 
 @pytest.mark.usefixtures("nobody")
-def test_a_root_that_may_not_be_written():
-    with pytest.raises(HFPipeError, match="Permission denied"):
-        build_once("kind", "key", write)
+def test_a_folder_that_may_not_be_written(tmp_path):
+    with pytest.raises(HFPipeError, match=r"Cannot write to .*: Permission denied"):
+        make(tmp_path / "out")
 
 
 @pytest.mark.parametrize("key", ["", "..", ".hidden", "a/b", "../a"])
@@ -152,67 +239,66 @@ def test_a_key_is_one_name(key):
         build_once("kind", key, write)
 
 
-def test_files_can_be_read_by_whom_the_folder_can(root):
-    def make(folder):
-        (folder / "file").touch(mode=0o600)
-
+def test_files_can_be_read_by_whom_the_folder_can():
     old = os.umask(0o022)
     try:
-        place = build_once("kind", "key", make)
+        place = build_once("kind", "key", lambda folder: (folder / "file").touch(mode=0o600))
     finally:
         os.umask(old)
     assert (place / "file").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_folder_counts_only_after_its_bytes_are_on_disk(monkeypatch):
+    order = []
+    monkeypatch.setattr(store.os, "fsync", lambda _: order.append(cached("kind", "key")))
+    build_once("kind", "key", write)
+    assert set(order) == {None}
+
+
+def test_what_exists_is_found_without_a_lock(monkeypatch):
+    place = build_once("kind", "key", write)
+    monkeypatch.setattr(store, "lock", None)
+    begun = time.perf_counter()
+    for _ in range(100):
+        assert build_once("kind", "key", write) == place
+    assert (time.perf_counter() - begun) / 100 < 0.002
+
+
+# Several processes
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next(root):
-    process = start(SLOW.format(seconds=60))
-    assert process.stdout.readline() == "building\n"
-    process.kill()
-    process.communicate()
-    assert len(names(root / "kind")) == 1
+    kill(working(start(SLOW.format(seconds=60))))
+    assert len(names(root / "kind")) == 2
     assert cached("kind", "key") is None
     build_once("kind", "another", write)
     assert names(root / "kind") == ["another"]
 
 
 def test_what_a_living_run_builds_is_left_alone(root):
-    process = start(SLOW.format(seconds=1))
-    assert process.stdout.readline() == "building\n"
+    process = working(start(SLOW.format(seconds=1)))
     build_once("kind", "another", write)
-    assert len(names(root / "kind")) == 2
+    assert len(names(root / "kind")) == 3
     output, _ = process.communicate()
     assert process.returncode == 0
-    assert Path(output.strip(), "file").read_text() == "whole"
+    assert content(Path(output.strip())) == "whole"
 
 
 def test_one_builds_while_the_other_waits(root):
-    process = start(SLOW.format(seconds=0.5))
-    assert process.stdout.readline() == "building\n"
-    notes = []
-
-    class Notes:
-        def note(self, text):
-            notes.append(text)
-
-        def progress(self, task, done, total):
-            raise AssertionError
-
-    def make(folder):
-        raise AssertionError("built twice")
-
-    assert build_once("kind", "key", make, reporter=Notes()) == root / "kind" / "key"
+    process, notes = working(start(SLOW.format(seconds=0.5))), Notes()
+    assert build_once("kind", "key", None, reporter=notes) == root / "kind" / "key"
     process.communicate()
-    assert notes == ["Waiting for another hfpipe that is preparing key."]
+    assert notes.texts == ["Waiting for another hfpipe that is preparing key."]
 
 
 def test_threads_build_once_too():
     calls = []
 
-    def make(folder):
+    def fill(folder):
         calls.append(folder)
         time.sleep(0.05)
 
-    threads = [threading.Thread(target=build_once, args=("kind", "key", make)) for _ in range(4)]
+    threads = [threading.Thread(target=build_once, args=("kind", "key", fill)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -220,34 +306,317 @@ def test_threads_build_once_too():
     assert len(calls) == 1
 
 
-def test_waiting_can_be_interrupted(root):
-    builder = start(SLOW.format(seconds=60))
-    builder.stdout.readline()
-    waiter = start('print("waiting", flush=True)\nbuild_once("kind", "key", print)', stderr=subprocess.PIPE)
-    waiter.stdout.readline()
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
+    """Also where many come and go: a file that its holder removes is no lock for those who wait with it."""
+    inside, most, turns = [], [], []
+
+    def work():
+        for _ in range(20):
+            with lock(tmp_path / "lock", wait="waiting"):
+                inside.append(1)
+                most.append(len(inside))
+                turns.append(1)
+                inside.pop()
+
+    store_poll, store._POLL_S = store._POLL_S, 0.0001
+    try:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        store._POLL_S = store_poll
+    assert (max(most), len(turns), names(tmp_path)) == (1, 160, [])
+
+
+def test_waiting_can_be_interrupted():
+    builder = working(start(SLOW.format(seconds=60)))
+    waiter = working(start('print("working", flush=True)\nbuild_once("kind", "key", print)'))
     time.sleep(0.3)
     begun = time.monotonic()
     waiter.send_signal(signal.SIGINT)
     _, error = waiter.communicate(timeout=10)
     assert "KeyboardInterrupt" in error
     assert time.monotonic() - begun < 2
-    builder.kill()
-    builder.communicate()
+    kill(builder)
 
 
-def test_what_stands_is_found_without_a_lock(root):
-    build_once("kind", "key", write)
-    code = 'print(build_once("kind", "key", None), "filelock" in sys.modules)'
-    output, _ = start(code).communicate()
-    assert output.split() == [str(root / "kind" / "key"), "False"]
-    begun = time.perf_counter()
-    for _ in range(100):
-        build_once("kind", "key", write)
-    assert (time.perf_counter() - begun) / 100 < 0.002
+# A file system without locks
 
 
-def test_a_folder_counts_only_after_its_bytes_are_on_disk(root, monkeypatch):
-    order = []
-    monkeypatch.setattr(cache.os, "fsync", lambda _: order.append(cached("kind", "key")))
-    build_once("kind", "key", write)
-    assert order == [None]
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP])
+def no_locks(request, monkeypatch):
+    def refuse(*_):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    return os.strerror(request.param)
+
+
+def test_without_locks_a_file_is_one(root, tmp_path, no_locks):
+    notes = Notes()
+    build_once("kind", "key", write, reporter=notes)
+    assert notes.texts == [f"{root / 'kind'} has no file locks ({no_locks}): .key.hfpipe-lock-pid is used as one."]
+    assert names(root / "kind") == ["key"]
+    with lock(tmp_path / "lock"), pytest.raises(Locked), lock(tmp_path / "lock"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_that_of_a_process_that_has_ended_counts_for_nothing(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for owner, is_held in ((f"{os.uname().nodename} {ended.pid}", False), ("elsewhere 1", True)):
+        (tmp_path / "lock-pid").write_text(owner)
+        if is_held:
+            with pytest.raises(Locked), lock(tmp_path / "lock"):
+                pass
+        else:
+            with lock(tmp_path / "lock"):
+                pass
+
+
+# A place of the user's
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_finished_is_alone(tmp_path, name):
+    make(tmp_path / name)
+    assert names(tmp_path) == [name]
+    assert names(tmp_path / name) == ["file"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    write_old(tmp_path / "out")
+    with pytest.raises(type(error)), making(tmp_path / "out") as work:
+        raise write(work.folder) or error
+    assert names(tmp_path) == ["out"]
+    assert content(tmp_path / "out") == "old"
+
+
+def test_an_old_one_is_replaced_whole(tmp_path):
+    (write_old(tmp_path / "out") / "more").write_text("")
+    make(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["file"]
+    assert content(tmp_path / "out") == "new"
+
+
+@pytest.mark.parametrize("failing", ["the check", "the last rename"])
+def test_where_the_end_fails_the_old_one_stays(tmp_path, monkeypatch, failing):
+    write_old(tmp_path / "out")
+    rename = Path.rename
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    def fail_on_the_new_one(self, target):
+        return fail() if self.name == "new" else rename(self, target)
+
+    if failing == "the last rename":
+        monkeypatch.setattr(Path, "rename", fail_on_the_new_one)
+    with pytest.raises(KeyboardInterrupt), making(tmp_path / "out") as work:
+        work.finish(fail if failing == "the check" else None)
+    assert names(tmp_path) == ["out"]
+    assert content(tmp_path / "out") == "old"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_killed_runs_of_other_names_leave_nothing_to_the_next(tmp_path, name):
+    for number in range(10):
+        (tmp_path / f".{name}{number}.hfpipe-tmp" / "new").mkdir(parents=True)
+        (tmp_path / f".{name}{number}.hfpipe-lock").touch()
+    (tmp_path / ".mine").mkdir()
+    (tmp_path / ".hfpipe-tmp").mkdir()
+    assert len(names(tmp_path)) == 22
+    make(tmp_path / "another")
+    assert names(tmp_path) == [".hfpipe-tmp", ".mine", "another"]
+
+
+def test_killed_before_the_last_rename_the_old_one_comes_back(tmp_path):
+    place = write_old(tmp_path / "out")
+    killed_after_rename(place, 1)
+    assert not place.exists()
+    store.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["out"]
+    assert content(place) == "old"
+
+
+def test_killed_after_it_the_new_one_has_the_name_and_the_old_one_never_comes_back(tmp_path):
+    place = write_old(tmp_path / "out")
+    killed_after_rename(place, 3)
+    assert content(place) == "new"
+    place.rename(tmp_path / "moved")
+    store.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["moved"]
+
+
+def test_another_process_at_work_is_not_disturbed(tmp_path):
+    place = tmp_path / "out"
+    process = working(maker(place, WAIT))
+    before = names(tmp_path)
+    with pytest.raises(Locked):
+        make(place)
+    store.remove_leftovers(tmp_path)
+    assert names(tmp_path) == before
+    make(tmp_path / "another")
+    kill(process)
+    make(place)
+    assert names(tmp_path) == ["another", "out"]
+
+
+def test_ctrl_c_removes_what_was_begun(tmp_path):
+    process = working(maker(tmp_path / "deep" / "out", WAIT))
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert names(tmp_path) == []
+
+
+def test_folders_above_stay_with_what_is_in_them(tmp_path):
+    make(tmp_path / "a" / "b" / "out")
+    with pytest.raises(HFPipeError), making(tmp_path / "a" / "c" / "d" / "out"):
+        raise HFPipeError("failed")
+    assert names(tmp_path / "a") == ["b"]
+    with making(tmp_path / "a" / "e" / "out"):
+        (tmp_path / "a" / "e" / "mine").write_text("")
+    assert names(tmp_path / "a" / "e") == ["mine"]
+
+
+def test_a_file_above(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(HFPipeError, match="Cannot write to") as caught:
+            make(place)
+        assert caught.value.hint == "Set OUTPUT to a folder that you can write to."
+
+
+def test_the_room_that_a_disk_has(tmp_path):
+    store.require_space(tmp_path / "a", 1, "The download")
+    with pytest.raises(
+        HFPipeError, match=r"^The download needs 1000000000\.0 GB, and the disk of .* left\.$"
+    ) as caught:
+        store.require_space(tmp_path / "a", 10**18, "The download", variable="HF_HOME")
+    assert caught.value.hint == "Free some space, or set HF_HOME to a folder on another disk."
+
+
+# What the cache holds
+
+
+def fill_cache(count, size=1000, hours=2.0):
+    """Entries of `size` bytes, the first of them used longest ago."""
+    now = time.time()
+    for number in range(count):
+        place = build_once(
+            "kind", str(number), lambda folder: write(folder, "x" * size), model=f"m{number}", form="int8"
+        )
+        os.utime(place / ".hfpipe-entry", (now - 3600 * hours + number,) * 2)
+    return now
+
+
+def test_entries_name_their_model_format_size_and_last_use(root):
+    now = fill_cache(2)
+    build_once("raw", "key", write)
+    store.digest(Path(sys.executable))
+    newest, *found = entries()
+    assert (newest.model, newest.format) == ("key", "raw")
+    assert [(one.model, one.format, one.folder) for one in found] == [
+        (f"m{number}", "int8", root / "kind" / str(number)) for number in (1, 0)
+    ]
+    assert found[0].size == 1000 + len(json.dumps({"model": "m1", "format": "int8"}))
+    assert found[0].last_used == pytest.approx(now - 7199, abs=1)
+    assert cached("kind", "0")
+    assert entries()[0].model == "m0"
+
+
+def test_the_least_used_go_where_the_cache_is_too_large(root, monkeypatch):
+    fill_cache(4)
+    monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "0.0000025")
+    build_once("kind", "new", write)
+    assert names(root / "kind") == ["2", "3", "new"]
+    assert [one.model for one in prune(limit=0)] == ["m3", "m2"]
+    monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "much")
+    with pytest.raises(UsageError, match="HFPIPE_CACHE_LIMIT must be a number of gigabytes, not 'much'"):
+        prune()
+
+
+def test_what_another_process_makes_anew_is_not_removed(root):
+    fill_cache(1)
+    with making(root / "kind" / "0"):
+        assert prune(limit=0) == []
+        with pytest.raises(Locked):
+            remove(root / "kind" / "0")
+        discard("kind", "0")
+    assert cached("kind", "0")
+
+
+def test_a_removal_is_at_once(root, monkeypatch):
+    """Killed in the middle of it, nothing with the name of a whole folder is half of one."""
+    place = build_once("kind", "key", write)
+    seen = []
+    monkeypatch.setattr(store.shutil, "rmtree", lambda folder, **_: seen.append((place.exists(), folder.exists())))
+    remove(place)
+    assert seen[-1] == (False, True)
+
+
+def test_folders_that_others_fill_are_kept_by_their_last_use(root):
+    for key in ("a", "b", "a", "c"):
+        store.cache_folder("compiled", key, model="m", form="compiled", keep=2)
+        time.sleep(0.01)
+    assert names(root / "compiled") == ["a", "c"]
+
+
+# The identity of a model
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
+    for name in ("config.json", "tokenizer.model", "vocab.txt", "additional_chat_templates/rag.jinja"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+CHANGES = {
+    "weights in the middle": ("model.safetensors", bytes(1_500_000) + b"x" + bytes(1_499_999)),
+    "settings": ("config.json", b"[]"),
+    "words": ("vocab.txt", b"[]"),
+    "a template": ("additional_chat_templates/rag.jinja", b"[]"),
+    "a new file": ("chat_template.jinja", b""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_content_is_another_identity(model, change):
+    name, changed = CHANGES[change]
+    before = identity(model)
+    times = (model / "model.safetensors").stat()
+    (model / name).write_bytes(changed)
+    os.utime(model / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert identity(model) != before
+
+
+def test_a_copy_has_the_same_identity(model, tmp_path_factory):
+    before = identity(model)
+    (model / "README.md").write_text("more")
+    os.utime(model / "model.safetensors", (1, 1))
+    copy = tmp_path_factory.mktemp("copies") / "copy"
+    store.shutil.copytree(model, copy)
+    assert identity(copy) == identity(model) == before
+
+
+def test_a_large_file_is_read_once(model, monkeypatch):
+    file, notes = model / "model.safetensors", Notes()
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert store.digest(file, reporter=notes) == expected
+    assert notes.steps == [("Reading model.safetensors", 3_000_000, 3_000_000)]
+    monkeypatch.setattr(store, "_read_digest", None)
+    assert store.digest(file) == expected
+
+
+def test_where_nothing_can_be_remembered_it_is_read_each_time(model, monkeypatch):
+    monkeypatch.setenv("HFPIPE_CACHE", "/proc/nowhere")
+    assert store.digest(model / "model.safetensors") == hashlib.sha256(bytes(3_000_000)).hexdigest()

@@ -21,7 +21,7 @@ from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.main import say_when_interrupted, unwinding
 from hfpipe.cli.terminal import Answer, Terminal, tell
 from hfpipe.errors import UsageError
-from hfpipe.models.fingerprint import fingerprint
+from hfpipe.store import identity
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions
 
@@ -136,7 +136,7 @@ class Job:
         tokenizer = load_tokenizer(source.folder, trust_remote_code=self._loading.trust_remote_code)
         used = manifest.used(
             source,
-            fingerprint(source.folder),
+            identity(source.folder),
             found.choice.name,
             tokenizer,
             asked.template,

@@ -15,11 +15,14 @@ from hfpipe.backends.openvino.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import report as reports
 from hfpipe.export.kept import Kept, find
-from hfpipe.export.place import Workplace, check_replaceable, remove_leftovers, same_disk_environment, workplace
 from hfpipe.export.plan import Plan
 from hfpipe.process import run_child
 from hfpipe.quality import Reference, make_reference
+from hfpipe.store import Locked, Work, making, remove_leftovers
 from hfpipe.types import Reporter, Silent
+
+# A folder with one of these was made by an exporter.
+_MARKS = ("hfpipe.json", "openvino_model.xml", "openvino_encoder_model.xml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def export(
             f"{plan.output} holds {plan.source.reference}, and stays as it is.", hint="Name another OUTPUT."
         )
     # The old export may be among them.
-    remove_leftovers(plan.output, variable=plan.variable)
+    remove_leftovers(plan.output.parent)
     if plan.output.exists() and not force:
         difference, existing = reports.difference(plan, plan.output, verify=verify)
         if existing and not difference:
@@ -68,12 +71,27 @@ def export(
             )
     check_replaceable(plan.output)
     kept = None if force else find(plan, verify=verify)
-    with workplace(plan.output, variable=plan.variable) as work:
-        report = _copy(kept, plan, work, reporter) if kept else _make(plan, work, verify, reference, verbose, reporter)
-        reports.write(report, work.model)
-        reporter.stage(None)
-        work.finish()
+    try:
+        with making(plan.output, variable=plan.variable, reporter=reporter) as work:
+            report = (
+                _copy(kept, plan, work, reporter) if kept else _make(plan, work, verify, reference, verbose, reporter)
+            )
+            reports.write(report, work.folder)
+            reporter.stage(None)
+            # Something else may have come there while the export was made.
+            work.finish(lambda: check_replaceable(plan.output))
+    except Locked as error:
+        raise HFPipeError(
+            f"Another hfpipe is exporting to {plan.output}.", hint=f"Wait for it, or name another {plan.variable}."
+        ) from error
     return Exported(plan.output, report)
+
+
+def check_replaceable(output: Path) -> None:
+    """Raise UsageError where `output` holds something else than an export: it is not for us to remove."""
+    is_export = output.is_dir() and (any((output / name).exists() for name in _MARKS) or not any(output.iterdir()))
+    if output.exists() and not is_export:
+        raise UsageError(f"{output} is not an export, and stays as it is.", hint="Name another OUTPUT.")
 
 
 def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
@@ -81,15 +99,15 @@ def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
     run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
 
 
-def _copy(kept: Kept, plan: Plan, work: Workplace, reporter: Reporter) -> dict[str, Any]:
+def _copy(kept: Kept, plan: Plan, work: Work, reporter: Reporter) -> dict[str, Any]:
     reporter.note("An equal export stands in the cache, where bench has made it: copied; --force makes it anew.")
     reporter.stage("Copying the export")
-    return kept.copy(plan, work.model)
+    return kept.copy(plan, work.folder)
 
 
 def _make(
     plan: Plan,
-    work: Workplace,
+    work: Work,
     verify: bool,
     reference: Callable[[], Reference] | None,
     verbose: bool,
@@ -99,7 +117,7 @@ def _make(
     with _timed(seconds, "export"):
         peak_memory = _convert(plan, work, verbose, reporter)
     measured = {"seconds": seconds, "peak_memory": peak_memory}
-    report = reports.describe(plan, work.model) | measured
+    report = reports.describe(plan, work.folder) | measured
     if verify:
         with _timed(seconds, "verification"):
             report |= _verify(plan, work, reference, verbose, reporter)
@@ -113,7 +131,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 1)
 
 
-def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> int:
+def _convert(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> int:
     """Gives the bytes of memory that the export held at most."""
     reporter.stage("Starting optimum-cli")
     # All that it needs is here, but for a dataset or code that the user names.
@@ -121,19 +139,19 @@ def _convert(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> 
     offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
     return run_export(
         plan.source,
-        plan.command(work.model),
+        plan.command(work.folder),
         calibration=plan.calibration.samples if plan.calibration else (),
         in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
         reporter=reporter,
         verbose=verbose,
-        environment=same_disk_environment(work.temporary) | offline,
+        environment=dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work.scratch)) | offline,
         disk=plan.output.parent,
         variable=plan.variable,
     )
 
 
 def _verify(
-    plan: Plan, work: Workplace, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
+    plan: Plan, work: Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """What the export is like beside its source. A source that cannot be scored takes that part away, and is said."""
     folder, warnings = None, []
@@ -145,9 +163,9 @@ def _verify(
     reporter.stage("Loading the export")
     arguments = {
         "reference": plan.output.name,
-        "folder": str(work.model),
+        "folder": str(work.folder),
         "reference_folder": folder,
-        "temporary": str(work.temporary),
+        "temporary": str(work.scratch),
         "trust_remote_code": plan.options.trust_remote_code,
     }
     what = f"The verification of {plan.output.name}"
@@ -155,7 +173,7 @@ def _verify(
     return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
 
 
-def _score_source(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter) -> Reference:
+def _score_source(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> Reference:
     reporter.stage("Scoring the source")
     folder = _reference_folder(work)
     folder.mkdir()
@@ -174,5 +192,5 @@ def _score_source(plan: Plan, work: Workplace, verbose: bool, reporter: Reporter
         raise
 
 
-def _reference_folder(work: Workplace) -> Path:
-    return work.temporary / "reference"
+def _reference_folder(work: Work) -> Path:
+    return work.scratch / "reference"

@@ -13,8 +13,7 @@ from typing import Any
 from hfpipe.export import report as reports
 from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import Plan, default_output, make_plan
-from hfpipe.models.fingerprint import fingerprint
-from hfpipe.store import cache_root
+from hfpipe.store import cache_root, identity
 from hfpipe.types import ModelSource
 
 
@@ -57,8 +56,8 @@ def find(plan: Plan, *, verify: bool) -> Kept | None:
 
 
 def _place(plan: Plan, *, verified: bool) -> Path:
-    identity = [fingerprint(plan.source.folder), plan.request(), *([] if verified else ["not verified"])]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    parts = [identity(plan.source.folder), plan.request(), *([] if verified else ["not verified"])]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     return _exports() / key / default_output(plan.source.reference, plan.weight_format).name
 
 

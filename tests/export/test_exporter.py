@@ -334,7 +334,7 @@ def test_a_source_that_is_scored_already(model, children, tmp_path):
 def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, children):
     """It had been given --force; this one has not."""
     exporter.export(planned(model))
-    work = model.parent / ".out.00000000.hfpipe-export"
+    work = model.parent / ".out.hfpipe-tmp"
     work.mkdir()
     (model.parent / "out").rename(work / "old")
     with pytest.raises(HFPipeError, match="made with other options"):
@@ -350,7 +350,7 @@ def test_what_the_user_can_change_where_it_cannot_be_written(model, children):
     (model.parent / "file").write_text("")
     with pytest.raises(HFPipeError) as caught:
         exporter.export(replace(planned(model, "file/out"), variable="HFPIPE_CACHE"))
-    assert caught.value.hint == "Set HFPIPE_CACHE to a folder that you may write to."
+    assert caught.value.hint == "Set HFPIPE_CACHE to a folder that you can write to."
 
 
 def test_stages_end_before_the_export_has_its_name(model, children):

@@ -154,7 +154,6 @@ def test_a_gguf_file_is_converted_once(tmp_path, resolve_in_child, monkeypatch):
     assert first["format"] == "transformers"
     assert first["context_length"] == 128
     assert first["notes"] == ["Converting tiny.gguf: this happens once."]
-    assert ["Reading tiny.gguf", file.stat().st_size, file.stat().st_size] in first["steps"]
     again = resolve_in_child(str(file))
     assert again == first | {"notes": [], "steps": [], "heavy": []}
     renamed = resolve_in_child(str(file.rename(tmp_path / "other.GGUF")))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
 
+from hfpipe import store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.kv_cache import BYTES_PER_VALUE
-from hfpipe.backends.openvino.optimum_cli import export_command, own_format, run_export
+from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
-from hfpipe.store import build_once, cache_root, writing
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
@@ -130,7 +127,7 @@ def with_compile_cache(folder: Path, used: Mapping[str, Any], reporter: Reporter
     if "CACHE_DIR" in used:
         return dict(used)
     try:
-        with writing(cache_root()):
+        with store.writing(store.cache_root()):
             return {"CACHE_DIR": str(compile_cache(str(folder))), **used}
     except HFPipeError as error:
         reporter.note(f"{error.message} The model is compiled anew at each start, which takes longer. {error.hint}")
@@ -140,26 +137,12 @@ def with_compile_cache(folder: Path, used: Mapping[str, Any], reporter: Reporter
 def compile_cache(folder: str) -> Path:
     """The folder of the compiled blobs of one model file, a blob for each set of properties. A changed model gets
     another folder. Of folders the least used are removed, of blobs the oldest: each is as large as its model."""
-    weights = (Path(folder) / "openvino_model.bin").stat()
-    identity = json.dumps([os.path.realpath(folder), weights.st_size, weights.st_mtime_ns, ov.__version__])
-    caches = cache_root() / "openvino-compiled"
-    mine = caches / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    mine.mkdir(parents=True, exist_ok=True)
-    _prune(mine, _KEPT_BLOBS)
-    os.utime(mine)
-    _prune(caches, _KEPT_COMPILE_CACHES)
-    return mine
-
-
-def _prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` of what stands in a folder. Another process may be doing the same."""
-    with suppress(FileNotFoundError):
-        by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in by_age[keep:]:
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.unlink(missing_ok=True)
+    key = store.key_of(store.identity(Path(folder)), ov.__version__)
+    place = store.cache_folder(
+        "openvino-compiled", key, model=Path(folder).name, form="compiled", keep=_KEPT_COMPILE_CACHES
+    )
+    store.keep_newest(place, _KEPT_BLOBS)
+    return place
 
 
 def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:
@@ -180,15 +163,9 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
         )
         run_export(source, command, reporter=reporter)
 
-    return build_once("openvino", f"{_fingerprint(source.folder)}-{dtype}", export, reporter=reporter)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Changes when a file of the model does, by its name, size and time: hashing gigabytes would take seconds."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".py"))
-    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    identity = json.dumps([os.path.realpath(folder), stats])
-    return hashlib.sha256(identity.encode()).hexdigest()[:24]
+    versions = {package: version(package) for package in EXPORTERS}
+    key = store.key_of(store.identity(source.folder, reporter=reporter), dtype, options.trust_remote_code, versions)
+    return store.build_once("openvino", key, export, model=source.reference, form=dtype, reporter=reporter)
 
 
 def weight_format(folder: str) -> str:

@@ -10,6 +10,8 @@ from hfpipe.process import run_child
 from hfpipe.types import ModelSource, Reporter
 
 _TASK = "text-generation-with-past"
+# Another version of one of them may make another export.
+EXPORTERS = ("hfpipe", "optimum-intel", "nncf", "openvino", "transformers", "torch")
 _16_BITS = ("float16", "bfloat16")
 
 
