@@ -1,9 +1,13 @@
-"""The options that commands share, as Annotated aliases, and how their words become values."""
+"""The options that commands share, as Annotated aliases, and how their words become values.
+
+Typer reads a command's options from its signature, so run, batch and bench each list what they share: an alias a line.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,16 +16,43 @@ from typing import Annotated, Any
 import typer
 
 from hfpipe.backends import BACKENDS
-from hfpipe.cli.option import GENERATION, LOADING, OUTPUT, option, repeatable
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import BUILT_IN
 from hfpipe.types import GenerationOptions, LoadOptions
 
-_AS_IN = {
+LOADING = "Loading"
+GENERATION = "Generation"
+OUTPUT = "Output"
+
+_EXAMPLES = {
     "--ov-config": """As in --ov-config PERFORMANCE_HINT=LATENCY, or --ov-config '{"PERFORMANCE_HINT": "LATENCY"}'.""",
     "--model-kwarg": "As in --model-kwarg low_cpu_mem_usage=true.",
     "--var": """As in --var language=French, for a template with {language}.""",
 }
+
+
+def variable_of(*names: str) -> str:
+    """The environment variable of an option: HFPIPE_ and its first long name."""
+    long = next(name for name in names if name.startswith("--"))
+    return "HFPIPE_" + long.removeprefix("--").replace("-", "_").upper()
+
+
+def option(*names: str, help: str, panel: str, **settings: Any) -> Any:
+    """An option with its section of the help and its environment variable."""
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, **{"envvar": variable_of(*names), "show_envvar": False, **settings}
+    )
+
+
+def repeatable(*names: str, help: str, panel: str, metavar: str) -> Any:
+    """An option that may be given several times. Its variable holds one value a line: Click would cut it at spaces."""
+    variable = variable_of(*names)
+
+    def given_or_set(value: list[str] | None) -> list[str] | None:
+        # Not splitlines: a value may hold U+2028 and other line ends of Unicode.
+        return value or [line for line in os.environ.get(variable, "").split("\n") if line] or None
+
+    return option(*names, help=help, panel=panel, metavar=metavar, envvar=None, callback=given_or_set)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -250,7 +281,7 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
     for text in given or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"{option} takes KEY=VALUE, not {text!r}.", hint=_AS_IN.get(option))
+            raise UsageError(f"{option} takes KEY=VALUE, not {text!r}.", hint=_EXAMPLES.get(option))
         pairs[key.strip()] = value
     return pairs
 
@@ -259,7 +290,7 @@ def _json_object(option: str, text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{option} is not valid JSON: {error}.", hint=_AS_IN.get(option)) from error
+        raise UsageError(f"{option} is not valid JSON: {error}.", hint=_EXAMPLES.get(option)) from error
     assert isinstance(value, dict)  # it begins with a brace
     return value
 

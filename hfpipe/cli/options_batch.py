@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hfpipe.cli.option import LOADING, OUTPUT, option
+from hfpipe.cli.options import LOADING, OUTPUT, option
 
 InputArg = Annotated[
     str,

@@ -10,8 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from hfpipe.backends import BACKENDS
-from hfpipe.cli.option import LOADING, OUTPUT, option
-from hfpipe.cli.options import complete_model
+from hfpipe.cli.options import LOADING, OUTPUT, complete_model, option
 from hfpipe.errors import UsageError
 from hfpipe.export.options import WEIGHT_FORMATS
 

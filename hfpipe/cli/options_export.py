@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfpipe.cli.option import option
+from hfpipe.cli.options import option
 from hfpipe.errors import UsageError
 from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
 

@@ -11,8 +11,7 @@ import typer
 
 import hfpipe
 from hfpipe.cli.app import app
-from hfpipe.cli.option import variable_of
-from hfpipe.cli.options import parse_ov_config, unescaped
+from hfpipe.cli.options import parse_ov_config, unescaped, variable_of
 from hfpipe.errors import UsageError
 from tests.cli.shell import run_hfpipe
 
