@@ -231,14 +231,13 @@ def open_generator(reference: str, options: LoadOptions, reporter: Reporter | No
 
 
 def find_model(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Found:
-    """Everything before the weights: resolve the reference, choose the backend and import its engine."""
+    """What comes before anything heavy: resolve the reference, and choose the backend."""
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)
     source = models.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
     choice = backends.choose(options.backend, source.format)
     backends.check_options(choice.name, options)
-    backends.engine(choice.name)
     return Found(source, choice, start)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hfpipe.cli import options as o
 from hfpipe.cli import options_batch as b
-from hfpipe.cli.quiet import silence
+from hfpipe.cli.startup import silence
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import parse_template
 

@@ -17,8 +17,8 @@ from hfpipe.batch.lines import Arriving, Line, open_input, read_lines
 from hfpipe.batch.runner import RECORDS_FAILED, Tally, by_type, results
 from hfpipe.cli.batch_asked import Asked
 from hfpipe.cli.batch_progress import Progress
-from hfpipe.cli.loading import find, load_found
 from hfpipe.cli.main import say_when_interrupted, unwinding
+from hfpipe.cli.startup import find, load_found
 from hfpipe.cli.terminal import Answer, Terminal, tell
 from hfpipe.errors import UsageError
 from hfpipe.store import identity

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hfpipe.batch.lines import open_input, read_lines
 from hfpipe.batch.parity import Parity, answered, compare
 from hfpipe.cli.batch_asked import Asked
-from hfpipe.cli.loading import find, load_found
+from hfpipe.cli.startup import find, load_found
 from hfpipe.cli.terminal import Terminal, tell
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfpipe.batch.lines import open_input, read_lines
-from hfpipe.cli.loading import in_background
+from hfpipe.cli.startup import in_background
 from hfpipe.cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hfpipe.cli import options as o
 from hfpipe.cli import options_bench as b
 from hfpipe.cli.main import unwinding
-from hfpipe.cli.quiet import silence
+from hfpipe.cli.startup import silence
 from hfpipe.cli.terminal import Terminal, error
 from hfpipe.errors import HFPipeError, UsageError
 

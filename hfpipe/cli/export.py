@@ -10,7 +10,7 @@ import typer
 from hfpipe.cli import options as o
 from hfpipe.cli import options_export as x
 from hfpipe.cli.main import unwinding
-from hfpipe.cli.quiet import silence
+from hfpipe.cli.startup import silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfpipe.cli import options as o
-from hfpipe.cli.loading import load_pipe
-from hfpipe.cli.quiet import silence
+from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, table, tell
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import Template, parse_template

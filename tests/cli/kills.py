@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from hfpipe.cli.lean import leave_out_unused
-from hfpipe.cli.quiet import silence
+from hfpipe.cli.startup import leave_out_unused, silence
 from hfpipe.process import silence_openvino_telemetry
 from tests.cli.shell import HFPIPE, wait_for
 

@@ -1,4 +1,4 @@
-"""Starting lean leaves out what is not needed, and takes nothing away."""
+"""Starting without what is not needed takes nothing away."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import gc, json, sys
-from hfpipe.cli.lean import leave_out_unused, without_garbage_collection
+from hfpipe.cli.startup import leave_out_unused, without_garbage_collection
 leave_out_unused()
 with without_garbage_collection():
     collecting = gc.isenabled()
@@ -48,3 +48,15 @@ def test_the_answer_is_the_same(lean: list, tiny_gpt2: Path) -> None:
 
 def test_the_compiler_is_there_once_it_is_asked_for(lean: list) -> None:
     assert lean[4:] == [[2.0, 2.0], True]
+
+
+def test_a_torch_without_the_private_part_is_left_as_it_is() -> None:
+    code = """
+import sys
+from hfpipe.cli import startup
+startup._DYNAMO = "torch._gone"
+startup.leave_out_unused()
+assert "torch._gone" not in sys.modules
+assert not any(isinstance(finder, startup._Submodules) for finder in sys.meta_path)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
