@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_help_blocks_are_what_the_commands_print() -> None:
     text = docs.COMMANDS.read_text()
-    assert docs.commands(text) == ["run", "batch", "export", "bench"]
+    assert docs.commands(text) == ["run", "batch", "export", "bench", "models"]
     assert docs.generated(text) == text
 
 

@@ -14,6 +14,7 @@ from hfpipe.cli import terminal
 from hfpipe.cli.batch import batch
 from hfpipe.cli.bench import bench
 from hfpipe.cli.export import export
+from hfpipe.cli.models import models
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
 
@@ -61,6 +62,7 @@ app.command(cls=Command)(run)
 app.command(cls=Command)(batch)
 app.command(cls=CommandWithMore)(export)
 app.command(cls=Command)(bench)
+app.command(cls=Command)(models)
 
 
 def _print_version(wanted: bool) -> None:
