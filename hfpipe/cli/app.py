@@ -7,7 +7,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import hfpipe
 from hfpipe.cli import terminal
@@ -24,8 +24,33 @@ COMPLETE = "_HFPIPE_COMPLETE"
 _Misuse: Any = typer.BadParameter.__base__
 
 
+# Commands of other tools, and what does the same here.
+_INSTEAD = {
+    "pull": "hfpipe run MODEL downloads a model that is not in the cache yet.",
+    "list": "hfpipe models lists the models in the cache.",
+    "ls": "hfpipe models lists the models in the cache.",
+    "rm": "hfpipe models rm NAME removes a model from the cache.",
+    "chat": "hfpipe run MODEL PROMPT answers one prompt.",
+}
+
+
+class Group(TyperGroup):
+    """hfpipe itself: `hfpipe help COMMAND` is `hfpipe COMMAND --help`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, *rest = args
+        if name == "help":
+            if not rest:
+                terminal.data(ctx.get_help())
+                ctx.exit()
+            args = [rest[0], "--help"]
+        elif name in _INSTEAD:
+            raise UsageError(f"hfpipe has no command {name!r}.", hint=_INSTEAD[name])
+        return super().resolve_command(ctx, args)
+
+
 class Command(TyperCommand):
-    """A command whose help is in sections. Typer has them with Rich alone, which takes 0.1 s to import."""
+    """A command whose help is in sections. Typer has sections only with Rich, which takes 0.1 s to import."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -51,6 +76,7 @@ class CommandWithMore(Command):
 
 app = typer.Typer(
     name="hfpipe",
+    cls=Group,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     # Click suggests them too.
@@ -100,4 +126,7 @@ def _hint(error: Any) -> str:
     context, option = error.ctx, getattr(error, "param", None)
     if context and option and getattr(context.get_parameter_source(option.name), "name", "") == "ENVIRONMENT":
         return f"It comes from the environment: {option.envvar}={os.environ[option.envvar]}"
-    return f"{context.command_path if context else 'hfpipe'} --help shows what there is."
+    command = context.command_path if context else "hfpipe"
+    if hasattr(error, "option_name") and context and "prompt" in (one.name for one in context.command.params):
+        return f"{command} --help lists the options; write -- before a prompt that begins with -."
+    return f"{command} --help lists what can be given."

@@ -104,7 +104,7 @@ class Display:
         self._closed = False
 
     def note(self, text: str) -> None:
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
+        self._console.print(Text(text, style="dim"))
 
     def spin(self, text: str | None) -> None:
         """Show a spinner with `text` from now on, or none."""

@@ -20,11 +20,12 @@ def failure(code, *args, **settings):
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        (["--foo"], "No such option '--foo'.", "hfpipe run --help shows"),
-        (["--top-k", "many"], "'many' is not a valid integer", "hfpipe run --help shows"),
-        (["--temperature", "hot"], "'hot' is not a valid float", "hfpipe run --help shows"),
-        (["--seed"], "Option '--seed' requires an argument.", "--help shows"),
-        (["another"], "unexpected extra argument", "hfpipe run --help shows"),
+        (["--foo"], "No such option '--foo'.", "hfpipe run --help lists"),
+        (["-5 + 3"], "No such option '-5'.", "write -- before a prompt that begins with -."),
+        (["--top-k", "many"], "'many' is not a valid integer", "hfpipe run --help lists"),
+        (["--temperature", "hot"], "'hot' is not a valid float", "hfpipe run --help lists"),
+        (["--seed"], "Option '--seed' requires an argument.", "--help lists"),
+        (["another"], "unexpected extra argument", "hfpipe run --help lists"),
         (["--temperature", "-1"], "temperature must be from 0 (greedy) to 1000, not -1.0.", ""),
         (["--temperature", "nan"], "temperature must be from 0 (greedy) to 1000, not nan.", ""),
         (["--top-p", "0"], "top_p must be above 0 and at most 1, not 0.0.", ""),
@@ -67,8 +68,12 @@ def test_wrong_usage_of_run(args, error):
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        (["rum", "x"], "No such command 'rum'. Did you mean 'run'?", "hfpipe --help shows"),
-        (["--foo"], "No such option '--foo'.", "hfpipe --help shows"),
+        (["rum", "x"], "No such command 'rum'. Did you mean 'run'?", "hfpipe --help lists"),
+        (["--foo"], "No such option '--foo'.", "hfpipe --help lists"),
+        (["pull", "gpt2"], "hfpipe has no command 'pull'.", "hfpipe run MODEL downloads"),
+        (["list"], "hfpipe has no command 'list'.", "hfpipe models lists"),
+        (["rm", "gpt2"], "hfpipe has no command 'rm'.", "hfpipe models rm NAME"),
+        (["help", "rum"], "No such command 'rum'. Did you mean 'run'?", "hfpipe --help lists"),
     ],
 )
 def test_wrong_usage_of_hfpipe(args, error, hint):

@@ -79,6 +79,11 @@ def test_hfpipe_alone_shows_its_help():
     assert alone.err.startswith(b"Usage: hfpipe [OPTIONS] COMMAND [ARGS]...\n")
 
 
+def test_help_as_a_command():
+    assert run_hfpipe("help", "run").out == run_hfpipe("run", "--help").out
+    assert run_hfpipe("help").out == run_hfpipe("--help").out
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
 def test_help_fits_the_terminal(columns):
     text = run_hfpipe("run", "-h", tty="stdout stderr", columns=columns).out.decode()

@@ -151,6 +151,21 @@ def test_notes_and_progress_on_a_terminal():
     assert shown.endswith("\x1b[2K")
 
 
+NOTE = """
+from hfpipe.cli.terminal import Terminal
+with Terminal() as terminal:
+    terminal.note("The export of tiny-llama is in the cache, and an own-precision export would be faster on this machine.")
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_note_breaks_between_words(columns):
+    shown = run_hfpipe(command=[sys.executable, "-c", NOTE], tty="stderr", columns=columns).err.decode()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert " ".join(line.strip() for line in lines) == NOTE.split('"')[1]
+    assert max(map(len, lines)) <= columns
+
+
 @pytest.mark.parametrize(
     ("args", "tty", "expected"),
     [([], "", ""), (["quiet"], "stderr", ""), (["verbose"], "", "a [bold]note[/bold] [/] :dog: \\x1b[2J\n")],
