@@ -11,7 +11,7 @@ import typer
 
 from hfpipe import store
 from hfpipe.cli import options as o
-from hfpipe.cli.option import OUTPUT, option
+from hfpipe.cli.options import OUTPUT, option
 from hfpipe.cli.terminal import data, shown, tell
 from hfpipe.errors import HFPipeError, ModelNotFound, UsageError, nearest
 

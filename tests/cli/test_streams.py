@@ -154,7 +154,7 @@ def test_notes_and_progress_on_a_terminal():
 NOTE = """
 from hfpipe.cli.terminal import Terminal
 with Terminal() as terminal:
-    terminal.note("The export of tiny-llama is in the cache, and an own-precision export would be faster on this machine.")
+    terminal.note("The export of tiny-llama is in the cache, and another precision would be faster here.")
 """
 
 
