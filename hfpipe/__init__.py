@@ -8,18 +8,17 @@ print(llm.invoke("What is EEG?"))
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hfpipe.errors import HFPipeError
 
 if TYPE_CHECKING:
+    from hfpipe.export import run as export
     from hfpipe.langchain import HFPipe
     from hfpipe.langchain.chat import ChatHFPipe
 
 __version__ = "0.1.0"
-__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "load", "load_chat"]
+__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "export", "load", "load_chat"]
 
 
 def load(model: str, **options: Any) -> HFPipe:
@@ -49,20 +48,6 @@ _LATE = {
     "bench": "hfpipe.bench",
     "export": "hfpipe.export",
 }
-
-
-class _CallablePackage(ModuleType):
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.run(*args, **options)
-
-
-def callable_package(name: str) -> None:
-    """Have a call of the package `name` call its `run`.
-
-    `hfpipe.batch` is a function to whoever uses it, and also the package: the import of any of its modules makes it an
-    attribute of hfpipe. A package calls this with its own `__name__`.
-    """
-    sys.modules[name].__class__ = _CallablePackage
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,9 @@ from hfpipe.types import Reporter, Silent
 
 _POLL_S = 0.2
 _MARK = ".hfpipe-"
-_WORK, _LOCK, _ENTRY = f"{_MARK}tmp", f"{_MARK}lock", f"{_MARK}entry"
+_WORK, _LOCK = f"{_MARK}tmp", f"{_MARK}lock"
+# In a folder of the cache: what `entries` says of it. Its time is that of the last use.
+ENTRY = f"{_MARK}entry"
 _NEW, _SCRATCH, _OLD, _REPLACED = "new", "scratch", "old", "replaced"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
@@ -82,20 +84,20 @@ def real_path(path: Path) -> Path:
 @contextmanager
 def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     """Turn a full disk, and a place that cannot be written, into errors; `variable` says where else to write."""
+    elsewhere = "choose another output folder." if variable == "OUTPUT" else f"set {variable} to another folder."
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
             raise HFPipeError(
                 f"The disk of {folder} is full.",
-                hint=f"Free some space, or set {variable} to a folder on another disk.",
+                hint=f"Free some space, or {elsewhere}",
             ) from error
         if error.errno in _FORBIDDEN | _IMPOSSIBLE:
             # mkdir says that a file in its way exists.
             reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
             raise HFPipeError(
-                f"Cannot write to {error.filename or folder}: {reason}.",
-                hint=f"Set {variable} to a folder that you can write to.",
+                f"Cannot write to {error.filename or folder}: {reason}.", hint=elsewhere[0].upper() + elsewhere[1:]
             ) from error
         raise
 
@@ -312,7 +314,7 @@ def cached(kind: str, key: str) -> Path | None:
         return None
     # Its time is that of the last use, if we may set it.
     with suppress(OSError):
-        os.utime(place / _ENTRY)
+        os.utime(place / ENTRY)
     return place
 
 
@@ -357,7 +359,7 @@ def cache_folder(kind: str, key: str, *, model: str, form: str, keep: int) -> Pa
 
 def describe(folder: Path, model: str, form: str) -> None:
     """Have `entries` list a folder of the cache as `model`, in the format `form`."""
-    (folder / _ENTRY).write_text(json.dumps({"model": model, "format": form}), encoding="utf-8")
+    (folder / ENTRY).write_text(json.dumps({"model": model, "format": form}), encoding="utf-8")
 
 
 def discard(kind: str, key: str) -> None:
@@ -414,9 +416,9 @@ def _entry(folder: Path) -> Entry | None:
     said: dict[str, str] = {}
     # Another process may be removing it, and one that an older hfpipe made says nothing.
     with suppress(FileNotFoundError, ValueError):
-        said = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
+        said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
     with suppress(FileNotFoundError):
-        mark = folder / _ENTRY
+        mark = folder / ENTRY
         used = (mark if mark.exists() else folder).stat().st_mtime
         model, form = said.get("model", folder.name), said.get("format", folder.parent.name)
         return Entry(model, form, size_of(folder), used, folder)

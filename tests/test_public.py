@@ -35,7 +35,9 @@ def test_a_use_case_is_a_function_whatever_was_imported_before(tmp_path: Path, f
     """The import of a subpackage makes the module an attribute, in the place of a function of the same name."""
     made = tmp_path / "made"
     made.mkdir()
-    (made / "__init__.py").write_text("import hfpipe\ndef run(*args): return args\nhfpipe.callable_package(__name__)\n")
+    (made / "__init__.py").write_text(
+        "from hfpipe._callable import *\ndef run(*args): return args\ncallable_package(__name__)\n"
+    )
     (made / "part.py").touch()
     code = f"""
 import hfpipe

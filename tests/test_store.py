@@ -490,7 +490,7 @@ def test_a_file_above(tmp_path):
     for place in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
         with pytest.raises(HFPipeError, match="Cannot write to") as caught:
             make(place)
-        assert caught.value.hint == "Set OUTPUT to a folder that you can write to."
+        assert caught.value.hint == "Choose another output folder."
 
 
 def test_the_room_that_a_disk_has(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from hfpipe import backends
 from hfpipe.errors import HFPipeError, UsageError, nearest
-from hfpipe.export.options import WEIGHT_FORMATS
+from hfpipe.export import WEIGHT_FORMATS
 from hfpipe.models.names import is_hub_id
 from hfpipe.process import run_child
 from hfpipe.types import LoadOptions

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hfpipe import store
 from hfpipe.bench.references import References
-from hfpipe.export import exporter
-from hfpipe.export.exporter import Exported
-from hfpipe.export.kept import find, plan_to_keep
-from hfpipe.export.options import ExportOptions
+from hfpipe.export import ExportOptions, Report, exporter
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 
@@ -18,21 +16,22 @@ class Exports:
 
     references: References | None
 
-    def make(self, source: ModelSource, weight_format: str, loading: LoadOptions, reporter: Reporter) -> Exported:
+    def make(self, source: ModelSource, weight_format: str, loading: LoadOptions, reporter: Reporter) -> Report:
         """The export of a model. Raises HFPipeError where it fails."""
         references = self.references
         options = ExportOptions(
             weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
         )
-        plan = plan_to_keep(source, options, verify=references is not None)
-        if kept := find(plan, verify=references is not None):
-            return Exported(kept.folder, kept.report, made=False)
+        plan = exporter.plan_to_cache(source, options, verify=references is not None)
+        if cached := exporter.find(plan, verify=references is not None):
+            return cached
+        if plan.output.exists():
+            # It is damaged.
+            store.remove(plan.output)
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
         return exporter.export(
             plan,
-            # What stands there is broken.
-            force=plan.output.exists(),
             verify=references is not None,
             reference=(lambda: references.of(source)) if references else None,
             reporter=reporter,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hfpipe.errors import UsageError
 from hfpipe.export import report as reports
+from hfpipe.store import identity
 from hfpipe.types import ModelSource
 
 # What an export keeps of the config.json of its source.
@@ -49,4 +50,4 @@ def _check_architecture(reference: ModelSource, source: ModelSource) -> None:
 def _is_of_another(reference: ModelSource, source: ModelSource) -> bool:
     made = reports.read(source.folder)
     digest = made["source"].get("sha256") if made else None
-    return digest is not None and digest != reports.source_digest(reference)
+    return digest is not None and digest != identity(reference.folder)

@@ -12,7 +12,7 @@ import typer
 from hfpipe.backends import BACKENDS
 from hfpipe.cli.options import LOADING, OUTPUT, complete_model, option
 from hfpipe.errors import UsageError
-from hfpipe.export.options import WEIGHT_FORMATS
+from hfpipe.export import WEIGHT_FORMATS
 
 _T = TypeVar("_T")
 _MEASURED = "What is measured"

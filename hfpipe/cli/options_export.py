@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from hfpipe.cli.options import option
 from hfpipe.errors import UsageError
-from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
+from hfpipe.export import WEIGHT_FORMATS, ExportOptions, Options
 
 _QUANTIZATION = "Quantization"
 _EXPORT = "Export"
@@ -66,34 +66,34 @@ ScaleEstimationOpt = Annotated[
         panel=_QUANTIZATION,
     ),
 ]
-GptqOpt = Annotated[bool, option("--gptq", help="GPTQ (int4), which takes longest.", panel=_QUANTIZATION)]
+GptqOpt = Annotated[bool, option("--gptq", help="GPTQ (int4); the slowest.", panel=_QUANTIZATION)]
 CalibrationOpt = Annotated[
     Path | None,
     option(
         "--calibration",
-        help="Text, or JSONL with text or prompt, like the model's work to be. Default: a text of hfpipe's own.",
+        help="Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text.",
         panel=_QUANTIZATION,
         metavar="FILE",
         show_default=False,
     ),
 ]
 DataFreeOpt = Annotated[
-    bool, option("--data-free", help="Without calibration: quick, and it loses more.", panel=_QUANTIZATION)
+    bool, option("--data-free", help="No calibration: quick, but loses more quality.", panel=_QUANTIZATION)
 ]
 NoVerifyOpt = Annotated[
-    bool, option("--no-verify", help="Do not run the export, nor compare it with its source.", panel=_EXPORT)
+    bool, option("--no-verify", help="Do not run the export or compare it with its source.", panel=_EXPORT)
 ]
-DryRunOpt = Annotated[bool, option("--dry-run", help="Print the plan, and export nothing.", panel=_EXPORT)]
+DryRunOpt = Annotated[bool, option("--dry-run", help="Print the plan and export nothing.", panel=_EXPORT)]
 ForceOpt = Annotated[
-    bool, option("--force", help="Replace an export that stands, and try what is bound to fail.", panel=_EXPORT)
+    bool, option("--force", help="Replace an export that hfpipe made, and try what will probably fail.", panel=_EXPORT)
 ]
 
 
-def export_options(given: Mapping[str, Any], extra: Sequence[str]) -> ExportOptions:
-    """ExportOptions from a command's parameters, by name; `extra` is what followed `--`."""
-    names = {field.name for field in fields(ExportOptions)} - {"group_size", "extra"}
-    as_they_are = {name: given[name] for name in names}
-    return ExportOptions(group_size=_group_size(given["group_size"]), extra=tuple(extra), **as_they_are)
+def export_options(given: Mapping[str, Any], extra: Sequence[str]) -> Options:
+    """The options of `hfpipe.export` from a command's parameters, by name; `extra` is what followed `--`. Raises
+    UsageError."""
+    named = {field.name: given[field.name] for field in fields(ExportOptions) if field.name in given}
+    return cast(Options, {**named, "group_size": _group_size(given["group_size"]), "extra": tuple(extra)})
 
 
 def _group_size(text: str) -> int | None:
@@ -102,4 +102,4 @@ def _group_size(text: str) -> int | None:
     try:
         return int(text)
     except ValueError as error:
-        raise UsageError(f"--group-size is a number or auto, not {text!r}.") from error
+        raise UsageError(f"--group-size must be a number or auto, not {text!r}.") from error

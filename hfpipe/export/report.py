@@ -1,45 +1,26 @@
-"""hfpipe.json: what an export was made of and how, and what came out of measuring it."""
+"""hfpipe.json: what an export was made of and how, which files it consists of, and what was measured."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hfpipe import store
+from hfpipe.backends.openvino.optimum_cli import EXPORTERS
+from hfpipe.errors import UsageError
 from hfpipe.export.plan import Plan
 from hfpipe.models.folder import REPORT
 from hfpipe.types import ModelSource
 
-_FORMAT = 1
-_CHUNK = 1 << 20
-_PACKAGES = ("hfpipe", "optimum-intel", "nncf", "openvino", "openvino-genai", "transformers", "torch")
-_SOURCE_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
+# 2: it lists the files, so that --force can tell them from a stranger's.
+FORMAT = 2
+_PACKAGES = (*EXPORTERS, "openvino-genai")
 _LOUD_LOSS = 0.10
 _FINER = {"int8": "fp16", "fp16": "fp32"}
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """One digest of the files' contents, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def source_digest(source: ModelSource) -> str:
-    """Of the weights, the configuration and the tokenizer that an export is made of."""
-    return sha256_of(path for pattern in _SOURCE_FILES for path in source.folder.glob(pattern))
-
-
-def weights_digest(folder: Path) -> str:
-    """Of the weights of an export."""
-    return sha256_of(folder.glob("*.bin"))
 
 
 def described_source(source: ModelSource) -> dict[str, Any]:
@@ -57,31 +38,42 @@ def now() -> str:
 
 
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The report of an export in `folder`, but for what is measured."""
+    """The report of an export in `folder`, without what is measured."""
     return {
-        "format": _FORMAT,
-        "source": described_source(plan.source) | {"sha256": source_digest(plan.source)},
+        "format": FORMAT,
+        "source": described_source(plan.source) | {"sha256": store.identity(plan.source.folder)},
         "weight_format": plan.weight_format,
         "request": plan.request(),
         "calibration": plan.calibration.name if plan.calibration else None,
         "optimum_cli": plan.command(Path("OUTPUT")),
         "versions": versions(),
         "created": now(),
-        "sha256": weights_digest(folder),
-        "size": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "files": {name: store.digest(folder / name) for name in _names(folder)},
+        "size": store.size_of(folder),
     }
 
 
+def _names(folder: Path) -> list[str]:
+    """The files in a folder and below it, and its empty folders; not the report itself."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - {REPORT, store.ENTRY})
+
+
 def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    """What the user should know before using an export that was measured to be like that."""
+    """What the user should know before using an export that was measured like this."""
     change = measured.get("quality", {}).get("perplexity_change", 0.0)
     if change > _LOUD_LOSS:
         yield f"This export is much worse than its source: {change:+.0%} perplexity. {_remedy(plan)}"
     tokenizer = measured["tokenizer"]
     if tokenizer["missing"] and not plan.options.passes_on("--disable-convert-tokenizer"):
         yield (
-            f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing): "
-            "hfpipe needs none, other programs may."
+            f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing). "
+            "hfpipe does not need it; other programs may."
+        )
+    if tokenizer.get("differing"):
+        yield (
+            f"OpenVINO's own tokenizer gives other ids than the model's ({', '.join(tokenizer['differing'])} text). "
+            "hfpipe uses the model's; other programs may give wrong answers."
         )
 
 
@@ -100,30 +92,43 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The report of an export; None where there is none that this hfpipe has written."""
+    """The report of an export; None where there is none of this format."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    known = isinstance(report, dict) and report.get("format") == _FORMAT
-    return report if known and "request" in report and isinstance(report.get("source"), dict) else None
-
-
-def is_verified(report: Mapping[str, Any]) -> bool:
-    return "answer" in report
+    known = isinstance(report, dict) and report.get("format") == FORMAT and "request" in report
+    return report if known and all(isinstance(report.get(key), dict) for key in ("source", "files")) else None
 
 
 def difference(plan: Plan, folder: Path, *, verify: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """What tells the export that stands in `folder` from the one that is planned, and its report."""
+    """How the export in `folder` differs from the one that is planned, and its report."""
     existing = read(folder)
     if existing is None:
-        return "and is no finished export of hfpipe", None
+        return "is not a finished export of this hfpipe", None
     if existing["request"] != plan.request():
-        return "made with other options", existing
-    if existing["source"].get("sha256") != source_digest(plan.source):
-        return "made of another model, or of another state of it", existing
-    if existing.get("sha256") != weights_digest(folder):
-        return "and its weights have changed since it was made", existing
-    if verify and not is_verified(existing):
-        return "made without verification", existing
+        return "was made with other options", existing
+    if existing["source"].get("sha256") != store.identity(plan.source.folder):
+        return "was made of another model, or of another state of it", existing
+    weights = {name: digest for name, digest in existing["files"].items() if name.endswith(".bin")}
+    if not weights or weights != {path.name: store.digest(path) for path in folder.glob("*.bin")}:
+        return "has other weights than when it was made", existing
+    if verify and "answer" not in existing:
+        return "was made without verification", existing
     return None, existing
+
+
+def check_replaceable(output: Path) -> None:
+    """Raise UsageError where `output` holds anything that hfpipe has not made: it is not ours to remove."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    made = read(output)
+    if made is None:
+        raise UsageError(
+            f"{output} is not an export that hfpipe made, and stays as it is.", hint="Choose another output folder."
+        )
+    if others := [name for name in _names(output) if name not in made["files"]]:
+        raise UsageError(
+            f"{output} also holds {others[0]}, which hfpipe did not make, and stays as it is.",
+            hint=f"Move {others[0]} away, or choose another output folder.",
+        )

@@ -8,7 +8,7 @@ from hfpipe.bench.benchmark import Benchmark
 from hfpipe.bench.choices import Choices
 from hfpipe.bench.metrics import Workload
 from hfpipe.errors import UsageError
-from hfpipe.export.exporter import Exported
+from hfpipe.export import Report
 from hfpipe.quality import Reference
 from hfpipe.types import Silent
 
@@ -27,7 +27,7 @@ class Work:
     def export(self, plan, *, verify, reference, **_):
         assert verify == (reference is not None)
         self.exported.append(reference().folder if verify else None)
-        return Exported(self._export, {})
+        return Report(self._export, {})
 
     def compare(self, judge, given, origin, reference):
         self.compared.append(reference.folder)

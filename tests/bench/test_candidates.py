@@ -13,7 +13,7 @@ from hfpipe.bench.choices import Choices
 from hfpipe.bench.exports import Exports
 from hfpipe.bench.references import References
 from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
-from hfpipe.export.exporter import Exported
+from hfpipe.export import Report
 from hfpipe.types import LoadOptions, Silent
 from tests.tiny_exports import in_this_process
 
@@ -27,7 +27,7 @@ def exports(monkeypatch, tiny_llama_ov):
         made.append((plan.source.reference, plan.weight_format))
         if plan.weight_format == "int4":
             raise ConversionError("It cannot be quantized.")
-        return Exported(tiny_llama_ov, {"answer": {}} if verify else {})
+        return Report(tiny_llama_ov, {"answer": {}} if verify else {})
 
     monkeypatch.setattr(bench_exports.exporter, "export", export)
     return made
@@ -234,7 +234,7 @@ def test_what_an_export_does_is_said_with_its_name(tiny_llama, tiny_llama_ov, mo
         reporter.progress("Loading", 1, 2, "steps", "a layer")
         reporter.note("Almost there.")
         reporter.stage(None)
-        return Exported(tiny_llama_ov, {})
+        return Report(tiny_llama_ov, {})
 
     monkeypatch.setattr(bench_exports.exporter, "export", export)
     heard = Heard()

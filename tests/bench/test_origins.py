@@ -8,6 +8,7 @@ from hfpipe import models
 from hfpipe.bench.origins import check_reference, origin_of
 from hfpipe.errors import UsageError
 from hfpipe.export import report as reports
+from hfpipe.store import identity
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_reference_of_another_architecture(llama, export, key):
 
 
 def test_a_reference_whose_weights_are_others(llama, export, monkeypatch):
-    made_of(monkeypatch, model="org/model", sha256=reports.source_digest(llama))
+    made_of(monkeypatch, model="org/model", sha256=identity(llama.folder))
     assert check_reference(llama, [export]) == []
     made_of(monkeypatch, model="org/model", sha256="0" * 64)
     (warning,) = check_reference(llama, [export])

@@ -38,18 +38,22 @@ def interrupted(output, number, *args):
 
 @pytest.fixture(scope="module")
 def int4(tiny_llama, tmp_path_factory):
-    """A whole run to the end, after one that was killed, with a place for temporary files that is too small."""
+    """A whole run to the end, after one that was killed, with a place for temporary files that is too small. Its model
+    names a class with which transformers builds and saves another tokenizer."""
     folder, small = tmp_path_factory.mktemp("int4"), tmp_path_factory.mktemp("small")
-    output = folder / "out"
-    interrupted(output, signal.SIGKILL, tiny_llama, "--weight-format", "int4")
+    output, model = folder / "out", tmp_path_factory.mktemp("models") / "rebuilt"
+    shutil.copytree(tiny_llama, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"}))
+    interrupted(output, signal.SIGKILL, model, "--weight-format", "int4")
     left = names(folder)
     try:
         command, settings = on_a_disk_of("size=16k", small), {"TMPDIR": str(small)}
     except pytest.skip.Exception:
         command, settings = HFPIPE, {}
-    ended = run_hfpipe("export", tiny_llama, output, "--weight-format", "int4", env=settings, command=command)
+    ended = run_hfpipe("export", model, output, "--weight-format", "int4", env=settings, command=command)
     assert ended.code == 0, ended
-    return SimpleNamespace(ended=ended, output=output, left=left, report=read(output))
+    return SimpleNamespace(ended=ended, output=output, left=left, report=read(output), model=model)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def fp32(tiny_llama, tmp_path_factory):
     output = tmp_path_factory.mktemp("fp32") / "out"
     ended = run_hfpipe("export", tiny_llama, output, "--json", tty="stderr")
     assert ended.code == 0, ended
-    return SimpleNamespace(ended=ended, output=output, report=read(output))
+    return SimpleNamespace(ended=ended, output=output, report=read(output), model=tiny_llama)
 
 
 def read(output):
@@ -98,7 +102,15 @@ def test_everything_that_is_needed_is_there(request, name):
     for model in ("openvino_model", "openvino_tokenizer", "openvino_detokenizer"):
         needed += [f"{model}.xml", f"{model}.bin"]
     assert set(needed) <= set(files)
-    assert export.report["tokenizer"] == {"missing": [], "differing": []}
+    assert export.report["tokenizer"]["missing"] == []
+
+
+def test_its_tokenizer_is_the_sources_byte_for_byte(int4, fp32):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (int4.output / name).read_bytes() == (int4.model / name).read_bytes()
+    assert fp32.report["tokenizer"]["differing"] == []
+    assert int4.report["tokenizer"]["differing"] != []
+    assert b"Warning: OpenVINO's own tokenizer gives other ids than the model's (" in int4.ended.err
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4"])
@@ -109,13 +121,14 @@ def test_it_runs(request, name):
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4"])
-def test_the_report_says_what_it_is(request, tiny_llama, name):
-    report = request.getfixturevalue(name).report
-    assert report["source"]["model"] == str(tiny_llama)
+def test_the_report_says_what_it_is(request, name):
+    export = request.getfixturevalue(name)
+    report = export.report
+    assert report["source"]["model"] == str(export.model)
     assert report["versions"]["openvino"] == version("openvino")
     assert report["weight_format"] == name
     assert report["request"]["options"][:2] == ["--weight-format", name]
-    for digest in (report["source"]["sha256"], report["sha256"]):
+    for digest in (report["source"]["sha256"], *report["files"].values()):
         assert len(bytes.fromhex(digest)) == 32
     assert set(report["seconds"]) == {"export", "verification"}
     assert all(seconds > 0 for seconds in report["seconds"].values())
@@ -153,7 +166,7 @@ def test_the_same_request_does_nothing(fp32, tiny_llama):
     before = (fp32.output / "hfpipe.json").stat()
     ended = run_hfpipe("export", tiny_llama, fp32.output, "--weight-format", "fp32")
     assert (ended.code, ended.err) == (0, b"")
-    assert f"{fp32.output.name}, which stands already: nothing was done" in ended.out.decode()
+    assert f"{fp32.output.name}, which exists already: nothing to do" in ended.out.decode()
     ended = run_hfpipe("export", tiny_llama, fp32.output, "--json", env={"PYTHONIOENCODING": "ascii"})
     assert (ended.code, json.loads(ended.out)["made"]) == (0, False)
     assert (fp32.output / "hfpipe.json").stat() == before
@@ -161,8 +174,8 @@ def test_the_same_request_does_nothing(fp32, tiny_llama):
 
 def test_another_request_is_refused(fp32, tiny_llama):
     ended = failure(1, tiny_llama, fp32.output, "--weight-format", "int8")
-    assert ended.error == f"{fp32.output} exists, made with other options."
-    assert ended.hint == "Name another OUTPUT, or replace it with --force."
+    assert ended.error == f"{fp32.output} exists and was made with other options."
+    assert ended.hint == "Choose another output folder, or replace the export with force (--force)."
 
 
 def test_from_the_hub_in_place_of_another_in_silence(tiny_gpt2, tmp_path):
@@ -170,6 +183,8 @@ def test_from_the_hub_in_place_of_another_in_silence(tiny_gpt2, tmp_path):
     output = tmp_path / "gpt2-ov-fp16"
     output.mkdir()
     (output / "openvino_model.xml").write_text("old")
+    made = {"format": 2, "source": {}, "request": {}, "files": {"openvino_model.xml": ""}}
+    (output / "hfpipe.json").write_text(json.dumps(made))
     args = ("--revision", "main", "--weight-format", "fp16", "--no-verify", "--force", "-q")
     with LoopbackHub({"gpt2": tiny_gpt2}) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "hf")}
@@ -221,13 +236,18 @@ def test_a_word_that_optimum_cli_does_not_know(tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "error", "hint"),
     [
-        (["--weight-format", "int2"], 2, "Unknown weight format 'int2'.", "There are fp32, fp16, int8, int4."),
+        (["--weight-format", "int2"], 2, "Unknown weight format 'int2'.", "Known formats: fp32, fp16, int8, int4."),
         (["--weight-format", "int4", "--group-size", "128"], 2, "Group size 128 does not divide 96, the width", "32"),
-        (["--weight-format", "int4", "--group-size", "big"], 2, "--group-size is a number or auto, not 'big'.", ""),
+        (
+            ["--weight-format", "int4", "--group-size", "big"],
+            2,
+            "must be a number or auto, not 'big'.",
+            "",
+        ),
         (["--group-size", "64"], 2, "--group-size needs --weight-format int4.", ""),
         (["--weight-format", "int8", "--awq"], 2, "--awq needs --weight-format int4.", ""),
         (["--revision", "main"], 2, "has no revisions", ""),
-        (["--", "--model", "x"], 2, "--model is hfpipe's own, and does not go after --.", ""),
+        (["--", "--model", "x"], 2, "--model is set by hfpipe and cannot be given after --.", ""),
     ],
 )
 def test_wrong_usage(tiny_llama, tmp_path, args, code, error, hint):
@@ -240,7 +260,7 @@ def test_wrong_usage(tiny_llama, tmp_path, args, code, error, hint):
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("none", None, "cannot be read: No such file or directory."),
+        ("none", None, "none: No such file or directory."),
         ("empty", b" \n", "is empty."),
         ("binary", b"text\xff", "is not UTF-8 text (byte 4)."),
         ("x.jsonl", b'{"text": "one"}\n{"text": ', "line 2, is not JSON: Expecting value at column 10."),
@@ -258,24 +278,34 @@ def test_models_that_are_not_exported(tmp_path):
     assert "is an encoder-decoder model, which hfpipe does not export." in failure(1, t5).error
     (t5 / "openvino_model.xml").write_text("")
     (t5 / "openvino_model.bin").write_text("")
-    assert "is an OpenVINO model already." in failure(2, t5).error
+    assert "is already an OpenVINO model." in failure(2, t5).error
 
 
 def test_an_output_that_is_something_else(tiny_llama, tmp_path):
     (tmp_path / "mine").write_text("")
     ended = failure(2, tiny_llama, tmp_path, "--force")
-    assert ended.error == f"{tmp_path} is not an export, and stays as it is."
+    assert ended.error == f"{tmp_path} is not an export that hfpipe made, and stays as it is."
     ended = failure(1, tiny_llama, tmp_path / "mine" / "out")
     assert ended.error == f"Cannot write to {tmp_path / 'mine'}: Not a directory."
     assert names(tmp_path) == ["mine"]
 
 
-def test_an_output_that_may_not_be_written(tiny_llama, tmp_path):
-    ended = run_hfpipe("export", tiny_llama, tmp_path / "out", command=on_a_disk_of("ro", tmp_path))
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["export", "plan"])
+def test_an_output_that_may_not_be_written(tiny_llama, tmp_path, more):
+    ended = run_hfpipe("export", tiny_llama, tmp_path / "out", *more, command=on_a_disk_of("ro", tmp_path))
     assert (ended.code, ended.out) == (1, b"")
     assert ended.error.startswith(f"Cannot write to {tmp_path}/")
     assert ended.error.endswith(": Read-only file system.")
-    assert "OUTPUT" in ended.hint
+    assert ended.hint == "Choose another output folder."
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["export", "plan"])
+def test_names_that_can_never_be_written(tiny_llama, tmp_path, more):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for output, words in (("loop", "loop is a loop of symbolic links."), ("x" * 300, ": File name too long.")):
+        ended = failure(2 if output == "loop" else 1, tiny_llama, tmp_path / output, *more)
+        assert ended.error.endswith(words)
+        assert ended.hint.startswith(("Name another place.", "Choose another output folder."))
 
 
 # What goes wrong later
@@ -296,7 +326,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(tiny_llama, tmp_path, weigh
     ended = run_hfpipe("export", tiny_llama, tmp_path / "deep" / "out", *args, command=command)
     assert (ended.code, ended.out) == (1, b"")
     assert ended.error == f"The disk of {tmp_path / 'deep'} is full."
-    assert ended.hint == "Free some space, or set OUTPUT to a folder on another disk."
+    assert ended.hint == "Free some space, or choose another output folder."
 
 
 def test_too_little_memory_is_one_line(tiny_llama, tmp_path):

@@ -10,8 +10,7 @@ from typing import Any
 
 from hfpipe import models, quality
 from hfpipe.backends.openvino import optimum_cli
-from hfpipe.export import exporter, verify
-from hfpipe.export.options import ExportOptions
+from hfpipe.export import ExportOptions, exporter, verify
 from hfpipe.export.plan import make_plan
 from hfpipe.quality import score_torch, texts
 from hfpipe.types import Reporter
@@ -48,4 +47,4 @@ def _exports(name: str, make: Any, folder: Path) -> dict[str, Any]:
 def _export(source: Any, output: Path, options: ExportOptions) -> dict[str, Any]:
     plan = make_plan(source, output, options)
     done = exporter.export(plan, verify=options.weight_format == "fp32")
-    return {"folder": str(done.folder), "report": done.report, "estimate": plan.estimate.size}
+    return {"folder": str(done.folder), "report": done.data, "estimate": plan.estimate.size}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfpipe.errors import UsageError
-from hfpipe.export import calibration
-from hfpipe.export.calibration import from_file
+from hfpipe.export import quantization
+from hfpipe.export.quantization import from_file
 
 LONGEST, MOST = 512, 128
 PIECES = st.sampled_from(
@@ -101,7 +101,7 @@ def test_bytes_that_are_not_text(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     for path, reason in [(tmp_path / "none", "No such file"), (tmp_path, "Is a directory")]:
-        with pytest.raises(UsageError, match=f"cannot be read: {reason}"):
+        with pytest.raises(UsageError, match=f"^Cannot read the calibration file {path}: {reason}"):
             from_file(path)
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     if user == 0:
         os.seteuid(65534)
     try:
-        with pytest.raises(UsageError, match="cannot be read"):
+        with pytest.raises(UsageError, match="Cannot read"):
             from_file(path)
     finally:
         os.seteuid(user)
@@ -128,7 +128,7 @@ def squeezed(text):
 
 
 def spread(documents):
-    return calibration._samples(documents)
+    return quantization._samples(documents)
 
 
 @given(st.lists(DOCUMENTS | st.text(max_size=1500), max_size=5))
@@ -164,7 +164,7 @@ def test_of_many_samples_those_are_taken_that_lie_evenly():
 
 
 def test_the_built_in_text_has_several_kinds():
-    found = calibration.built_in()
+    found = quantization.built_in()
     assert found.name == "built-in"
     assert 20 < len(found.samples) <= MOST
     assert any("def " in sample for sample in found.samples)

@@ -8,9 +8,8 @@ import pytest
 
 from hfpipe import models
 from hfpipe.errors import ConversionError, HFPipeError, UsageError
-from hfpipe.export import exporter
-from hfpipe.export.kept import plan_to_keep
-from hfpipe.export.options import ExportOptions
+from hfpipe.export import ExportOptions, exporter
+from hfpipe.export.exporter import plan_to_cache
 from hfpipe.export.plan import Plan, make_plan
 from hfpipe.quality import Reference
 from hfpipe.types import Silent
@@ -81,18 +80,18 @@ def test_what_is_done(model, children):
     assert done.made
     assert done.folder == model.parent / "out"
     assert names(done.folder) == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
-    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.report
-    assert set(MEASURED) < set(done.report)
-    assert done.report["warnings"] == []
-    assert set(done.report["seconds"]) == {"export", "verification"}
+    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
+    assert set(MEASURED) < set(done.data)
+    assert done.data["warnings"] == []
+    assert set(done.data["seconds"]) == {"export", "verification"}
     assert names(model.parent) == ["model", "out"]
 
 
 def test_without_verification(model, children):
     done = exporter.export(planned(model), verify=False)
     assert children.names == ["convert"]
-    assert set(done.report["seconds"]) == {"export"}
-    assert not set(MEASURED) & set(done.report)
+    assert set(done.data["seconds"]) == {"export"}
+    assert not set(MEASURED) & set(done.data)
 
 
 def test_children_write_where_the_export_is_made(model, children):
@@ -107,7 +106,7 @@ def test_the_same_request_does_nothing(model, children):
     first = exporter.export(planned(model))
     children.asked.clear()
     again = exporter.export(planned(model))
-    assert (again.made, again.report, children.names) == (False, first.report, [])
+    assert (again.made, again.data, children.names) == (False, first.data, [])
     assert exporter.export(planned(model), verify=False).made is False
 
 
@@ -116,7 +115,7 @@ def test_the_same_request_does_nothing(model, children):
 )
 def test_another_request_is_refused(model, children, options):
     exporter.export(planned(model))
-    with pytest.raises(HFPipeError, match="out exists, made with other options") as caught:
+    with pytest.raises(HFPipeError, match="out exists and was made with other options") as caught:
         exporter.export(planned(model, **options))
     assert caught.value.exit_code == 1
     assert "--force" in caught.value.hint
@@ -157,25 +156,57 @@ def test_an_export_of_others_is_refused(model, children, report):
     (output / "openvino_model.xml").write_text("old")
     if report is not None:
         (output / "hfpipe.json").write_text(report)
-    with pytest.raises(HFPipeError, match="out exists, and is no finished export of hfpipe"):
+    with pytest.raises(HFPipeError, match="out exists and is not a finished export of this hfpipe"):
         exporter.export(planned(model))
-    assert exporter.export(planned(model), force=True).made
-    assert (output / "openvino_model.xml").read_text() == "new"
+    with pytest.raises(UsageError, match="out is not an export that hfpipe made, and stays as it is"):
+        exporter.export(planned(model), force=True)
+    assert (output / "openvino_model.xml").read_text() == "old"
 
 
 @pytest.mark.parametrize("changed", [{"source": None}, {"source": {}}, {"source": [1]}, {"request": None}], ids=repr)
 def test_a_report_that_someone_has_changed(model, children, changed):
-    report = exporter.export(planned(model)).report
+    report = exporter.export(planned(model)).data
     (model.parent / "out" / "hfpipe.json").write_text(json.dumps({**report, **changed}))
-    with pytest.raises(HFPipeError, match="out exists, "):
+    with pytest.raises(HFPipeError, match="out exists and "):
         exporter.export(planned(model))
 
 
 def test_force_makes_the_same_anew(model, children):
     exporter.export(planned(model))
-    (model.parent / "out" / "more").write_text("")
     assert exporter.export(planned(model), force=True).made
     assert names(model.parent / "out") == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+
+
+@pytest.mark.parametrize("others", ["notes.txt", "sub/notes.txt", "sub/", "link"])
+def test_force_removes_nothing_that_hfpipe_has_not_made(model, children, others):
+    output = exporter.export(planned(model)).folder
+    mine = output / others
+    mine.parent.mkdir(exist_ok=True)
+    if others.endswith("/"):
+        mine.mkdir()
+    elif others == "link":
+        mine.symlink_to(model)
+    else:
+        mine.write_text("mine")
+    with pytest.raises(UsageError, match=f"out also holds {others.rstrip('/')}, which hfpipe did not make"):
+        exporter.export(planned(model, sym=True), force=True)
+    assert mine.exists()
+    assert not exporter.export(planned(model)).made
+
+
+def test_what_comes_into_an_export_while_it_is_replaced_stays(model, children, monkeypatch):
+    output = exporter.export(planned(model)).folder
+    convert = exporter.run_export
+
+    def slow(*arguments, **options):
+        (output / "mine").write_text("mine")
+        return convert(*arguments, **options)
+
+    monkeypatch.setattr(exporter, "run_export", slow)
+    with pytest.raises(UsageError, match="out also holds mine"):
+        exporter.export(planned(model), force=True)
+    assert (output / "mine").read_text() == "mine"
+    assert names(model.parent) == ["model", "out"]
 
 
 @pytest.fixture
@@ -184,7 +215,7 @@ def kept(model, children):
 
     def make(verify=True, **options):
         options = ExportOptions(**{"weight_format": "int8", **options})
-        plan = plan_to_keep(models.resolve(str(model)), options, verify=verify)
+        plan = plan_to_cache(models.resolve(str(model)), options, verify=verify)
         done = exporter.export(plan, verify=verify)
         children.asked.clear()
         return done
@@ -204,29 +235,29 @@ def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
     first, notes = kept(), Notes()
     done = exporter.export(planned(model), reporter=notes)
     assert (children.names, done.made, done.folder) == ([], True, model.parent / "out")
-    assert names(done.folder) == names(first.folder)
+    assert names(done.folder) == [name for name in names(first.folder) if name != ".hfpipe-entry"]
     assert (done.folder / "openvino_model.bin").read_bytes() == b"weights"
     assert notes.notes == [
-        "An equal export stands in the cache, where bench has made it: copied; --force makes it anew."
+        "Copying an equal export from the cache, where bench has made it. Force (--force) makes it anew."
     ]
-    assert set(done.report) == {*first.report, "copied"}
-    assert first.report.items() <= done.report.items()
-    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.report
+    assert set(done.data) == {*first.data, "copied"}
+    assert first.data.items() <= done.data.items()
+    assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert not exporter.export(planned(model)).made
     assert names(model.parent) == ["model", "out"]
 
 
 def test_with_force_it_is_made_anew(model, children, kept):
     kept()
-    assert "copied" not in exporter.export(planned(model), force=True).report
+    assert "copied" not in exporter.export(planned(model), force=True).data
     assert children.names == ["convert", "score", "verify"]
 
 
 def test_one_that_is_not_verified_is_copied_where_no_verification_is_wanted(model, children, kept):
     kept(verify=False)
-    assert "copied" not in exporter.export(planned(model, "a")).report
+    assert "copied" not in exporter.export(planned(model, "a")).data
     children.asked.clear()
-    assert "copied" in exporter.export(planned(model, "b"), verify=False).report
+    assert "copied" in exporter.export(planned(model, "b"), verify=False).data
     assert children.names == []
 
 
@@ -242,9 +273,9 @@ def test_a_copy_says_what_its_source_is_called_here(model, children, kept):
     kept()
     plan = planned(model)
     done = exporter.export(replace(plan, source=replace(plan.source, reference="org/model", revision="abc")))
-    assert {"model": "org/model", "revision": "abc"}.items() <= done.report["source"].items()
-    assert done.report["source"]["sha256"]
-    assert "copied" in done.report
+    assert {"model": "org/model", "revision": "abc"}.items() <= done.data["source"].items()
+    assert done.data["source"]["sha256"]
+    assert "copied" in done.data
 
 
 def test_a_copy_that_is_interrupted_leaves_nothing(model, children, kept, monkeypatch):
@@ -311,7 +342,7 @@ def test_a_failure_leaves_what_was_there(model, children, failing):
 def test_a_source_that_cannot_be_scored_is_a_warning(model, children):
     children.failing = {"score"}
     done = exporter.export(planned(model))
-    assert done.report["warnings"] == ["Not compared with its source, which could not be scored: score failed"]
+    assert done.data["warnings"] == ["Not compared with its source, which could not be scored: score failed"]
     reference, verification = children.asked[1][1], children.asked[2][1]
     assert verification["reference_folder"] is None
     assert not reference.exists()
@@ -319,14 +350,14 @@ def test_a_source_that_cannot_be_scored_is_a_warning(model, children):
 
 def test_a_source_that_is_scored_already(model, children, tmp_path):
     reference = Reference(tmp_path / "scored", (), 1, "float32")
-    assert exporter.export(planned(model), reference=lambda: reference).report["warnings"] == []
+    assert exporter.export(planned(model), reference=lambda: reference).data["warnings"] == []
     assert children.names == ["convert", "verify"]
     assert children.asked[1][1]["reference_folder"] == str(reference.folder)
 
     def failing():
         raise ConversionError("It has no logits.")
 
-    (warning,) = exporter.export(planned(model), reference=failing, force=True).report["warnings"]
+    (warning,) = exporter.export(planned(model), reference=failing, force=True).data["warnings"]
     assert warning == "Not compared with its source, which could not be scored: It has no logits."
     assert children.asked[-1][1]["reference_folder"] is None
 
@@ -350,7 +381,7 @@ def test_what_the_user_can_change_where_it_cannot_be_written(model, children):
     (model.parent / "file").write_text("")
     with pytest.raises(HFPipeError) as caught:
         exporter.export(replace(planned(model, "file/out"), variable="HFPIPE_CACHE"))
-    assert caught.value.hint == "Set HFPIPE_CACHE to a folder that you can write to."
+    assert caught.value.hint == "Set HFPIPE_CACHE to another folder."
 
 
 def test_stages_end_before_the_export_has_its_name(model, children):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hfpipe.errors import UsageError
-from hfpipe.export.options import WEIGHT_FORMATS, ExportOptions
+from hfpipe.export import WEIGHT_FORMATS, ExportOptions
 
 # For each option of quantization a value that asks for something.
 INT4 = {
@@ -92,7 +92,7 @@ def test_what_needs_no_text_goes_with_data_free(name):
     ],
 )
 def test_optimum_cli_is_not_told_otherwise(word, named):
-    with pytest.raises(UsageError, match=f"^{named} is hfpipe's own, and does not go after --"):
+    with pytest.raises(UsageError, match=f"^{named} is set by hfpipe and cannot be given after --"):
         ExportOptions("int4", extra=("--variant", "x", word, "y"))
 
 

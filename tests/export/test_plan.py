@@ -10,9 +10,8 @@ from safetensors.numpy import save_file
 
 from hfpipe import models
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.export import ExportOptions, quantization
 from hfpipe.export import plan as planning
-from hfpipe.export import quantization
-from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import default_output, make_plan
 from tests.fake_models import write_model
 
@@ -95,15 +94,15 @@ def test_a_group_size_that_does_not_divide_is_refused(model):
         plan(model, group_size=128)
     assert caught.value.message == (
         "Group size 128 does not divide 576, the width of model.layers.0.self_attn.q_proj.weight "
-        "(so it is with 2 of 4 layers)."
+        "(2 of 4 layers are affected)."
     )
-    assert caught.value.hint == "--group-size 64 fits, and auto chooses by itself."
+    assert caught.value.hint == "Use --group-size 64, or auto."
 
 
 def test_where_no_usual_one_fits_the_hint_says_what_auto_does(tmp_path):
     with pytest.raises(UsageError) as caught:
         plan(write_llama(tmp_path / "model", 48, 64), group_size=32)
-    assert caught.value.hint == "--group-size auto lets each layer have its own."
+    assert caught.value.hint == "Use --group-size auto, which fits each layer."
 
 
 @pytest.mark.parametrize("size", [64, 32, 96, -1])
@@ -127,6 +126,9 @@ def test_who_insists_gets_any_group_size(model):
         ({"dtype": "bfloat16"}, "fp16"),
         ({"torch_dtype": "float16"}, "fp16"),
         ({"dtype": None, "torch_dtype": "bfloat16"}, "fp16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "fp16"),
+        ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "fp32"),
+        ({"text_config": [5]}, "fp32"),
     ],
 )
 def test_the_format_by_default_is_the_models_own(tmp_path, config, weight_format):
@@ -171,7 +173,7 @@ def test_a_model_that_takes_hours_is_calibrated_where_that_is_asked_for(model, t
     monkeypatch.setattr(planning, "calibration_seconds", quantization.calibration_seconds)
     made = plan(model)
     assert made.calibration is None
-    assert any("would take about 120 minutes: --scale-estimation asks for it" in line for line in made.warnings)
+    assert any("would take about 120 minutes. --scale-estimation calibrates" in line for line in made.warnings)
     (tmp_path / "text").write_text("one two")
     for options in ({"scale_estimation": True}, {"gptq": True}, {"calibration": tmp_path / "text"}):
         assert plan(model, **options).calibration
@@ -200,9 +202,9 @@ def test_an_openvino_model_is_one_already(tmp_path):
     folder = write_model(tmp_path / "model")
     for name in ("openvino_model.xml", "openvino_model.bin"):
         (folder / name).write_text("")
-    with pytest.raises(UsageError, match="model is an OpenVINO model already") as caught:
+    with pytest.raises(UsageError, match="model is already an OpenVINO model") as caught:
         plan(folder)
-    assert caught.value.hint == "Export the model that it was made of."
+    assert caught.value.hint == "Export the model that it was made from."
 
 
 def test_an_encoder_decoder_model(tmp_path):
@@ -251,9 +253,11 @@ def test_a_disk_that_is_too_small_for_the_result_is_refused(model, tmp_path, mon
     with pytest.raises(HFPipeError) as caught:
         plan(model, "fp32", tmp_path / "deep" / "out")
     assert caught.value.exit_code == 1
-    assert caught.value.message.startswith("The export takes about ")
+    assert caught.value.message.startswith("The export needs about ")
     assert f"{tmp_path}/deep has " in caught.value.message
-    assert caught.value.hint == "Free some space, name an OUTPUT on another disk, or try it with --force."
+    assert (
+        caught.value.hint == "Free some space, choose an output folder on another disk, or try it with force (--force)."
+    )
     assert any("of disk" in line for line in plan(model, "fp32", force=True).warnings)
 
 

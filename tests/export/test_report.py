@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hfpipe import models
-from hfpipe.cli.export_report import planned, result
+from hfpipe.cli.export import plan_as_text, result
+from hfpipe.export import ExportOptions, Report
 from hfpipe.export import report as reports
-from hfpipe.export.exporter import Exported
-from hfpipe.export.options import ExportOptions
 from hfpipe.export.plan import make_plan
+from hfpipe.store import identity
 from tests.fake_models import write_model
 
 WHOLE = {"missing": [], "differing": []}
@@ -54,7 +54,7 @@ def test_what_an_export_was_made_of(model, export):
     assert made["source"] == {
         "model": str(model),
         "revision": None,
-        "sha256": reports.source_digest(plan(model).source),
+        "sha256": identity(model),
     }
     assert made["weight_format"] == "int8"
     assert made["request"] == plan(model).request()
@@ -63,29 +63,12 @@ def test_what_an_export_was_made_of(model, export):
     assert made["versions"]["openvino"] == version("openvino")
     assert {"hfpipe", "optimum-intel", "nncf", "transformers", "torch"} < set(made["versions"])
     assert datetime.fromisoformat(made["created"]).utcoffset() is not None
-    assert made["sha256"] == hashlib.sha256(b"deabc").hexdigest()
+    assert made["files"] == {
+        "b.bin": hashlib.sha256(b"de").hexdigest(),
+        "openvino_model.bin": hashlib.sha256(b"abc").hexdigest(),
+        "openvino_model.xml": hashlib.sha256(b"<xml/>").hexdigest(),
+    }
     assert made["size"] == 11
-
-
-def sha256(*paths):
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def test_the_digest_of_a_source_is_that_of_all_that_an_export_is_made_of(tmp_path):
-    sharded = write_model(tmp_path / "sharded", shards=3)
-    source = models.resolve(str(sharded))
-    whole = sorted([*sharded.glob("*.safetensors"), *sharded.glob("*.json")])
-    assert len(whole) > 4
-    assert reports.source_digest(source) == sha256(*whole)
-    (sharded / "README.md").write_text("changed")
-    assert reports.source_digest(source) == sha256(*whole)
-    (sharded / "config.json").write_text("{}")
-    assert reports.source_digest(source) == sha256(*whole)
-
-
-def test_a_digest_of_much_is_read_in_pieces(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"0123456789" * 300_000)
-    assert reports.sha256_of([tmp_path / "x.bin"]) == sha256(tmp_path / "x.bin")
 
 
 def test_what_is_written_is_read(export, model):
@@ -95,7 +78,9 @@ def test_what_is_written_is_read(export, model):
     assert "é" in (export / "hfpipe.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("text", [None, "", "[1]", "{}", '{"format": 0, "source": {}, "request": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "text", [None, "", "[1]", "{}", '{"format": 1, "source": {}, "request": {}, "files": {}}', "[" * 100_000, "\xff"]
+)
 def test_what_hfpipe_has_not_written_is_no_report(tmp_path, text):
     if text is not None:
         (tmp_path / "hfpipe.json").write_text(text, encoding="latin-1")
@@ -160,7 +145,7 @@ REPORT = {
 
 
 def printed(made=True, **changes):
-    return result(Exported(Path("/models/out"), {**REPORT, **changes}, made))
+    return result(Report(Path("/models/out"), {**REPORT, **changes}, made))
 
 
 def test_a_result_in_words():
@@ -181,7 +166,7 @@ def test_a_result_in_words():
 )
 def test_the_command_that_runs_it_can_be_typed(tmp_path, monkeypatch, folder, typed):
     monkeypatch.chdir(tmp_path)
-    rows = result(Exported((tmp_path / folder).resolve(), REPORT))
+    rows = result(Report((tmp_path / folder).resolve(), REPORT))
     assert rows["run it"] == f'hfpipe run {typed.format(above=tmp_path.parent)} "..."'
 
 
@@ -191,13 +176,13 @@ def test_what_a_model_says_is_shown_in_one_line_and_not_obeyed():
 
 def test_what_was_not_measured_is_left_out():
     measured = ("weights", "quality", "answer", "tokenizer")
-    rows = result(Exported(Path("out"), {key: value for key, value in REPORT.items() if key not in measured}))
+    rows = result(Report(Path("out"), {key: value for key, value in REPORT.items() if key not in measured}))
     assert set(rows) == {"export", "size", "time", "run it"}
     assert "±" not in printed(quality={**REPORT["quality"], "perplexity_change_error": None})["perplexity"]
 
 
 def test_what_stood_already_is_said():
-    assert printed(made=False)["export"] == "/models/out, which stands already: nothing was done"
+    assert printed(made=False)["export"] == "/models/out, which exists already: nothing to do"
 
 
 @pytest.mark.parametrize(
@@ -213,12 +198,12 @@ def test_what_is_wrong_with_openvinos_own_tokenizer(tokenizer, words):
 
 def test_the_command_of_a_plan_can_be_typed(model):
     model = model.rename(model.parent / "my model")
-    (command,) = [value for name, value in planned(plan(model, "int8")).items() if name == "command"]
+    (command,) = [value for name, value in plan_as_text(plan(model, "int8")).items() if name == "command"]
     assert shlex.split(command)[3:5] == ["--model", str(model)]
 
 
 def test_a_plan_in_words(model):
-    rows = planned(plan(model, "int4"))
+    rows = plan_as_text(plan(model, "int4"))
     assert rows["model"] == str(model)
     assert rows["output"] == str(model.parent / "out")
     assert rows["weights"].startswith("int4: groups of ")
@@ -226,5 +211,5 @@ def test_a_plan_in_words(model):
     assert rows["command"].startswith(f"optimum-cli export openvino --model {model} ")
     assert rows["command"].endswith(f" {model.parent / 'out'}")
     assert {"size", "disk", "memory", "time"} < set(rows)
-    assert "calibration" not in planned(plan(model, "fp16"))
-    assert planned(plan(model, "int4", data_free=True))["calibration"] == "none"
+    assert "calibration" not in plan_as_text(plan(model, "fp16"))
+    assert plan_as_text(plan(model, "int4", data_free=True))["calibration"] == "none"

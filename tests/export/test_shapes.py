@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfpipe.export.shapes import Layer, Shapes, classify, export_bytes
+from hfpipe.export.quantization import Layer, Shapes, classify, export_bytes
 
 LLAMA = {
     "model.embed_tokens.weight": (400, 64),
@@ -122,8 +122,8 @@ def test_the_layers_that_a_group_size_does_not_divide():
     shapes = of_widths(576, 1536, 576)
     assert [layer.name for layer in shapes.undivided(128)] == ["layer0", "layer2"]
     assert shapes.undivided(64) == shapes.undivided(-1) == []
-    assert shapes.divisible(-1)
-    assert not of_widths(64).divisible(128)
+    assert not shapes.undivided(-1)
+    assert of_widths(64).undivided(128)
 
 
 def test_the_share_of_layers_that_stay_in_8_bits():

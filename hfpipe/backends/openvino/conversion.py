@@ -1,8 +1,9 @@
-"""A transformers folder -> an OpenVINO one, by optimum-cli's own command. Runs in a child process (see child.py)."""
+"""A transformers folder -> an OpenVINO one, by optimum-cli's own command. Runs in a child process (see process.py)."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import ENOSPC
@@ -28,6 +29,19 @@ from hfpipe.store import writing
 from hfpipe.types import Reporter
 
 OPENVINO = "openvino_model.xml"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
 _STAGES = {
     "main_export": "Reading the weights and converting",
     "maybe_convert_tokenizers": "Converting the tokenizer",
@@ -61,7 +75,21 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
         raise UsageError(_first_line(error), hint="--group-size auto chooses one that fits.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise _cannot(arguments["reference"], _first_line(error)) from error
+    copy_tokenizer(Path(options.model), Path(options.output))
     return peak_memory()
+
+
+def copy_tokenizer(source: Path, export: Path) -> None:
+    """Give an export the tokenizer files of its source, byte for byte: transformers may have saved another tokenizer,
+    built anew from the class that the configuration names."""
+    for pattern in _TOKENIZER_FILES:
+        # Where the source has no tokenizer.json, the one that was made of its files spares each start seconds.
+        for saved in export.glob(pattern) if (source / "tokenizer.json").is_file() else ():
+            saved.unlink()
+        for original in source.glob(pattern):
+            copy = export / original.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(original, copy)
 
 
 @contextmanager

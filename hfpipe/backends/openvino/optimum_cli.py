@@ -17,7 +17,10 @@ _16_BITS = ("float16", "bfloat16")
 
 def own_format(source: ModelSource) -> str:
     """The weight format that keeps the model's own precision."""
-    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+    # A model of images and text may name it for its text alone, as the torch backend reads it.
+    text = source.config.get("text_config")
+    settings = (source.config, text if isinstance(text, Mapping) else {})
+    dtype = next((found for one in settings for key in ("dtype", "torch_dtype") if (found := one.get(key))), None)
     # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
     return "fp16" if dtype in _16_BITS else "fp32"
 

@@ -6,9 +6,9 @@ import pytest
 
 from hfpipe import models
 from hfpipe.errors import HFPipeError
+from hfpipe.export import ExportOptions
 from hfpipe.export import report as reports
-from hfpipe.export.kept import find, plan_to_keep
-from hfpipe.export.options import ExportOptions
+from hfpipe.export.exporter import find, plan_to_cache
 from hfpipe.export.plan import make_plan
 from tests.fake_models import write_model
 
@@ -28,7 +28,7 @@ def planned(model, **options):
 def keep(model, *, verified=True, **options):
     """Have an export stand in the cache."""
     options = ExportOptions(**{"weight_format": "int8", **options})
-    plan = plan_to_keep(models.resolve(str(model)), options, verify=verified)
+    plan = plan_to_cache(models.resolve(str(model)), options, verify=verified)
     plan.output.mkdir(parents=True)
     (plan.output / "openvino_model.bin").write_bytes(b"weights")
     reports.write(reports.describe(plan, plan.output) | ({"answer": {}} if verified else {}), plan.output)
@@ -44,9 +44,9 @@ def test_it_is_found_by_what_it_is(model, tmp_path):
     assert found(model) is None
     kept = keep(model)
     assert kept.is_relative_to(tmp_path / "cache" / "exports")
-    assert kept.name == "model-ov-int8"
+    assert kept.name.startswith("model-ov-int8-")
     assert found(model) == kept
-    assert find(planned(model), verify=True).report == json.loads((kept / "hfpipe.json").read_text())
+    assert find(planned(model), verify=True).data == json.loads((kept / "hfpipe.json").read_text())
     assert found(model, sym=True) is None
     assert found(model, weight_format="fp16") is None
 
@@ -80,8 +80,8 @@ def test_another_version_of_a_package_makes_it_anew(model, monkeypatch):
 
 def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
     source, options = models.resolve(str(model)), ExportOptions("int8")
-    assert plan_to_keep(source, options, verify=True).variable == "HFPIPE_CACHE"
+    assert plan_to_cache(source, options, verify=True).variable == "HFPIPE_CACHE"
     monkeypatch.setattr("hfpipe.export.plan.free_disk", lambda folder: 1)
     with pytest.raises(HFPipeError) as caught:
-        plan_to_keep(source, options, verify=True)
+        plan_to_cache(source, options, verify=True)
     assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to a folder on another disk."

@@ -1,0 +1,74 @@
+"""What a verification sees: an engine that fails, and a tokenizer that is not the source's."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from hfpipe.backends.openvino.conversion import copy_tokenizer
+from hfpipe.errors import BackendError, ConversionError
+from hfpipe.export.verify import speed, tokenizer_report
+from hfpipe.types import TokenEvent
+
+
+class Engine:
+    def __init__(self, events):
+        self.events = events
+
+    def stream(self, requests):
+        return iter(self.events)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([TokenEvent("speed", (), "error", BackendError("no memory"))], "no memory"),
+        ([TokenEvent("speed", (1,)), TokenEvent("speed", (), "error", BackendError("later"))], "later"),
+        ([TokenEvent("speed", (1,), "stop")], "The engine gave 1 tokens of 48."),
+        ([], "The engine gave 0 tokens of 48."),
+    ],
+)
+def test_an_engine_that_fails_while_it_is_timed(events, message):
+    with pytest.raises(BackendError, match=message):
+        speed(Engine(events), np.arange(4))
+
+
+def test_a_speed_is_that_of_the_prompt_and_of_the_tokens_after_the_first():
+    prefill, decode = speed(Engine([TokenEvent("speed", (number,)) for number in range(3)]), np.arange(4))
+    assert prefill > 0
+    assert decode > 0
+
+
+@pytest.fixture
+def export(tiny_llama_ov, tmp_path):
+    return shutil.copytree(tiny_llama_ov, tmp_path / "export")
+
+
+def edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_tokenizer_is_the_sources_byte_for_byte(tiny_llama, export, tmp_path):
+    """Not what transformers has made of the class that its configuration names."""
+    source = shutil.copytree(tiny_llama, tmp_path / "source")
+    edit(source / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    edit(export / "tokenizer.json", pre_tokenizer=None)
+    (export / "special_tokens_map.json").write_text("{}")
+    with pytest.raises(ConversionError, match=r"The export's tokenizer gives other ids than its source's \(\w+ text\)"):
+        tokenizer_report(export, source)
+    copy_tokenizer(source, export)
+    for name in ("tokenizer.json", "tokenizer_config.json", "additional_chat_templates/rag.jinja"):
+        assert (export / name).read_bytes() == (source / name).read_bytes()
+    assert not (export / "special_tokens_map.json").exists()
+    assert set(tokenizer_report(export, source)) <= {"missing", "differing"}
+
+
+def test_a_source_without_tokenizer_json_keeps_the_one_that_was_made(tiny_llama, export, tmp_path):
+    source = shutil.copytree(tiny_llama, tmp_path / "source")
+    made = (export / "tokenizer.json").read_bytes()
+    (source / "tokenizer.json").unlink()
+    copy_tokenizer(source, export)
+    assert (export / "tokenizer.json").read_bytes() == made
