@@ -1,14 +1,16 @@
 """The work of an export without its children: what is done anew, what is left alone, what is said."""
 
+import doctest
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+import hfpipe
 from hfpipe import models
 from hfpipe.errors import ConversionError, HFPipeError, UsageError
-from hfpipe.export import ExportOptions, exporter
+from hfpipe.export import ExportOptions, Options, exporter
 from hfpipe.export.exporter import plan_to_cache
 from hfpipe.export.plan import Plan, make_plan
 from hfpipe.quality import Reference
@@ -402,3 +404,25 @@ def test_a_check_writes_nothing(model, children):
     exporter.check(planned(model))
     assert children.names == ["check"]
     assert names(model.parent) == ["model"]
+
+
+# In Python
+
+
+def test_the_example_of_its_docstring(tiny_llama, tmp_path, children):
+    run = doctest.DocTestFinder().find(hfpipe.export.run, "export", globs={"model": tiny_llama, "folder": tmp_path})
+    assert [doctest.DocTestRunner().run(one) for one in run] == [doctest.TestResults(failed=0, attempted=3)]
+    assert children.names == ["convert"]
+
+
+def test_the_options_are_those_that_python_may_be_given():
+    assert list(Options.__annotations__) == [field.name for field in fields(ExportOptions)]
+
+
+def test_an_export_in_python(model, children):
+    report = hfpipe.export(model, model.parent / "out", weight_format="int4", data_free=True)
+    assert (report.made, report.verified, report.warnings) == (True, True, ())
+    with pytest.raises(TypeError, match="bits"):
+        hfpipe.export(model, bits=4)
+    with pytest.raises(UsageError, match="--awq needs --weight-format int4"):
+        hfpipe.export(model, awq=True)
