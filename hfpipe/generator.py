@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
-from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.errors import ContextLengthError, HFPipeError, TemplateError, UsageError, nearest
 from hfpipe.models.folder import context_length
 from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.stops import StopScanner
+from hfpipe.text.templates import PromptTemplate, Template, parse_template
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
     Completion,
@@ -36,6 +37,9 @@ from hfpipe.types import (
     Usage,
 )
 
+if TYPE_CHECKING:
+    from hfpipe.text.chat import ChatTemplate
+
 # Unique in the process: streams in several threads may share one backend.
 _numbers = itertools.count()
 
@@ -45,6 +49,49 @@ class FailedRequest(TextRequest):
     """What failed before it was a request: it is answered with `error`, in its turn."""
 
     error: HFPipeError = field(kw_only=True)
+
+
+def prompt_template(
+    tokenizer: Tokenizer,
+    model: str,
+    template: str | Template | None = None,
+    system: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    chat_template_name: str | None = None,
+) -> PromptTemplate:
+    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa.
+
+    Raises TemplateError where the model has no such chat template, or several and none was named; UsageError for a
+    `system` message where it has no place.
+    """
+    if isinstance(template, str):
+        template = parse_template(template)
+    must_choose = template is None or template.kind == "chat"
+    chat = _chat_template(tokenizer, model, chat_template_name, must_choose=must_choose)
+    chosen = template or parse_template("chat" if chat else "qa")
+    return PromptTemplate(chosen, model, chat, system, variables or {})
+
+
+def _chat_template(tokenizer: Tokenizer, model: str, name: str | None, *, must_choose: bool) -> ChatTemplate | None:
+    """The chat template called `name`; without a name the default one, or the only one; None where there is none."""
+    templates = tokenizer.chat_templates
+    if name is None and ("default" in templates or len(templates) == 1):
+        name = "default" if "default" in templates else next(iter(templates))
+    if name is not None and name in templates:
+        # Jinja2 is needed only here.
+        from hfpipe.text.chat import ChatTemplate
+
+        return ChatTemplate(templates[name], tokenizer.special_tokens, model)
+    known = ", ".join(templates) or "none"
+    if name is not None:
+        raise TemplateError(
+            f"{model} has no chat template {name!r}.", hint=nearest(name, templates) or f"It has: {known}."
+        )
+    if templates and must_choose:
+        raise TemplateError(
+            f"{model} has several chat templates: {known}.", hint="Choose one by its name (--chat-template-name)."
+        )
+    return None
 
 
 class Generator:
@@ -102,6 +149,16 @@ class Generator:
             self._ends | self._special_stops(options.stop),
             resolve_sampling(options, preferred),
         )
+
+    def prompt_template(
+        self,
+        template: str | Template | None = None,
+        system: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        chat_template_name: str | None = None,
+    ) -> PromptTemplate:
+        """`prompt_template` for this model."""
+        return prompt_template(self.tokenizer, self.source.reference, template, system, variables, chat_template_name)
 
     def close(self) -> None:
         self.backend.close()

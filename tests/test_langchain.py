@@ -13,7 +13,6 @@ from langchain_core.prompts import PromptTemplate
 import hfpipe
 from hfpipe.errors import BackendError, TemplateError, UsageError
 from hfpipe.langchain import HFPipe, Recorder, chain
-from hfpipe.text.templates import parse_template
 from hfpipe.types import TokenEvent
 
 
@@ -237,11 +236,13 @@ def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
 def test_chain_picks_the_template_of_the_model(tiny_llama: Path, echo: HFPipe) -> None:
     seen: list[str] = []
     recorder = Recorder(on_prompt=seen.append)
-    chain(echo, None, None).invoke({"question": "Why?"}, {"callbacks": [recorder]})
+    chain(echo, echo.generator.prompt_template()).invoke({"question": "Why?"}, {"callbacks": [recorder]})
     assert seen == ["Question: Why?\n\nAnswer: Let's think step by step."]
     assert recorder.info["finish_reason"] == "stop"
     chatty = hfpipe.load(str(tiny_llama), backend="echo")
-    chain(chatty, None, "Be brief.").invoke({"prompt": "Why?"}, {"callbacks": [recorder]})
+    chain(chatty, chatty.generator.prompt_template(system="Be brief.")).invoke(
+        {"prompt": "Why?"}, {"callbacks": [recorder]}
+    )
     assert "Be brief." in seen[-1]
     assert "Why?" in seen[-1]
     assert seen[-1] != "Why?"
@@ -249,15 +250,15 @@ def test_chain_picks_the_template_of_the_model(tiny_llama: Path, echo: HFPipe) -
 
 def test_chain_refuses_what_has_no_place(echo: HFPipe) -> None:
     with pytest.raises(UsageError, match="system message"):
-        chain(echo, parse_template("raw"), "Be brief.")
+        echo.generator.prompt_template("raw", "Be brief.")
     with pytest.raises(TemplateError, match="no chat template"):
-        chain(echo, parse_template("chat"), None)
+        echo.generator.prompt_template("chat")
 
 
 def test_a_missing_variable_is_named(echo: HFPipe) -> None:
     with pytest.raises(TemplateError, match=r"No value for \{tone\}"):
-        chain(echo, parse_template("{tone}: {prompt}"), None).invoke({"prompt": "Why?"})
+        chain(echo, echo.generator.prompt_template("{tone}: {prompt}")).invoke({"prompt": "Why?"})
 
 
 def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
-    assert chain(echo, parse_template("raw"), None).invoke({"prompt": "a {b} {{c}} {"}) == "a {b} {{c}} {"
+    assert chain(echo, echo.generator.prompt_template("raw")).invoke({"prompt": "a {b} {{c}} {"}) == "a {b} {{c}} {"

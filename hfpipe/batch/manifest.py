@@ -19,8 +19,7 @@ from hfpipe import backends
 from hfpipe.batch.disk import replace_file, sync_folder
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling, setting
-from hfpipe.text.templates import Template, parse_template
-from hfpipe.text.tokenizer import Tokenizer
+from hfpipe.text.templates import PromptTemplate
 from hfpipe.types import GenerationOptions, LoadOptions, ModelSource
 
 ENTRY = 8
@@ -53,15 +52,12 @@ def used(
     source: ModelSource,
     identity: str,
     backend: str,
-    tokenizer: Tokenizer,
-    template: Template | None,
+    template: PromptTemplate,
     options: GenerationOptions,
     loading: LoadOptions,
 ) -> dict[str, Any]:
     """What the results depend on, as it is used and not as it was asked for: an option that is left out is equal to
     one that says what happens without it."""
-    kind = template.kind if template else "chat" if tokenizer.chat_template else "qa"
-    text = tokenizer.chat_template if kind == "chat" else (template or parse_template(kind)).text
     preferred = source.generation_config
     # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
     sampling = replace(options, top_p=options.top_p or 1.0)
@@ -70,8 +66,8 @@ def used(
         "model": {"identity": identity, "reference": source.reference},
         "backend": backend,
         "engine_versions": backends.versions(backend),
-        "template": text,
-        "add_special_tokens": kind != "chat",
+        "template": template.text,
+        "add_special_tokens": template.add_special_tokens,
         **{name: getattr(loading, name) for name in _OF_LOADING},
         **{field.name: setting(field.name, options, preferred).value for field in fields(GenerationOptions)},
         "seed": options.seed,

@@ -12,6 +12,7 @@ from hfpipe.batch.records import Record
 from hfpipe.bench.candidates import check_room
 from hfpipe.bench.measure import Prompt
 from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, UsageError
+from hfpipe.generator import prompt_template
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from hfpipe.types import GenerationOptions, ModelSource
 
@@ -44,7 +45,7 @@ def tokenized(
     Raises HFPipeError, with its line, for one that does not fit the model's template or context.
     """
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    prompts = Prompts.for_model(tokenizer, source.reference, options=GenerationOptions(max_tokens=new_tokens))
+    prompts = Prompts(prompt_template(tokenizer, source.reference), GenerationOptions(max_tokens=new_tokens))
     return [_tokenized(record, source, prompts, tokenizer) for record in records]
 
 

@@ -44,6 +44,7 @@ def batch(
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,
+    chat_template_name: o.ChatTemplateNameOpt = None,
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
 ) -> int:
@@ -70,7 +71,9 @@ def batch(
     from hfpipe.cli.batch_asked import Asked
     from hfpipe.cli.batch_job import Job
 
-    asked = Asked(None if input == "-" else Path(input), model, parsed, variables, system, format, generation)
+    asked = Asked(
+        None if input == "-" else Path(input), model, parsed, variables, system, chat_template_name, format, generation
+    )
     job = Job(asked, loading, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
     code = job.run(quiet=quiet, verbose=verbose)
     if output and verify_parity:

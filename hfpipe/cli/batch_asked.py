@@ -11,7 +11,9 @@ from hfpipe.batch.formats import Format, HFPipeFormat
 from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.prompts import Prompts
 from hfpipe.errors import UsageError, nearest
-from hfpipe.text.templates import Template
+from hfpipe.generator import prompt_template
+from hfpipe.text.templates import PromptTemplate, Template
+from hfpipe.text.tokenizer import Tokenizer
 from hfpipe.types import GenerationOptions
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Asked:
     template: Template | None
     variables: Mapping[str, str]
     system: str | None
+    chat_template_name: str | None
     format: str
     generation: GenerationOptions
 
@@ -55,6 +58,7 @@ class Asked:
         )
 
     def prompts(self, llm: HFPipe) -> Prompts:
-        return Prompts.for_model(
-            llm.generator.tokenizer, llm.model, self.template, self.generation, self.variables, self.system
-        )
+        return Prompts(self.prompt_template(llm.generator.tokenizer, llm.model), self.generation)
+
+    def prompt_template(self, tokenizer: Tokenizer, model: str) -> PromptTemplate:
+        return prompt_template(tokenizer, model, self.template, self.system, self.variables, self.chat_template_name)

@@ -138,8 +138,7 @@ class Job:
             source,
             identity(source.folder),
             found.choice.name,
-            tokenizer,
-            asked.template,
+            asked.prompt_template(tokenizer, source.reference),
             asked.generation,
             self._loading,
         )

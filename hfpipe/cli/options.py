@@ -201,11 +201,22 @@ TemplateOpt = Annotated[
 ]
 VarOpt = Annotated[
     list[str] | None,
-    repeatable("--var", help="A template variable. Repeatable.", panel=GENERATION, metavar="NAME=TEXT"),
+    repeatable(
+        "--var",
+        help="A variable of the (chat) template. Repeatable.",
+        panel=GENERATION,
+        metavar="NAME=TEXT",
+    ),
 ]
 SystemOpt = Annotated[
     str | None,
     option("--system", "-s", help="The system message of a chat template.", panel=GENERATION, metavar="TEXT"),
+]
+ChatTemplateNameOpt = Annotated[
+    str | None,
+    option(
+        "--chat-template-name", help="Which of several chat templates of a model.", panel=GENERATION, metavar="NAME"
+    ),
 ]
 
 ModelOpt = Annotated[

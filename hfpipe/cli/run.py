@@ -6,16 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, table, tell
 from hfpipe.errors import UsageError
-from hfpipe.text.templates import Template, parse_template
-
-if TYPE_CHECKING:
-    from hfpipe.generator import Generator
+from hfpipe.text.templates import PromptTemplate, Template, parse_template
 
 
 def run(
@@ -44,6 +40,7 @@ def run(
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,
+    chat_template_name: o.ChatTemplateNameOpt = None,
     json: o.JsonOpt = False,
     no_stream: o.NoStreamOpt = False,
     stats: o.StatsOpt = False,
@@ -64,7 +61,8 @@ def run(
     from hfpipe.langchain import Recorder, chain
 
     recorder = Recorder(on_prompt=tell if show_prompt else None)
-    parts = chain(llm, asked.template, system).stream(asked.variables(llm.generator), {"callbacks": [recorder]})
+    used = llm.generator.prompt_template(asked.template, system, asked.given, chat_template_name)
+    parts = chain(llm, used).stream(asked.variables(used), {"callbacks": [recorder]})
     with answer:
         text = _write(parts, answer, stream=not (json or no_stream))
     measured = report(llm.generator, recorder.info)
@@ -84,14 +82,14 @@ class Asked:
     template: Template | None
     given: Mapping[str, str]
 
-    def variables(self, generator: Generator) -> dict[str, str]:
-        """The variables of the template, the prompt in its place."""
+    def variables(self, used: PromptTemplate) -> dict[str, str]:
+        """The prompt as the variable of the template that it stands for; `used` has the given ones already."""
         if self.prompt is None:
-            return dict(self.given)
-        name = "prompt" if generator.tokenizer.chat_template else "question"
-        if self.template is not None:
-            name = self.template.prompt_variable(self.given) or name
-        return {**self.given, name: self.prompt}
+            return {}
+        name = used.template.prompt_variable(self.given)
+        if name is None:
+            raise _no_place(used.name)
+        return {name: self.prompt}
 
 
 def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> Asked:
@@ -99,7 +97,7 @@ def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> A
     parsed = None if template is None else parse_template(template)
     if parsed is not None and parsed.prompt_variable(given) is None:
         if prompt is not None:
-            raise UsageError(f"There is no place for the prompt in {parsed.name}: --var fills all of it.")
+            raise _no_place(parsed.name)
         return Asked(None, parsed, given)
     text = read_prompt(prompt)
     if not text.strip():
@@ -108,6 +106,10 @@ def ask(prompt: str | None, template: str | None, given: Mapping[str, str]) -> A
         # Now, not once the model is loaded: a variable may be missing.
         parsed.fill({**given, parsed.prompt_variable(given) or "": text})
     return Asked(text, parsed, given)
+
+
+def _no_place(template: str) -> UsageError:
+    return UsageError(f"There is no place for the prompt in {template}: --var fills all of it.")
 
 
 def read_prompt(prompt: str | None) -> str:

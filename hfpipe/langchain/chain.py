@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -12,10 +11,8 @@ from langchain_core.prompt_values import StringPromptValue
 from langchain_core.runnables import Runnable, RunnableLambda
 from typing_extensions import override
 
-from hfpipe.errors import TemplateError, UsageError
 from hfpipe.langchain.llm import HFPipe
-from hfpipe.text.chat import ChatTemplate
-from hfpipe.text.templates import Template, parse_template
+from hfpipe.text.templates import PromptTemplate
 
 
 class Recorder(BaseCallbackHandler):
@@ -37,28 +34,10 @@ class Recorder(BaseCallbackHandler):
         self.info = response.generations[0][0].generation_info or {}
 
 
-def chain(llm: HFPipe, template: Template | None, system: str | None) -> Runnable[dict[str, Any], str]:
-    """`prompt | llm`, from the template's variables to the answer. Without a template: chat where the model has a chat
-    template, else qa. Raises UsageError for `system` where it has no place."""
-    tokenizer = llm.generator.tokenizer
-    template = template or parse_template("chat" if tokenizer.chat_template else "qa")
-    if template.kind != "chat":
-        if system is not None:
-            raise UsageError(
-                f"A system message needs a chat template, and this run uses {template.name}.",
-                hint="Leave --system out, or put it into a template of your own.",
-            )
-        return RunnableLambda(partial(_filled, template)) | llm
-    if tokenizer.chat_template is None:
-        raise TemplateError(f"{llm.model} has no chat template.", hint="Use --template qa, raw, or a text of your own.")
-    chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, llm.model)
+def chain(llm: HFPipe, template: PromptTemplate) -> Runnable[dict[str, Any], str]:
+    """`prompt | llm`, from the template's variables to the answer."""
 
-    def render(variables: dict[str, Any]) -> StringPromptValue:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        return StringPromptValue(text=chat.render([*messages, {"role": "user", "content": variables["prompt"]}]))
+    def fill(variables: dict[str, Any]) -> StringPromptValue:
+        return StringPromptValue(text=template.fill(variables))
 
-    return RunnableLambda(render) | llm.bind(add_special_tokens=False)
-
-
-def _filled(template: Template, variables: dict[str, Any]) -> StringPromptValue:
-    return StringPromptValue(text=template.fill(variables))
+    return RunnableLambda(fill) | llm.bind(add_special_tokens=template.add_special_tokens)

@@ -17,10 +17,9 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from typing_extensions import override
 
-from hfpipe.errors import TemplateError, UsageError
+from hfpipe.errors import UsageError
 from hfpipe.langchain.batching import Batching, callback_manager, run_arguments
 from hfpipe.langchain.options import generation_info
-from hfpipe.text.chat import ChatTemplate
 from hfpipe.types import Completion, TextEvent, TextRequest
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
@@ -92,11 +91,8 @@ class ChatHFPipe(Batching, BaseChatModel):
     def _request(
         self, request_id: str, messages: Sequence[BaseMessage], stop: Sequence[str] | None, overrides: Mapping[str, Any]
     ) -> TextRequest:
-        tokenizer = self.generator.tokenizer
-        if tokenizer.chat_template is None:
-            raise TemplateError(f"{self.model} has no chat template.", hint="hfpipe.load gives it as a plain LLM.")
-        chat = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, self.model)
-        return self._text_request(request_id, chat.render(turns(messages)), stop, overrides, special=False)
+        prompt = self.generator.prompt_template("chat").render(turns(messages))
+        return self._text_request(request_id, prompt, stop, overrides, special=False)
 
     @override
     def _value_request(

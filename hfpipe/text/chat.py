@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property, lru_cache
-from typing import Any, NoReturn
+from functools import lru_cache
+from typing import Any, NoReturn, TypeVar
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hfpipe.errors import TemplateError
+
+_T = TypeVar("_T")
+# Marks the end of a message that is to be continued.
+_FINAL = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
@@ -28,20 +33,46 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         self.name = name
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any) -> str:
-        """The conversation as text, up to where the answer begins. `extra` are further variables, such as tools.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **extra: Any,
+    ) -> str:
+        """The conversation as text, up to where the answer begins, or with `continue_final_message` up to where the
+        last message ends. `extra` are further variables, such as tools.
 
         Raises TemplateError for a template that does not compile, fails, or refuses the conversation.
         """
+        messages = list(messages)
+        final = str(messages[-1]["content"]) if continue_final_message else ""
+        if continue_final_message:
+            messages[-1] = {**messages[-1], "content": final + _FINAL}
         variables = {"tools": None, "documents": None, **self.special_tokens, **extra}
-        variables |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        return self._attempt(lambda: self._compiled.render(variables))
+        variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        text = self._attempt(lambda: _compiled(self.source).render(variables))
+        return self._cut(text, final) if continue_final_message else text
 
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        return _environment().from_string(self.source)
+    @property
+    def variables(self) -> set[str]:
+        """The names of the variables that a caller may set."""
+        environment = _environment()
+        used = self._attempt(lambda: find_undeclared_variables(environment.parse(self.source)))
+        return used - {*environment.globals, *self.special_tokens, "messages", "add_generation_prompt"}
 
-    def _attempt(self, render: Callable[[], str]) -> str:
+    def _cut(self, text: str, final: str) -> str:
+        """`text` up to the end of the final message, as transformers cuts it."""
+        end = text.rfind(_FINAL.strip())
+        if end < 0 or final.strip() not in text:
+            raise TemplateError(
+                f"The chat template of {self.name} does not show the last message, so it cannot be continued.",
+                hint="End the conversation with a message of the user.",
+            )
+        # A template that trims messages trims the end of this one too.
+        return text[:end] if text.startswith(_FINAL, end) else text[:end].rstrip()
+
+    def _attempt(self, render: Callable[[], _T]) -> _T:
         try:
             return render()
         # A template is a program that came with a model: whatever it raises is an error of that model.
@@ -50,7 +81,7 @@ class ChatTemplate:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateError(
                 f"The chat template of {self.name}: {detail}{line}",
-                hint="The template raw or qa, or one of your own, does without it.",
+                hint="The template raw or qa, or one of your own, does not need it.",
             ) from error
 
 
@@ -62,6 +93,11 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> Node:
         line = next(parser.stream).lineno
         return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
 
 
 @lru_cache(maxsize=1)

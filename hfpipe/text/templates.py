@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from hfpipe.errors import MissingVariable, TemplateError, nearest
+from hfpipe.errors import MissingVariable, TemplateError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from hfpipe.text.chat import ChatTemplate
 
 TemplateKind = Literal["qa", "chat", "raw", "custom"]
 
@@ -42,7 +46,8 @@ class Template:
             if needed not in variables:
                 given = ", ".join(variables) or "nothing"
                 raise MissingVariable(
-                    f"No value for {{{needed}}} in {self.name}; given: {given}.", hint=f"Give it as --var {needed}=..."
+                    f"No value for {{{needed}}} in {self.name}; given: {given}.",
+                    hint=f"Give it as --var {needed}=...",
                 )
         return "".join(
             literal + ("" if variable is None else variables[variable]) for literal, variable in _pieces(self.text)
@@ -64,6 +69,93 @@ class Template:
                 hint=f"Give all but one with --var, as in --var {left[0]}=..., or call one of them {{prompt}}.",
             )
         return left[0] if left else None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """A template as one model fills it (made by hfpipe.generator.prompt_template).
+
+    `chat` is the model's own chat template, None where it has none. `system` begins every conversation that has no
+    system message of its own. `variables` are values for every prompt: for the fields of `template`, else for the chat
+    template, as JSON where they are JSON ("false" is then False).
+    """
+
+    template: Template
+    model: str
+    chat: ChatTemplate | None = None
+    system: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind != "chat":
+            if self.system is not None:
+                raise UsageError(
+                    f"A system message needs a chat template, and {self.name} is not one.",
+                    hint="Leave the system message (--system) out, or put it into a template of your own.",
+                )
+            return
+        if self.chat is None:
+            raise TemplateError(
+                f"{self.model} has no chat template.",
+                hint="Use the template qa, raw, or a text of your own (--template).",
+            )
+        if extra := self._chat_variables():
+            known = self.chat.variables
+            for name in extra:
+                if name not in known:
+                    raise TemplateError(
+                        f"The chat template of {self.model} has no variable {name!r}.",
+                        hint=nearest(name, known) or f"It has: {', '.join(sorted(known)) or 'none'}.",
+                    )
+
+    @property
+    def name(self) -> str:
+        return self.template.name
+
+    @property
+    def kind(self) -> TemplateKind:
+        return self.template.kind
+
+    @property
+    def text(self) -> str:
+        """What the prompt depends on: the source of the chat template, or the text with its {variables}."""
+        return self.chat.source if self.kind == "chat" and self.chat else self.template.text
+
+    @property
+    def add_special_tokens(self) -> bool:
+        """Whether the tokenizer adds its own to what `fill` returns; a chat template holds them already."""
+        return self.kind != "chat"
+
+    def fill(self, variables: Mapping[str, Any]) -> str:
+        """The prompt for `variables`, which win over those of every prompt. Raises TemplateError."""
+        text = self.template.fill({**self.variables, **variables})
+        return self.render([{"role": "user", "content": text}]) if self.kind == "chat" else text
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as the chat template writes it, whatever the kind of `template`. A last message of the
+        assistant is continued. Raises TemplateError."""
+        if self.chat is None:
+            raise TemplateError(f"Messages need a chat template, and {self.model} has none by default.")
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        continued = messages[-1]["role"] == "assistant"
+        return self.chat.render(
+            messages,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+            **self._chat_variables(),
+        )
+
+    def _chat_variables(self) -> dict[str, Any]:
+        own = {*self.template.variables, "prompt", "question"}
+        return {name: _json_or_text(value) for name, value in self.variables.items() if name not in own}
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def parse_template(text: str) -> Template:

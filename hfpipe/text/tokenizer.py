@@ -35,14 +35,18 @@ class Engine(Protocol):
 
 
 class Tokenizer:
-    """A model's tokenizer. `special_tokens` maps names such as bos_token to their text, for chat templates."""
+    """A model's tokenizer. `special_tokens` maps names such as bos_token to their text, for chat templates;
+    `chat_templates` holds these by name, an only one as "default"."""
 
     def __init__(
-        self, engine: Engine, special_tokens: Mapping[str, str] | None = None, chat_template: str | None = None
+        self,
+        engine: Engine,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self.special_tokens: Mapping[str, str] = dict(special_tokens or {})
-        self.chat_template = chat_template
+        self.chat_templates: Mapping[str, str] = dict(chat_templates or {})
 
     def encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         """All of `text` as ids. Half a surrogate pair, as JSON may hold one, is read as U+FFFD."""
@@ -107,7 +111,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenize
 def from_transformers(tokenizer: Any) -> Tokenizer:
     """A Tokenizer over an existing transformers tokenizer, fast or slow, which it leaves as it is."""
     engine = _copied(tokenizer.backend_tokenizer) if tokenizer.is_fast else _Transformers(tokenizer)
-    return Tokenizer(engine, _texts(tokenizer.special_tokens_map), _default_template(tokenizer.chat_template))
+    return Tokenizer(engine, _texts(tokenizer.special_tokens_map), _named_templates(tokenizer.chat_template))
 
 
 def _copied(tokenizer: tokenizers.Tokenizer) -> Engine:
@@ -197,7 +201,7 @@ def _from_file(file: Path) -> Tokenizer:
     config = _read_json(file.with_name("tokenizer_config.json"))
     special_tokens = _special_tokens(file.parent, config)
     _mark_special(tokenizer, special_tokens.values())
-    return Tokenizer(_Tokenizers(tokenizer), special_tokens, _chat_template(file.parent, config))
+    return Tokenizer(_Tokenizers(tokenizer), special_tokens, _chat_templates(file.parent, config))
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -220,22 +224,22 @@ def _mark_special(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> None
     tokenizer.add_special_tokens(missing)
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """The first there is of chat_template.jinja, tokenizer_config.json and chat_template.json (as processors have)."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return {"default": file.read_text(encoding="utf-8")}
     legacy = _read_json(folder / "chat_template.json")
-    return _default_template(config.get("chat_template")) or _default_template(legacy.get("chat_template"))
+    return _named_templates(config.get("chat_template")) or _named_templates(legacy.get("chat_template"))
 
 
-def _default_template(entry: Any) -> str | None:
-    """A template, or the one called "default" in a list of {name, template} or in a dict by name."""
+def _named_templates(entry: Any) -> dict[str, str]:
+    """A template, a list of {name, template}, or a dict by name."""
     if isinstance(entry, list):
         entry = {item["name"]: item["template"] for item in entry}
-    if isinstance(entry, dict):
-        entry = entry.get("default")
-    return entry if isinstance(entry, str) else None
+    if isinstance(entry, str):
+        entry = {"default": entry}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

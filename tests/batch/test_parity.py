@@ -14,7 +14,7 @@ from hfpipe.batch.parity import Answered, Parity, Parting, answered, compare
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record, RecordError, read_record
 from hfpipe.errors import OutOfMemory
-from hfpipe.text.templates import parse_template
+from hfpipe.text.templates import PromptTemplate, parse_template
 from hfpipe.types import Completion, GenerationOptions, Usage
 
 FORM = HFPipeFormat(frozenset({"prompt"}))
@@ -42,7 +42,7 @@ def compared(*pairs, drawn=False, **record):
             return Completion(request.id, "", "error", error=text)
         return Completion(request.id, text, "stop")
 
-    prompts = Prompts(parse_template("raw"), None)
+    prompts = Prompts(PromptTemplate(parse_template("raw"), "tiny"))
     return compare(given, prompts, answer, lambda options: drawn, lambda text: text.split())
 
 
@@ -115,6 +115,6 @@ def test_options_of_a_record_are_those_of_its_answer():
         return Completion(request.id, "a", "stop")
 
     record = read_record(line(1, max_tokens=3), {"prompt"})
-    prompts = Prompts(parse_template("raw"), None, GenerationOptions(seed=1))
+    prompts = Prompts(PromptTemplate(parse_template("raw"), "tiny"), GenerationOptions(seed=1))
     compare([Answered(record, "a")], prompts, answer, lambda options: False, str.split)
     assert asked == [GenerationOptions(max_tokens=3, seed=1)]

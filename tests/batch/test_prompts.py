@@ -9,7 +9,7 @@ from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import read_record
 from hfpipe.errors import MissingVariable, TemplateError, UsageError
 from hfpipe.text.chat import ChatTemplate
-from hfpipe.text.templates import parse_template
+from hfpipe.text.templates import PromptTemplate, parse_template
 from hfpipe.types import GenerationOptions, TextRequest
 from tests import tiny
 
@@ -20,7 +20,9 @@ ASSISTANT = "<|im_start|>assistant\n"
 def request(record, template="qa", chat=None, **settings):
     parsed = parse_template(template)
     line = Line(1, json.dumps(record).encode(), b"")
-    return Prompts(parsed, chat, **settings).request("7", read_record(line, parsed.variables))
+    options = settings.pop("options", GenerationOptions())
+    used = PromptTemplate(parsed, "tiny", chat, **settings)
+    return Prompts(used, options).request("7", read_record(line, parsed.variables))
 
 
 def prompt(record, template="qa", chat=None, **settings):
@@ -62,9 +64,9 @@ def test_messages_without_a_chat_template():
 
 def test_the_template_chat_without_a_chat_template():
     with pytest.raises(TemplateError, match="no chat template"):
-        Prompts(parse_template("chat"), None)
+        PromptTemplate(parse_template("chat"), "tiny")
     with pytest.raises(UsageError, match="A system message needs a chat template"):
-        Prompts(parse_template("qa"), None, system="Be brief.")
+        PromptTemplate(parse_template("qa"), "tiny", system="Be brief.")
 
 
 def test_the_system_message_of_the_run():
@@ -88,7 +90,7 @@ def test_the_system_message_of_the_run():
     ],
 )
 def test_variables_of_a_template_of_ones_own(record, expected):
-    assert prompt(record, "{text} in {to}", given={"to": "French"}) == expected
+    assert prompt(record, "{text} in {to}", variables={"to": "French"}) == expected
 
 
 def test_a_variable_without_a_value():
@@ -123,4 +125,4 @@ def test_a_prompt_without_a_place_is_not_dropped():
     with pytest.raises(TemplateError, match="no place for the prompt"):
         request({"prompt": "Hi", "question": "Who?"})
     with pytest.raises(TemplateError, match="no place for the prompt"):
-        request({"prompt": "Hi"}, "raw", given={"prompt": "Ho"})
+        request({"prompt": "Hi"}, "raw", variables={"prompt": "Ho"})

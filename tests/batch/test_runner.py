@@ -15,11 +15,11 @@ from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.runner import Tally, TooManyErrors
 from hfpipe.errors import BackendError, ContextLengthError, OutOfMemory, UsageError
-from hfpipe.text.templates import parse_template
+from hfpipe.text.templates import PromptTemplate, parse_template
 from hfpipe.types import Completion, TextRequest, Usage
 
 FORM = HFPipeFormat(frozenset({"question"}))
-PROMPTS = Prompts(parse_template("raw"), None)
+PROMPTS = Prompts(PromptTemplate(parse_template("raw"), "tiny"))
 FAILURES = {
     "engine": BackendError("Broke."),
     "memory": OutOfMemory("Full."),

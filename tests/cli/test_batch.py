@@ -268,7 +268,7 @@ def test_a_retry_with_other_settings_is_refused(plain_model, mixed, output):
         (["q.jsonl", "--batch-size", "0"], "batch_size must be at least 1", ""),
         (["q.jsonl", "--max-errors", "-1"], "--max-errors must be at least 0, not -1.", ""),
         (["q.jsonl", "-o", "o", "--restart", "--retry-errors"], "--retry-errors and --restart exclude each other.", ""),
-        (["q.jsonl", "-t", "chat"], "This model has no chat template.", "Use --template qa"),
+        (["q.jsonl", "-t", "chat"], "has no chat template.", "Use the template qa"),
         (["q.jsonl", "-t", "none"], 'There is no {variable} in the template "none".', "A template is qa"),
         ([], "Missing argument", "hfpipe batch --help"),
     ],
@@ -276,7 +276,7 @@ def test_a_retry_with_other_settings_is_refused(plain_model, mixed, output):
 def test_wrong_usage(plain_model, source, args, said, hint):
     ended = batch(plain_model, *args, cwd=source.parent)
     assert (ended.code, ended.out) == (2, b""), ended
-    assert ended.error.startswith(said)
+    assert said in ended.error
     assert hint in ended.hint
     assert files(source.parent) == ["q.jsonl"]
 

@@ -331,6 +331,21 @@ def test_equals_transformers(render_there, family, conversation, add_generation_
         assert caught.value.message == f"The chat template of org/name: {there}"
 
 
+@pytest.mark.parametrize("said", ["Hello.", "  So ", "", "}} {% x"])
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_a_last_message_of_the_assistant_is_continued_as_in_transformers(render_there, family, said):
+    messages = [user("Hi"), assistant(said)]
+    there = render_there(PUBLISHED[family], messages, continue_final_message=True)
+    here = render_here(PUBLISHED[family], messages, add_generation_prompt=False, continue_final_message=True)
+    assert here == there
+
+
+def test_a_message_that_a_template_leaves_out_cannot_be_continued():
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(TemplateError, match="does not show the last message"):
+        render_here(source, [user("Hi"), assistant("So")], continue_final_message=True)
+
+
 def test_the_comparison_meets_refusals(render_there):
     refused = [
         (family, name)

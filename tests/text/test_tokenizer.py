@@ -288,13 +288,14 @@ def test_what_the_configuration_calls_special_is_special(tmp_path, families):
 
 def test_chat_template_places_and_their_order(tmp_path, families):
     raw = families["byte_level"]
-    assert write(tmp_path, raw).chat_template is None
-    assert write(tmp_path, raw, chat_template={"chat_template": "processor"}).chat_template == "processor"
+    assert write(tmp_path, raw).chat_templates == {}
+    assert write(tmp_path, raw, chat_template={"chat_template": "old"}).chat_templates == {"default": "old"}
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "listed"}]
-    assert write(tmp_path, raw, tokenizer_config={"chat_template": several}).chat_template == "listed"
-    assert write(tmp_path, raw, tokenizer_config={"chat_template": "one"}).chat_template == "one"
+    found = write(tmp_path, raw, tokenizer_config={"chat_template": several}).chat_templates
+    assert found == {"tool_use": "tools", "default": "listed"}
+    assert write(tmp_path, raw, tokenizer_config={"chat_template": "one"}).chat_templates == {"default": "one"}
     (tmp_path / "chat_template.jinja").write_text("{# ä #}\n", encoding="utf-8")
-    assert load_tokenizer(tmp_path).chat_template == "{# ä #}\n"
+    assert load_tokenizer(tmp_path).chat_templates == {"default": "{# ä #}\n"}
 
 
 @pytest.mark.parametrize("files", [[], ["config.json", "model.safetensors"]])
@@ -360,7 +361,7 @@ def test_fast_tokenizer_is_copied(transformers, families):
     fast(text, truncation=True, max_length=4)
     assert list(tokenizer.encode(text, add_special_tokens=True)) == fast(text)["input_ids"]
     assert tokenizer.special_tokens == {"eos_token": "<|im_end|>"}
-    assert tokenizer.chat_template == "hello"
+    assert tokenizer.chat_templates == template
     assert tokenizer.special_id("<|im_end|>") == fast.eos_token_id
 
 
