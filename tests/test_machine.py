@@ -12,30 +12,34 @@ from hfpipe.machine import available_memory, free_disk, peak_gpu_memory, peak_me
 
 
 @pytest.fixture
-def cgroup(tmp_path, monkeypatch):
-    """Writes the limit and the use of a container, and what that is made of; None leaves the file out."""
-    files = tmp_path / "limit", tmp_path / "used", tmp_path / "stat"
-    monkeypatch.setattr(machine, "_CGROUPS", [tuple(map(str, files))])
+def cgroups(tmp_path, monkeypatch):
+    """Pretends that this process is in the cgroup `path` of a version, whose mount shows the tree from `root` on.
 
-    def write(*texts):
-        for path, text in zip(files, texts, strict=True):
-            if text is not None:
-                path.write_text(text)
+    `files` are those of the mount: {"a/memory.max": "900"}.
+    """
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "affinity", lambda: 4)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
 
-    return write
+    def pretend(version, path="/", files=None, *, root="/", controller="memory"):
+        kind, options = ("cgroup2", "rw") if version == 2 else ("cgroup", f"rw,{controller},{controller}acct")
+        mount = tmp_path / "mount"
+        (tmp_path / "mountinfo").write_text(
+            f"30 25 0:27 / /proc rw - proc proc rw\n31 25 0:28 {root} {mount} rw shared:9 - {kind} cgroup {options}\n"
+        )
+        own = f"0::{path}" if version == 2 else f"4:{controller},{controller}acct:{path}"
+        (tmp_path / "cgroup").write_text(f"9:name=systemd:/elsewhere\n{own}\n")
+        for name, text in (files or {}).items():
+            (mount / name).parent.mkdir(parents=True, exist_ok=True)
+            (mount / name).write_text(text)
+
+    return pretend
 
 
-@pytest.fixture
-def memory(monkeypatch):
-    """A machine with 1000 bytes available."""
-
-    class Memory:
-        available = 1000
-
-    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+MEMORY = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 
 
-@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("version", MEMORY)
 @pytest.mark.parametrize(
     ("limit", "used", "available"),
     [
@@ -49,12 +53,33 @@ def memory(monkeypatch):
     ],
     ids=["none", "max", "limited", "no limit of version 1", "over it", "half", "empty"],
 )
-def test_memory_is_what_the_container_leaves(cgroup, limit, used, available):
-    cgroup(limit, used, None)
+def test_memory_is_what_the_cgroup_leaves(cgroups, version, limit, used, available):
+    texts = zip(MEMORY[version], (limit, used), strict=True)
+    cgroups(version, "/", {name: text for name, text in texts if text is not None})
     assert available_memory() == available
 
 
-@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("version", MEMORY)
+@pytest.mark.parametrize(
+    ("limited", "path", "root"),
+    [
+        ("user.slice/run-1.scope", "/user.slice/run-1.scope", "/"),
+        ("user.slice", "/user.slice/run-1.scope", "/"),
+        ("", "/user.slice/run-1.scope", "/"),
+        ("", "/docker/abc", "/docker/abc"),
+        ("inner", "/docker/abc/inner", "/docker/abc"),
+        ("", "/docker/abc", "/"),
+        ("", "/docker/abc", "/kubepods/other"),
+        ("", "/../../other", "/"),
+    ],
+)
+def test_a_limit_on_a_nested_cgroup_counts(cgroups, version, limited, path, root):
+    """That of the process's own cgroup, and of each around it, up to the root that it sees."""
+    limit, used = (f"{limited}/{name}".lstrip("/") for name in MEMORY[version])
+    cgroups(version, path, {limit: "900", used: "300", "stranger/" + MEMORY[version][0]: "1"}, root=root)
+    assert available_memory() == 600
+
+
 @pytest.mark.parametrize(
     ("stat", "available"),
     [
@@ -65,16 +90,42 @@ def test_memory_is_what_the_container_leaves(cgroup, limit, used, available):
     ],
     ids=["version 2", "version 1", "no such entry", "empty"],
 )
-def test_files_that_a_container_caches_are_not_in_the_way(cgroup, stat, available):
-    cgroup("900\n", "800\n", stat)
+def test_files_that_a_cgroup_caches_count_as_available(cgroups, stat, available):
+    cgroups(2, "/", {"memory.max": "900\n", "memory.current": "800\n", "memory.stat": stat})
     assert available_memory() == available
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "expected"),
+    [
+        (2, {"a/cpu.max": "50000 100000\n"}, 1),
+        (2, {"cpu.max": "150000 100000\n", "a/cpu.max": "max 100000\n"}, 2),
+        (2, {"a/b/cpu.max": "300000 100000", "a/cpu.max": "200000 100000"}, 2),
+        (2, {"a/cpu.max": "max 100000"}, 4),
+        (2, {"a/cpu.max": "800000 100000"}, 4),
+        (2, {"a/cpu.max": "garbage"}, 4),
+        (1, {"a/cpu.cfs_quota_us": "50000", "a/cpu.cfs_period_us": "100000"}, 1),
+        (1, {"a/cpu.cfs_quota_us": "-1", "a/cpu.cfs_period_us": "100000"}, 4),
+        (1, {"a/cpu.cfs_quota_us": "250000"}, 4),
+        (1, {}, 4),
+    ],
+)
+def test_as_many_threads_as_the_quota_rounded_up(cgroups, version, files, expected):
+    cgroups(version, "/a/b", files, controller="cpu")
+    assert machine.processors() == expected
+
+
+def test_a_machine_without_cgroups(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    assert machine.processors() == machine.affinity() == len(psutil.Process().cpu_affinity())
+    assert available_memory() > 0
 
 
 def test_the_memory_of_this_machine():
     assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
-def test_the_disk_of_a_folder_that_does_not_stand_is_that_above_it(tmp_path):
+def test_the_disk_of_a_missing_folder_is_that_of_the_one_above_it(tmp_path):
     total = shutil.disk_usage(tmp_path).total
     for folder in (tmp_path, tmp_path / "a" / "b"):
         assert 0 < free_disk(folder) <= total
