@@ -38,6 +38,10 @@ class HFPipeError(Exception):
         self.hint = hint
         self.details = tuple(details)
 
+    def __str__(self) -> str:
+        """The hint too, so that a traceback shows it."""
+        return "\n".join([self.message, *self.details, *([self.hint] if self.hint else [])])
+
     def as_data(self) -> dict[str, Any]:
         """The error as values of JSON, for another process. `classes` are its own class and those above, as
         module:qualname."""

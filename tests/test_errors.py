@@ -1,6 +1,9 @@
 """The tree of errors, and the codes that end the process."""
 
+import copy
 import inspect
+import pickle
+import traceback
 
 import pytest
 
@@ -18,8 +21,19 @@ def test_the_exit_code_is_that_of_the_branch(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_is_its_message_and_a_hint(kind):
     error = kind("It broke.", hint="Mend it.")
-    assert (str(error), error.message, error.hint) == ("It broke.", "It broke.", "Mend it.")
-    assert kind("It broke.").hint is None
+    assert (str(error), error.message, error.hint) == ("It broke.\nMend it.", "It broke.", "Mend it.")
+    assert (str(kind("It broke.")), kind("It broke.").hint) == ("It broke.", None)
+
+
+def test_a_traceback_shows_the_hint():
+    shown = "".join(traceback.format_exception(UsageError("It broke.", hint="Mend it.", details=["line 7"])))
+    assert shown.endswith("UsageError: It broke.\nline 7\nMend it.\n")
+
+
+def test_an_error_can_be_copied_and_pickled():
+    error = UsageError("It broke.", hint="Mend it.", details=["line 7"])
+    for made in (copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(made), str(made), made.details) == (UsageError, str(error), ("line 7",))
 
 
 def test_the_docstring_draws_the_tree():
