@@ -13,31 +13,70 @@ from typing import TYPE_CHECKING, Any
 from hfpipe.errors import HFPipeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
     from hfpipe.export import run as export
     from hfpipe.langchain import HFPipe
+    from hfpipe.langchain.base import Options
     from hfpipe.langchain.chat import ChatHFPipe
 
 __version__ = "0.1.0"
 __all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "export", "load", "load_chat"]
 
 
-def load(model: str, **options: Any) -> HFPipe:
-    """Load a model as a LangChain LLM.
+def load(model: str | Path, **options: Unpack[Options]) -> HFPipe:
+    """Load a model as a LangChain LLM: text in, text out.
 
-    `model` is a folder, a Hub id, `pypi:PACKAGE`, `smollm2` or a GGUF file. `options` are those of loading (device,
-    device_map, backend, dtype, ov_config, model_kwargs, batch_size, ...) and of generation (max_tokens, temperature,
-    stop, seed, ...). Raises an HFPipeError that says what is wrong and, in `hint`, what to do.
+    As in `hfpipe run`, a prompt is put into the model's chat template where it has one; else the model continues it.
+    `template="raw"` gives it the text as it is (`template="qa"` is what `hfpipe run` does with a model without one).
+
+    Args:
+        model: A folder, a Hub id, `pypi:PACKAGE`, `smollm2`, or a GGUF file.
+        options: Of loading (device, device_map, backend, dtype, ov_config, model_kwargs, batch_size, ...), of
+            generation (max_tokens, temperature, top_p, stop, seed, ...), and of the prompt (template, system).
+
+    Returns:
+        The model, loaded: a LangChain Runnable.
+
+    Raises:
+        HFPipeError: Its message says what is wrong, its `hint` what to do. A UsageError for an option that is unknown
+            or has a wrong value, a ModelError for a model that cannot be found or read.
+
+    Example:
+        >>> import hfpipe
+        >>> llm = hfpipe.load("smollm2", max_tokens=50)
+        >>> for text in llm.stream("What is EEG?"):
+        ...     print(text, end="")  # doctest: +ELLIPSIS
+        ...
     """
     from hfpipe.langchain import HFPipe
 
-    return HFPipe.load(model, **options)
+    return HFPipe(model, **options)
 
 
-def load_chat(model: str, **options: Any) -> ChatHFPipe:
-    """Load a model that has a chat template as a LangChain chat model. Arguments and errors are those of `load`."""
+def load_chat(model: str | Path, **options: Unpack[Options]) -> ChatHFPipe:
+    """Load a model that has a chat template as a LangChain chat model: messages in, a message out.
+
+    Args:
+        model: A folder, a Hub id, `pypi:PACKAGE`, `smollm2`, or a GGUF file.
+        options: Those of `load`.
+
+    Returns:
+        The model, loaded: a LangChain chat model.
+
+    Raises:
+        HFPipeError: As `load`. A TemplateError, at the first call, for a model without a chat template.
+
+    Example:
+        >>> import hfpipe
+        >>> chat = hfpipe.load_chat("smollm2", max_tokens=50)
+        >>> answer = chat.invoke("What is EEG?").content
+    """
     from hfpipe.langchain.chat import ChatHFPipe
 
-    return ChatHFPipe.load(model, **options)
+    return ChatHFPipe(model, **options)
 
 
 # Names that are imported when they are first used: these modules take long. A use case is the package of its name.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from hfpipe.errors import HFPipeError, UsageError
 
@@ -115,6 +115,37 @@ class GenerationOptions:
         _require_sampling(self)
         if "" in self.stop:
             raise UsageError("A stop string cannot be empty.")
+
+
+class LoadFields(TypedDict, total=False):
+    """The fields of LoadOptions as keyword arguments, for type checkers."""
+
+    backend: str
+    device: str | int | None
+    device_map: str | None
+    dtype: str | None
+    attn: str | None
+    batch_size: int | None
+    ov_config: Mapping[str, Any]
+    model_kwargs: Mapping[str, Any]
+    task: str | None
+    revision: str | None
+    trust_remote_code: bool
+    allow_pickle: bool
+    exact: bool
+
+
+class GenerationFields(TypedDict, total=False):
+    """The fields of GenerationOptions as keyword arguments, for type checkers."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
 
 
 def _require_sampling(options: GenerationOptions | Sampling) -> None:

@@ -1,7 +1,10 @@
 """HFPipe as LangChain uses it. The engine is echo where its words do not matter, and OpenVINO where they do."""
 
 import asyncio
+import copy
+import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from langchain_core.prompts import PromptTemplate
 
 import hfpipe
 from hfpipe.errors import BackendError, TemplateError, UsageError
-from hfpipe.langchain import HFPipe, Recorder, chain
+from hfpipe.langchain import HFPipe
 from hfpipe.types import TokenEvent
 
 
@@ -99,6 +102,11 @@ def test_one_failed_prompt_leaves_the_others_alone(echo: HFPipe) -> None:
     assert answers[2] == "c"
     with pytest.raises(UsageError, match="empty"):
         echo.batch(["a", "", "c"])
+    watcher = Watcher()
+    answers = echo.batch(["a", 5], {"callbacks": [watcher]}, return_exceptions=True)
+    assert answers[0] == "a"
+    assert isinstance(answers[1], UsageError)
+    assert [str(error).partition(":")[0] for error in watcher.errors] == ["Invalid input"]
     pipe = PromptTemplate.from_template("{x}") | echo
     assert isinstance(pipe.batch([{"x": ""}, {"x": "b"}], return_exceptions=True)[0], UsageError)
     assert isinstance(asyncio.run(echo.abatch(["", "b"], return_exceptions=True))[0], UsageError)
@@ -165,15 +173,31 @@ def test_generation_info_of_invoke(llm: HFPipe) -> None:
     assert generation.generation_info["usage"]["completion_tokens"] == 8
 
 
-def test_a_cache_of_answers_tells_options_and_models_apart(echo: HFPipe) -> None:
-    set_llm_cache(InMemoryCache())
-    try:
-        text = "one two three four five"
+@pytest.fixture
+def cache() -> Iterator[InMemoryCache]:
+    set_llm_cache(kept := InMemoryCache())
+    yield kept
+    set_llm_cache(None)
+
+
+def test_a_cache_of_answers_tells_options_and_models_apart(echo: HFPipe, cache: InMemoryCache) -> None:
+    text = "one two three four five"
+    for _ in range(2):
         assert echo.invoke(text) == text
         assert echo.invoke(text, stop=["two"]) == "one "
-        assert echo.model_copy(update={"max_tokens": 1}).invoke(text) != text
-    finally:
-        set_llm_cache(None)
+        assert echo.invoke(text, template="{prompt} six") == text + " six"
+        assert asyncio.run(echo.ainvoke(text, max_tokens=1)) == echo.invoke(text, max_tokens=1) != text
+        assert echo.model_copy(update={"max_tokens": 2}).invoke(text) != echo.invoke(text, max_tokens=1)
+        assert echo.batch([text], max_tokens=2) != [text]
+
+
+def test_a_cache_keeps_no_failed_answer(echo: HFPipe, cache: InMemoryCache) -> None:
+    assert isinstance(echo.batch([""], return_exceptions=True)[0], UsageError)
+    assert cache._cache == {}
+    assert echo.batch(["a", ""], return_exceptions=True)[0] == "a"
+    assert len(cache._cache) == 1
+    with pytest.raises(UsageError, match="empty"):
+        echo.invoke("")
 
 
 def test_a_stream_that_is_left_early_frees_the_engine(llm: HFPipe) -> None:
@@ -233,32 +257,79 @@ def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
         HFPipe(pipeline=object())
 
 
-def test_chain_picks_the_template_of_the_model(tiny_llama: Path, echo: HFPipe) -> None:
-    seen: list[str] = []
-    recorder = Recorder(on_prompt=seen.append)
-    chain(echo, echo.generator.prompt_template()).invoke({"question": "Why?"}, {"callbacks": [recorder]})
-    assert seen == ["Question: Why?\n\nAnswer: Let's think step by step."]
-    assert recorder.info["finish_reason"] == "stop"
-    chatty = hfpipe.load(str(tiny_llama), backend="echo")
-    chain(chatty, chatty.generator.prompt_template(system="Be brief.")).invoke(
-        {"prompt": "Why?"}, {"callbacks": [recorder]}
-    )
-    assert "Be brief." in seen[-1]
-    assert "Why?" in seen[-1]
-    assert seen[-1] != "Why?"
+CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_chain_refuses_what_has_no_place(echo: HFPipe) -> None:
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        ({}, CHAT),
+        ({"template": "chat", "system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT),
+        ({"template": "raw"}, "Why?"),
+        ({"template": "qa"}, "Question: Why?\n\nAnswer: Let's think step by step."),
+        ({"template": "Say {prompt} in {tone}", "variables": {"tone": "{x}"}}, "Say Why? in {x}"),
+    ],
+)
+def test_the_template_is_an_option_of_the_model_and_of_a_call(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, options: dict, prompt: str
+) -> None:
+    """As in the command line; a model without a chat template continues its prompt."""
+    llm = hfpipe.load(tiny_llama, backend="echo")
+    seen = []
+    generate = llm.generator.generate
+    monkeypatch.setattr(llm.generator, "generate", lambda requests: generate(seen.append(r) or r for r in requests))
+    HFPipe(generator=llm.generator, **options).invoke("Why?")
+    llm.invoke("Why?", **options)
+    llm.batch(["Why?"], **options)
+    llm.batch(["Why?"], return_exceptions=True, **options)
+    list(llm.stream_batch(["Why?"], **options))
+    assert [request.prompt for request in seen] == [prompt] * 5
+    assert {request.add_special_tokens for request in seen} == {not prompt.endswith("assistant\n")}
+
+
+def test_a_template_refuses_what_has_no_place(echo: HFPipe) -> None:
     with pytest.raises(UsageError, match="system message"):
-        echo.generator.prompt_template("raw", "Be brief.")
+        echo.invoke("a", system="Be brief.")
     with pytest.raises(TemplateError, match="no chat template"):
-        echo.generator.prompt_template("chat")
-
-
-def test_a_missing_variable_is_named(echo: HFPipe) -> None:
-    with pytest.raises(TemplateError, match=r"No value for \{tone\}"):
-        chain(echo, echo.generator.prompt_template("{tone}: {prompt}")).invoke({"prompt": "Why?"})
+        echo.invoke("a", template="chat")
+    with pytest.raises(TemplateError, match="The prompt could be any of"):
+        echo.invoke("a", template="{tone}: {text}")
 
 
 def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
-    assert chain(echo, echo.generator.prompt_template("raw")).invoke({"prompt": "a {b} {{c}} {"}) == "a {b} {{c}} {"
+    assert echo.invoke("a {b} {{c}} {") == "a {b} {{c}} {"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "hint"),
+    [
+        ({"max_token": 40}, "Unknown option max_token.", "Did you mean 'max_tokens'?"),
+        ({"max_tokens": "x"}, "max_tokens must be a valid integer, not 'x'.", None),
+        ({"stop": 5}, "stop must be a valid tuple, not 5.", None),
+        ({"exact": "perhaps"}, "exact must be a valid boolean, not 'perhaps'.", None),
+        ({"cache": 5}, "cache", None),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0.", None),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(tiny_gpt2: Path, options: dict, error: str, hint: str | None) -> None:
+    for make in (hfpipe.load, hfpipe.load_chat, HFPipe):
+        with pytest.raises(UsageError) as raised:
+            make(tiny_gpt2, backend="echo", **options)
+        assert raised.value.message.startswith(error)
+        assert hint is None or raised.value.hint == hint
+
+
+def test_an_option_of_loading_is_refused_for_a_loaded_model(echo: HFPipe) -> None:
+    with pytest.raises(UsageError, match="device has no effect"):
+        HFPipe(generator=echo.generator, device="cpu")
+    with pytest.raises(UsageError, match="No model is given"):
+        HFPipe()
+
+
+def test_a_copy_shares_the_model_and_a_pickle_is_refused(echo: HFPipe) -> None:
+    for made in (copy.copy(echo), copy.deepcopy(echo)):
+        assert made is not echo
+        assert made.generator is echo.generator
+        assert made.invoke("one") == "one"
+    with pytest.raises(UsageError, match="cannot be pickled"):
+        pickle.dumps(echo)

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import jinja2
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -89,6 +90,27 @@ def test_a_batch_is_one_stream_of_the_engine_and_failures_stay_apart(echo: ChatH
     with pytest.raises(UsageError, match="tool"):
         echo.batch(inputs)
     assert echo.batch([]) == []
+
+
+def test_an_llm_and_a_chat_model_over_one_loaded_model(tiny_llama: Path) -> None:
+    llm = hfpipe.load(tiny_llama, backend="echo", stop="two")
+    chat = ChatHFPipe(llm=llm)
+    assert chat.generator is llm.generator
+    assert chat.invoke("one two").content.endswith("one ")
+    assert ChatHFPipe(llm=llm, stop=["one"]).invoke("one two").content.endswith("user\n")
+
+
+def test_a_last_message_of_the_assistant_is_continued(echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, seen = echo.generator.generate, []
+    monkeypatch.setattr(echo.generator, "generate", lambda requests: generate(seen.append(r) or r for r in requests))
+    echo.invoke([("human", "one"), ("ai", "two")])
+    assert seen[0].prompt.endswith("<|im_start|>assistant\ntwo")
+
+
+def test_the_template_is_compiled_once(echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    echo.invoke("one")
+    monkeypatch.setattr(jinja2.Environment, "compile", None)
+    assert "two" in echo.invoke("two").content
 
 
 def test_without_a_chat_template_there_is_no_chat(tiny_gpt2: Path) -> None:

@@ -13,7 +13,7 @@ from hfpipe.text.templates import parse_template
 
 def batch(
     input: b.InputArg,
-    model: o.ModelOpt = "gpt2",
+    model: o.ModelOpt = None,
     output: b.ResultsOpt = None,
     format: b.FormatOpt = "hfpipe",
     restart: b.RestartOpt = False,
@@ -53,6 +53,7 @@ def batch(
     The results are at every moment a beginning of the finished file; the same command again goes on with it.
     """
     given = locals()
+    model = model or "smollm2"
     loading = o.load_options(given, batch_size=batch_size)
     generation = o.generation_options(given)
     parsed = None if template is None else parse_template(template)

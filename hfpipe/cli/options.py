@@ -78,9 +78,18 @@ ModelArg = Annotated[
         show_default=False,
     ),
 ]
+ModelOrPromptArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file. Not with -m.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
 PromptArg = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT]", help="The prompt; - or nothing reads it from stdin.", show_default=False),
+    typer.Argument(metavar="[PROMPT]", help="The prompt, after what is on stdin. - is stdin.", show_default=False),
 ]
 
 BackendOpt = Annotated[
@@ -220,7 +229,7 @@ ChatTemplateNameOpt = Annotated[
 ]
 
 ModelOpt = Annotated[
-    str,
+    str | None,
     option(
         "--model",
         "-m",

@@ -1,6 +1,5 @@
 """hfpipe as LangChain Runnables, over a generator."""
 
-from hfpipe.langchain.chain import Recorder, chain
-from hfpipe.langchain.llm import HFPipe
+from hfpipe.langchain.llm import HFPipe, Recorder
 
-__all__ = ["HFPipe", "Recorder", "chain"]
+__all__ = ["HFPipe", "Recorder"]

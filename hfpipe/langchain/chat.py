@@ -2,62 +2,68 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from hfpipe.errors import UsageError
-from hfpipe.langchain.batching import Batching, callback_manager, run_arguments
-from hfpipe.langchain.options import generation_info
+from hfpipe.generator import Generator
+from hfpipe.langchain.base import LoadedModel, Options, callback_manager, generation_info, run_arguments
+from hfpipe.langchain.llm import HFPipe
 from hfpipe.types import Completion, TextEvent, TextRequest
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
 
-class ChatHFPipe(Batching, BaseChatModel):
-    """A local model with a chat template as a LangChain chat model: `ChatHFPipe.load("smollm2")`.
+class ChatHFPipe(LoadedModel, BaseChatModel):
+    """A local model with a chat template as a LangChain chat model.
 
-    Messages in a row from the same role are joined, since many templates insist on turns. Text alone is understood.
+    Messages in a row from the same role are joined, since many templates insist on turns. A last message of the
+    assistant is continued. Only text is supported.
+
+    Args:
+        model: A folder, a Hub id, `pypi:PACKAGE`, `smollm2`, or a GGUF file.
+        llm: Instead of a model, an HFPipe: both then answer from one loaded model, and its options of generation are
+            the defaults here.
+        generator: Instead of a model, one that is loaded already.
+        options: Those of HFPipe; `system` begins every conversation that has no system message of its own.
+
+    Returns:
+        A LangChain chat model.
+
+    Raises:
+        HFPipeError: Its message says what is wrong, its `hint` what to do. A TemplateError, at the first call, for a
+            model without a chat template.
+
+    Example:
+        >>> chat = ChatHFPipe(model="smollm2", max_tokens=50)
+        >>> answer = chat.invoke([("system", "Be brief."), ("human", "What is EEG?")])
+        >>> tokens = answer.usage_metadata["total_tokens"]
     """
 
-    @override
-    def batch(
+    def __init__(
         self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
+        model: str | Path | None = None,
         *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """All in one batch of the engine, where the default would be a thread for each."""
-        found = dict(self.batch_as_completed(inputs, config, return_exceptions=True, **kwargs))
-        answers = [found[index] for index in range(len(inputs))]
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        if failed and not return_exceptions:
-            raise failed
-        return answers
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        llm: HFPipe | None = None,
+        generator: Generator | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if llm is not None:
+            defaults: Any = asdict(llm._options)
+            model, generator, options = model or llm.model, llm.generator, {**defaults, **options}
+        super().__init__(model, generator=generator, **options)
 
     @override
     def _generate(
@@ -67,10 +73,10 @@ class ChatHFPipe(Batching, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        (completion,) = self.generator.generate([self._request("0", messages, stop, kwargs)])
+        (completion,) = self.generator.generate([self._called(messages, stop, kwargs)])
         if completion.error:
             raise completion.error
-        return ChatResult(generations=[_chat_generation(completion, self.model)])
+        return ChatResult(generations=[self._generation(completion)])
 
     @override
     def _stream(
@@ -80,7 +86,7 @@ class ChatHFPipe(Batching, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for event in self.generator.stream([self._request("0", messages, stop, kwargs)]):
+        for event in self.generator.stream([self._called(messages, stop, kwargs)]):
             if event.error:
                 raise event.error
             chunk = ChatGenerationChunk(message=_chunk(event, self.model))
@@ -88,17 +94,19 @@ class ChatHFPipe(Batching, BaseChatModel):
                 run_manager.on_llm_new_token(event.text, chunk=chunk)
             yield chunk
 
-    def _request(
-        self, request_id: str, messages: Sequence[BaseMessage], stop: Sequence[str] | None, overrides: Mapping[str, Any]
-    ) -> TextRequest:
-        prompt = self.generator.prompt_template("chat").render(turns(messages))
-        return self._text_request(request_id, prompt, stop, overrides, special=False)
+    def _called(self, messages: Sequence[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> TextRequest:
+        model = self._called_with(options if stop is None else {**options, "stop": stop})
+        return model._message_request("0", messages)
+
+    def _message_request(self, request_id: str, messages: Sequence[BaseMessage]) -> TextRequest:
+        template = self.generator.prompt_template(
+            self.template or "chat", self.system, self.variables, self.chat_template_name
+        )
+        return TextRequest(request_id, template.render(turns(messages)), self._options, add_special_tokens=False)
 
     @override
-    def _value_request(
-        self, request_id: str, value: PromptValue, stop: Sequence[str] | None, options: Mapping[str, Any]
-    ) -> TextRequest:
-        return self._request(request_id, value.to_messages(), stop, options)
+    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
+        return self._message_request(request_id, value.to_messages())
 
     @override
     def _start_run(
@@ -111,7 +119,8 @@ class ChatHFPipe(Batching, BaseChatModel):
 
     @override
     def _generation(self, completion: Completion) -> ChatGeneration:
-        return _chat_generation(completion, self.model)
+        usage, metadata = _usage(completion), _metadata(completion, self.model)
+        return ChatGeneration(message=AIMessage(completion.text, usage_metadata=usage, response_metadata=metadata))
 
     @property
     def _llm_type(self) -> str:
@@ -140,13 +149,6 @@ def _text(message: BaseMessage) -> str:
         if isinstance(block, dict) and block.get("type") != "text":
             raise UsageError(f"Content of type {block.get('type')} is not supported; text is.")
     return "".join(block if isinstance(block, str) else block["text"] for block in blocks)
-
-
-def _chat_generation(completion: Completion, model: str) -> ChatGeneration:
-    message = AIMessage(
-        completion.text, usage_metadata=_usage(completion), response_metadata=_metadata(completion, model)
-    )
-    return ChatGeneration(message=message)
 
 
 def _chunk(event: TextEvent, model: str) -> AIMessageChunk:

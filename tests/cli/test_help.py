@@ -20,11 +20,12 @@ OPTIONS = [
     pytest.param(command, option, id=f"{name}{option.opts[0]}")
     for name, command in COMMANDS.items()
     for option in command.params
-    if option.param_type_name == "option"
+    # To remove models is asked for each time.
+    if option.param_type_name == "option" and option.opts != ["--prune"]
 ]
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
 SAMPLES["path"] = ("a b", "a b")
-WITH_DEFAULTS = {"model", "prompt", "input", "output", "backend", "group_size", "format"}
+WITH_DEFAULTS = {"model", "prompt", "input", "output", "remove", "backend", "group_size", "format"}
 WITH_DEFAULTS |= {"models", "prompt_tokens", "new_tokens", "batch", "repeats", "quality", "max_loss"}
 
 
@@ -93,7 +94,7 @@ def test_help_fits_the_terminal(columns):
     words = " ".join(text.split())
     for section in ("Arguments:", "Loading:", "Generation:", "Output:", "Options:"):
         assert section in words
-    assert "The prompt; - or nothing reads it from stdin." in words
+    assert "The prompt, after what is on stdin. - is stdin." in words
 
 
 def test_an_error_on_a_narrow_terminal_is_not_cut():

@@ -22,10 +22,12 @@ def raw(model, *args, **settings):
     ("args", "input", "expected"),
     [
         (["from the argument"], None, "from the argument"),
-        (["the argument wins"], "over stdin", "the argument wins"),
+        (["summarize"], "over stdin\n", "over stdin\n\nsummarize"),
+        (["nothing is on stdin"], " \n", "nothing is on stdin"),
         ([], "from a pipe\n", "from a pipe"),
         (["-"], "from a pipe", "from a pipe"),
         (["-"], "two\nlines\n\n", "two\nlines\n"),
+        (["-"], "\ufefffrom\r\nWindows\r\n", "from\nWindows"),
         (["--", "-x"], None, "-x"),
         (["--", "--help"], None, "--help"),
     ],
@@ -33,6 +35,58 @@ def raw(model, *args, **settings):
 def test_sources(plain_model, args, input, expected):
     ended = raw(plain_model, *args, input=input)
     assert (ended.code, ended.out.decode(), ended.err) == (0, expected + "\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("template", "args", "expected"),
+    [
+        ("{prompt}: {input}", ["summarize"], "summarize: a text"),
+        ("Summarize {input}", [], "Summarize a text"),
+        ("{prompt}: {input}", ["summarize", "--var", "input=x"], "a text\n\nsummarize: x"),
+    ],
+)
+def test_stdin_fills_the_input_of_a_template(plain_model, template, args, expected):
+    assert echo(plain_model, "-t", template, *args, input="a text\n").out.decode() == expected + "\n"
+
+
+def test_stdin_that_has_no_place_is_an_error(plain_model):
+    ended = echo(plain_model, "-t", "{a}", "--var", "a=1", input="a text")
+    assert (ended.code, ended.error) == (
+        2,
+        'There is no place for the prompt in the template "{a}": --var fills all of it.',
+    )
+
+
+def test_values_of_options_may_begin_with_a_dash(plain_model):
+    assert raw(plain_model, "--stop", "- b", "a - b").out == b"a \n"
+    assert raw(plain_model, "--", "-5 + 3").out == b"-5 + 3\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [(["-m", "MODEL", "hi"], {}), (["hi"], {"HFPIPE_MODEL": "MODEL"}), (["MODEL", "hi"], {"HFPIPE_MODEL": "other"})],
+)
+def test_the_model_may_be_an_option_or_a_variable(plain_model, args, env):
+    args = [str(plain_model) if word == "MODEL" else word for word in args]
+    env = {name: str(plain_model) if value == "MODEL" else value for name, value in env.items()}
+    ended = run_hfpipe("run", *args, "-b", "echo", "-t", "raw", env=env)
+    assert (ended.code, ended.out, ended.err) == (0, b"hi\n", b"")
+
+
+def test_a_model_that_is_given_twice(plain_model):
+    ended = run_hfpipe("run", "a", "hi", "-m", "b", "-b", "echo")
+    assert (ended.code, ended.error) == (2, "The model is given twice: a and --model b.")
+
+
+@pytest.mark.parametrize(
+    ("args", "note"),
+    [(["-n", "2"], "[stopped at 2 tokens; -n raises it]"), ([], "[stopped: the context of 64 tokens is full]")],
+)
+def test_an_answer_that_was_cut_says_so_on_a_terminal(chat_model, args, note):
+    text = "0123456789" * 4
+    assert note in raw(chat_model, text, *args, tty="stderr").err.decode()
+    assert raw(chat_model, text, *args).err == b""
+    assert b"stopped" not in raw(chat_model, "hi", tty="stderr").err
 
 
 def test_stdin_may_be_a_file(plain_model, tmp_path):

@@ -1,0 +1,389 @@
+"""What the LLM and the chat model share: a loaded model, options that every call may override, and many answers at once
+from one stream of the engine, without threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import abstractmethod
+from collections import abc
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun, Callbacks
+from langchain_core.globals import get_llm_cache
+from langchain_core.language_models.base import LanguageModelInput
+from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.prompt_values import PromptValue, StringPromptValue
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import Self, Unpack
+
+from hfpipe.errors import BackendError, HFPipeError, UsageError, nearest
+from hfpipe.generator import FailedRequest, Generator, open_generator
+from hfpipe.types import (
+    Completion,
+    GenerationFields,
+    GenerationOptions,
+    LoadFields,
+    LoadOptions,
+    Reporter,
+    TextEvent,
+    TextRequest,
+)
+
+_T = TypeVar("_T")
+_LOADING = frozenset(field.name for field in fields(LoadOptions)) | {"reporter"}
+_GENERATION = frozenset(field.name for field in fields(GenerationOptions))
+_GENERATION_OPTIONS = TypeAdapter(GenerationOptions)
+_LOAD_OPTIONS = TypeAdapter(LoadOptions)
+_END = object()
+
+
+class Options(LoadFields, GenerationFields, total=False):
+    """The keyword arguments of `hfpipe.load`, HFPipe and ChatHFPipe."""
+
+    reporter: Reporter | None
+    template: str | None
+    system: str | None
+    chat_template_name: str | None
+    variables: Mapping[str, Any]
+    cache: BaseCache | bool | None
+    verbose: bool
+    callbacks: Callbacks
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+    name: str | None
+    custom_get_token_ids: Callable[[str], list[int]] | None
+
+
+class LoadedModel(BaseModel):
+    """A model over a generator. `model` is the reference it was loaded from."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    generator: Generator = Field(exclude=True, repr=False)
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    template: str | None = None
+    system: str | None = None
+    chat_template_name: str | None = None
+    variables: Mapping[str, Any] = Field(default_factory=dict)
+
+    # The fields, beside the options of generation, that every call may override.
+    _of_a_call: ClassVar[frozenset[str]] = frozenset({"template", "system", "chat_template_name", "variables"})
+
+    def __init__(
+        self, model: str | Path | None = None, *, generator: Generator | None = None, **options: Unpack[Options]
+    ) -> None:
+        given: dict[str, Any] = dict(options)
+        known = {*_LOADING, *type(self).model_fields}
+        if unknown := sorted(given.keys() - known):
+            hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
+            raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
+        loading = {name: given.pop(name) for name in _LOADING & given.keys()}
+        given |= asdict(overridden(GenerationOptions(), {name: given.pop(name) for name in _GENERATION & given.keys()}))
+        if generator is None:
+            generator = _load(model, loading)
+        elif loading:
+            raise UsageError(f"{', '.join(sorted(loading))} has no effect: the model is loaded already.")
+        reference = generator.source.reference if model is None else str(model)
+        _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of `text` with the model's own tokenizer, so that get_num_tokens is right."""
+        return list(self.generator.tokenizer.encode(text, add_special_tokens=False))
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the loaded model."""
+        return self.model_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("A loaded model cannot be pickled.", hint="Load it in each process, with hfpipe.load(...).")
+
+    def stream_batch(
+        self,
+        inputs: Iterable[LanguageModelInput | TextRequest | None],
+        *,
+        stop: Sequence[str] | None = None,
+        **options: Any,
+    ) -> abc.Generator[tuple[int, Completion], None, None]:
+        """Answer `inputs`, pulled as the engine has room, and yield each with its index as it is finished.
+
+        One that fails is a Completion with its error. None among the inputs has no index: it means that none is ready,
+        as in Backend.stream. A TextRequest is taken as it is, its own options before the model's. Closing the generator
+        cancels what is in flight. No callbacks run.
+        """
+        common = overridden(self._options, self._of_generation(_with_stop(options, stop)))
+        names: dict[str, str] = {}
+
+        def requests() -> Iterator[TextRequest | None]:
+            index = -1
+            for one in inputs:
+                index += one is not None
+                if isinstance(one, TextRequest):
+                    names[str(index)] = one.id
+                    yield _own_options_first(one, str(index), common)
+                else:
+                    yield None if one is None else self._request_or_error(str(index), one, _with_stop(options, stop))
+
+        return self._numbered(requests(), names)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """All in one batch of the engine, where LangChain's default is a thread for each. With `return_exceptions` an
+        input that fails has its error in its place."""
+        found = dict(self.batch_as_completed(inputs, config, return_exceptions=True, **kwargs))
+        answers = [found[index] for index in range(len(inputs))]
+        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        if failed and not return_exceptions:
+            raise failed
+        return answers
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """Each answer with its index as it is finished. `max_concurrency` bounds how many are in flight."""
+        if self._is_cached():
+            # LangChain's own way, which asks the cache.
+            theirs = cast("Any", super()).batch_as_completed
+            yield from theirs(inputs, config, return_exceptions=return_exceptions, **kwargs)
+            return
+        runs: dict[str, CallbackManagerForLLMRun] = {}
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        try:
+            for index, completion in self._numbered(self._begun(inputs, configs, kwargs, runs), {}):
+                answer = self._end_run(runs.pop(str(index)), completion)
+                if isinstance(answer, Exception) and not return_exceptions:
+                    raise answer
+                yield index, answer
+        finally:
+            for run in runs.values():
+                run.on_llm_error(BackendError("The batch was left before this answer was finished."))
+
+    async def abatch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> AsyncIterator[tuple[int, Any]]:
+        answers = self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        # A task that is cancelled leaves a thread behind that is still waiting for the next answer.
+        alone = threading.Lock()
+
+        def pull() -> Any:
+            with alone:
+                return next(answers, _END)
+
+        def close() -> None:
+            with alone:
+                cast("abc.Generator[Any, None, None]", answers).close()
+
+        try:
+            while (answer := await asyncio.to_thread(pull)) is not _END:
+                yield answer
+        finally:
+            await asyncio.to_thread(close)
+
+    @property
+    def _options(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in _GENERATION})
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """What a cache of answers must tell apart."""
+        info = self.generator.backend.info
+        own = {name: getattr(self, name) for name in sorted(self._of_a_call)}
+        engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
+        return {"model": self.model, **engine, **own, **asdict(self._options)}
+
+    def _is_cached(self) -> bool:
+        cache = cast("Any", self).cache
+        return cache is not False and (bool(cache) or get_llm_cache() is not None)
+
+    def _of_generation(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name not in self._of_a_call}
+
+    def _called_with(self, options: Mapping[str, Any]) -> Self:
+        """This model with the options of a call as its own. Raises UsageError for one that is not known."""
+        generation = asdict(overridden(self._options, self._of_generation(options)))
+        own = {name: value for name, value in options.items() if name in self._of_a_call}
+        return self.model_copy(update={**generation, **own}) if options else self
+
+    def _begun(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        configs: Sequence[RunnableConfig],
+        options: Mapping[str, Any],
+        runs: dict[str, CallbackManagerForLLMRun],
+    ) -> Iterator[TextRequest | None]:
+        """The requests of `inputs`, each with a run of its own from when the engine takes it."""
+        for index, (one, config) in enumerate(zip(inputs, configs, strict=True)):
+            while len(runs) >= (config.get("max_concurrency") or len(inputs)):
+                yield None
+            try:
+                shown = self._convert_input(one)
+            except UsageError:
+                shown = StringPromptValue(text=str(one))
+            runs[str(index)] = self._start_run(shown, config, options)
+            yield self._request_or_error(str(index), one, options)
+
+    def _numbered(
+        self, requests: Iterator[TextRequest | None], names: dict[str, str]
+    ) -> abc.Generator[tuple[int, Completion], None, None]:
+        """The answers to requests whose ids are numbers, under the names that they had before."""
+        for completion in self.generator.generate(requests):
+            name = names.pop(completion.id, completion.id)
+            yield int(completion.id), replace(completion, id=name)
+
+    def _request_or_error(self, request_id: str, one: LanguageModelInput, options: Mapping[str, Any]) -> TextRequest:
+        try:
+            return self._called_with(options)._request(request_id, self._convert_input(one))
+        except HFPipeError as error:
+            return FailedRequest(request_id, "", error=error)
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        try:
+            value: PromptValue = cast("Any", super())._convert_input(model_input)
+        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise UsageError(
+                "Invalid input: expected a string, a list of messages or a PromptValue, "
+                f"got {type(model_input).__name__}."
+            ) from error
+        return value
+
+    def _end_run(self, run: CallbackManagerForLLMRun, completion: Completion) -> Any:
+        """What a Runnable returns for a completion: its output, or the error."""
+        if completion.error:
+            run.on_llm_error(completion.error)
+            return completion.error
+        generation = self._generation(completion)
+        run.on_llm_end(LLMResult(generations=[[generation]]))
+        return generation.message if isinstance(generation, ChatGeneration) else generation.text
+
+    @abstractmethod
+    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
+        """The request of what a prompt gave. Raises an HFPipeError where it has no place in this model."""
+
+    @abstractmethod
+    def _start_run(
+        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
+    ) -> CallbackManagerForLLMRun:
+        """Tell the callbacks of `config` that a run begins."""
+
+    @abstractmethod
+    def _generation(self, completion: Completion) -> Generation | ChatGeneration:
+        """A completion in LangChain's words."""
+
+
+def overridden(options: GenerationOptions, overrides: Mapping[str, Any]) -> GenerationOptions:
+    """`options` with what `overrides` gives; None gives nothing. Raises UsageError for an option that is not known, and
+    for a value of a wrong type."""
+    if unknown := sorted(set(overrides) - _GENERATION):
+        hint = nearest(unknown[0], _GENERATION) or f"Options: {', '.join(sorted(_GENERATION))}."
+        raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    values = {**asdict(options), **given}
+    return _checked(lambda: _GENERATION_OPTIONS.validate_python(values)) if given else options
+
+
+def generation_info(answer: Completion | TextEvent) -> dict[str, Any]:
+    """What LangChain carries beside a text: finish_reason, the seed if it was sampled, usage, and timing in seconds
+    of time.perf_counter."""
+    info: dict[str, Any] = {"finish_reason": answer.finish_reason}
+    if answer.seed is not None:
+        info["seed"] = answer.seed
+    if answer.usage is not None and answer.timing is not None:
+        info["usage"] = {**asdict(answer.usage), "total_tokens": answer.usage.total_tokens}
+        info["timing"] = asdict(answer.timing)
+    return info
+
+
+def callback_manager(model: Any, config: RunnableConfig, options: Mapping[str, Any]) -> CallbackManager:
+    """The callbacks of one run of `model`."""
+    return CallbackManager.configure(
+        config.get("callbacks"),
+        model.callbacks,
+        model.verbose,
+        config.get("tags"),
+        model.tags,
+        {**(config.get("metadata") or {}), **model._get_ls_params(**options)},
+        model.metadata,
+    )
+
+
+def run_arguments(model: Any, config: RunnableConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What callbacks learn of one run, beside its prompt."""
+    return {
+        "invocation_params": {**model._identifying_params, **options},
+        "options": dict(options),
+        "name": config.get("run_name"),
+        "run_id": config.get("run_id"),
+        "batch_size": 1,
+    }
+
+
+def _load(model: str | Path | None, loading: dict[str, Any]) -> Generator:
+    if model is None:
+        raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
+    reporter = loading.pop("reporter", None)
+    if isinstance(loading.get("device"), int):
+        loading["device"] = str(loading["device"])
+    options = _checked(lambda: _LOAD_OPTIONS.validate_python(loading))
+    return open_generator(str(model), options, reporter)
+
+
+def _checked(make: Callable[[], _T]) -> _T:
+    """What `make` makes. Raises UsageError, with the name and the value, where pydantic refuses one."""
+    try:
+        return make()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        expected = first["msg"].removeprefix("Input should be ").partition(",")[0]
+        raise UsageError(f"{name} must be {expected}, not {first['input']!r}.") from None
+
+
+def _with_stop(options: Mapping[str, Any], stop: Sequence[str] | None) -> dict[str, Any]:
+    return dict(options) if stop is None else {**options, "stop": stop}
+
+
+def _own_options_first(request: TextRequest, request_id: str, common: GenerationOptions) -> TextRequest:
+    own = {name: value for name, value in asdict(request.options).items() if value not in (None, ())}
+    return replace(request, id=request_id, options=overridden(common, own))
