@@ -155,7 +155,7 @@ def test_a_user_without_a_home(chosen, monkeypatch):
 def test_a_loop_of_symbolic_links_is_one_line(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(UsageError, match=r"loop is a loop of symbolic links\.$"):
+    with pytest.raises(UsageError, match=r"(?m)loop is a loop of symbolic links\.$"):
         store.real_path(loop)
     with pytest.raises(HFPipeError, match=r"Cannot write to .*loop: "):
         make(loop / "out")
@@ -496,7 +496,7 @@ def test_a_file_above(tmp_path):
 def test_the_room_that_a_disk_has(tmp_path):
     store.require_space(tmp_path / "a", 1, "The download")
     with pytest.raises(
-        HFPipeError, match=r"^The download needs 1000000000\.0 GB, and the disk of .* left\.$"
+        HFPipeError, match=r"(?m)^The download needs 1000000000\.0 GB, and the disk of .* left\.$"
     ) as caught:
         store.require_space(tmp_path / "a", 10**18, "The download", variable="HF_HOME")
     assert caught.value.hint == "Free some space, or set HF_HOME to a folder on another disk."

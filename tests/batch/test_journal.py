@@ -168,7 +168,7 @@ def test_a_second_run_is_refused(source, output):
     with journal(output) as first:
         rest = first.resume(read_lines(io.BytesIO(source.read_bytes())))
         for _ in range(2):
-            with pytest.raises(HFPipeError, match=r"^Another hfpipe is writing to .*out\.jsonl\.$"):
+            with pytest.raises(HFPipeError, match=r"(?m)^Another hfpipe is writing to .*out\.jsonl\.$"):
                 run(source, output, restart=True)
         first.append(answer(FORM.read_record(next(rest))))
     run(source, output)

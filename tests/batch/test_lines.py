@@ -199,14 +199,14 @@ def test_only_what_is_asked_for_is_read(arriving):
 @pytest.mark.parametrize("spoil", [lambda data: data[:-9], lambda data: data[:40] + b"\0" * 40 + data[80:]])
 def test_a_damaged_archive_is_one_line(spoil):
     data = spoil(gzip.compress(os.urandom(20_000) + b"\n"))
-    with pytest.raises(HFPipeError, match=r"^Reading q\.gz failed: .*\.$") as caught:
+    with pytest.raises(HFPipeError, match=r"(?m)^Reading q\.gz failed: .*\.$") as caught:
         list(read_lines(io.BytesIO(data), "q.gz"))
     assert "\n" not in caught.value.message
 
 
 def test_utf_16_is_named():
     stream = io.BytesIO('{"a": 1}\n'.encode("utf-16"))
-    with pytest.raises(UsageError, match=r"^stdin is UTF-16 text\.$") as caught:
+    with pytest.raises(UsageError, match=r"(?m)^stdin is UTF-16 text\.$") as caught:
         list(read_lines(stream, "stdin"))
     assert "iconv" in caught.value.hint
 

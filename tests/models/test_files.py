@@ -58,7 +58,7 @@ def test_an_adapter_is_refused():
 def test_no_weights():
     with pytest.raises(ModelError, match=r"org/name has no model.safetensors, only flax_model.msgpack"):
         choose([*SMALL, *OTHERS], "org/name", allow_pickle=True)
-    with pytest.raises(ModelError, match=r"org/name has no model.safetensors\.$"):
+    with pytest.raises(ModelError, match=r"(?m)org/name has no model.safetensors\.$"):
         choose([], "org/name", allow_pickle=True)
 
 
