@@ -47,9 +47,7 @@ def load(model: str | Path, **options: Unpack[Options]) -> HFPipe:
     Example:
         >>> import hfpipe
         >>> llm = hfpipe.load("smollm2", max_tokens=50)
-        >>> for text in llm.stream("What is EEG?"):
-        ...     print(text, end="")  # doctest: +ELLIPSIS
-        ...
+        >>> answer = "".join(llm.stream("What is EEG?"))
     """
     from hfpipe.langchain import HFPipe
 

@@ -28,7 +28,21 @@ from typing import Any
 
 
 class HFPipeError(Exception):
-    """What went wrong in one line, in `hint` what to do about it, and in `details` lines that help to find out more."""
+    """Every error that a user can meet. A traceback shows the message, the details and the hint.
+
+    Args:
+        message: What is wrong, in one line.
+        hint: What to do about it.
+        details: Lines that help to find out more.
+
+    Example:
+        >>> import hfpipe
+        >>> try:
+        ...     hfpipe.load("smollm2", max_token=50)
+        ... except hfpipe.HFPipeError as error:
+        ...     print(error.hint)
+        Did you mean 'max_tokens'?
+    """
 
     exit_code = 1
 

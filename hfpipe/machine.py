@@ -61,8 +61,8 @@ def _cgroups(controller: str) -> Iterator[Path]:
             if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
                 mounts["" if kind == "cgroup2" else controller] = (before.split()[3], Path(before.split()[4]))
         for line in (_PROC / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            own |= dict.fromkeys(controllers.split(","), path)
+            _, controllers, name = line.split(":", 2)
+            own |= dict.fromkeys(controllers.split(","), name)
     for version, (root, mount) in mounts.items():
         path = PurePosixPath(own.get(version, "/"))
         # A container sees its own part of the tree, sometimes under a path that it does not see.

@@ -1,5 +1,6 @@
 """The public interface, `hfpipe.__all__`: in every order of imports, and as a type checker sees it from outside."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -11,12 +12,18 @@ import hfpipe
 
 PROGRAM = """
 from __future__ import annotations
+from pathlib import Path
 import hfpipe
 import hfpipe.errors
 from hfpipe import ChatHFPipe, HFPipe
+from transformers import pipeline
 
-llm: HFPipe = hfpipe.load("smollm2", max_tokens=50)
+llm: HFPipe = hfpipe.load("smollm2", max_tokens=50, stop=["\\n"], template="raw")
+llm = HFPipe(pipeline=pipeline("text-generation", model="gpt2"))
+llm = HFPipe(model="gpt2", device=0, ov_config={"NUM_STREAMS": 1})
+llm = hfpipe.load(Path("gpt2"))
 chat: ChatHFPipe = hfpipe.load_chat("smollm2", temperature=0.5)
+chat = ChatHFPipe(llm=llm, system="Be brief.")
 text: str = llm.invoke("What is EEG?")
 try:
     print(text, chat.invoke("What is EEG?").content)
@@ -51,9 +58,36 @@ assert hfpipe.made.run(3) == (3,)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_program_passes_the_type_checker(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
+def checked(folder: Path, program: str) -> str:
+    """What mypy says of a user's program."""
+    (folder / "program.py").write_text(program)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "program.py"]
     env = {**os.environ, "MYPYPATH": str(Path(hfpipe.__file__).parents[1])}
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False).stdout
+
+
+def test_the_type_checker_knows_what_is_right_and_wrong(tmp_path: Path) -> None:
+    assert "Success" in checked(tmp_path, PROGRAM)
+    wrong = ['hfpipe.load("gpt2", max_token=40)', 'hfpipe.HFPipe("gpt2", max_tokens="x")', "hfpipe.load_chat(5)"]
+    said = checked(tmp_path, "\n".join(["import hfpipe", *wrong]))
+    assert [line.split(":")[1] for line in said.splitlines() if ": error:" in line] == ["2", "3", "4"], said
+
+
+@pytest.mark.parametrize("name", ["load", "load_chat", "HFPipe", "ChatHFPipe", "HFPipeError"])
+def test_a_public_docstring_is_whole_and_its_example_runs(
+    name: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """smollm2 is a tiny model here. The examples of the use cases have tests of their own."""
+    from hfpipe import generator
+    from hfpipe.langchain import base
+    from hfpipe.types import LoadOptions
+
+    loaded = generator.open_generator(str(tiny_llama), LoadOptions(backend="echo"))
+    monkeypatch.setattr(base, "open_generator", lambda *_: loaded)
+    public = getattr(hfpipe, name)
+    for section in ("Args:", "Example:") if name == "HFPipeError" else ("Args:", "Returns:", "Raises:", "Example:"):
+        assert f"    {section}\n" in public.__doc__
+    test = doctest.DocTestParser().get_doctest(public.__doc__, {"hfpipe": hfpipe, name: public}, name, None, None)
+    assert test.examples
+    said = []
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append).failed == 0, "".join(said)

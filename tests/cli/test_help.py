@@ -61,6 +61,14 @@ def test_what_is_typed_wins_over_the_variable(plain_model):
     assert json.loads(ended.out)["text"] == "one"
 
 
+def test_a_variable_of_several_values_is_cut_at_newlines_alone(plain_model):
+    """Not at the other line ends of Unicode, which str.splitlines knows."""
+    env = {"HFPIPE_STOP": "x\u2028y\nx\x0by\x0c"}
+    for text in ("a x y", "a x\u2028y b", "a x\x0by\x0c b"):
+        ended = run_hfpipe("run", plain_model, text, "-b", "echo", "-t", "raw", env=env)
+        assert ended.out.decode() == (text if text == "a x y" else "a ") + "\n"
+
+
 def test_empty_variables_are_as_good_as_none(plain_model):
     env = {variable_of(*option.opts): "" for option in COMMANDS["run"].params if option.param_type_name == "option"}
     ended = run_hfpipe("run", plain_model, "hi", "-b", "echo", "-t", "raw", env=env)

@@ -158,6 +158,13 @@ with Terminal() as terminal:
 """
 
 
+def test_what_takes_long_is_said(tiny_gpt2):
+    """The import of torch, which is not a search."""
+    shown = run_hfpipe("run", tiny_gpt2, "hi", "-n", "1", "-b", "torch", tty="stderr").err.decode()
+    assert "Starting torch" in shown
+    assert "Finding" not in shown
+
+
 @pytest.mark.parametrize("columns", [40, 60])
 def test_a_note_breaks_between_words(columns):
     shown = run_hfpipe(command=[sys.executable, "-c", NOTE], tty="stderr", columns=columns).err.decode()
