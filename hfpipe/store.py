@@ -211,7 +211,8 @@ class Work:
 
     @property
     def folder(self) -> Path:
-        return self.hidden / _NEW
+        # Its last name is the final one: libraries show it, and look settings up by it.
+        return self.hidden / _NEW / self.place.name
 
     @property
     def scratch(self) -> Path:
@@ -253,8 +254,8 @@ def making(
                 _clear(place)
                 work = Work(place, _beside(place, _WORK))
                 try:
-                    for folder in (work.hidden, work.folder, work.scratch):
-                        folder.mkdir()
+                    for folder in (work.folder, work.scratch):
+                        folder.mkdir(parents=True)
                     yield work
                 finally:
                     shutil.rmtree(work.hidden, ignore_errors=True)

@@ -414,7 +414,7 @@ def test_where_the_end_fails_the_old_one_stays(tmp_path, monkeypatch, failing):
         raise KeyboardInterrupt
 
     def fail_on_the_new_one(self, target):
-        return fail() if self.name == "new" else rename(self, target)
+        return fail() if self.parent.name == "new" else rename(self, target)
 
     if failing == "the last rename":
         monkeypatch.setattr(Path, "rename", fail_on_the_new_one)

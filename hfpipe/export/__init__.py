@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 _PER_CHANNEL = -1
 # What hfpipe itself tells optimum-cli: a second value would make the plan and the report wrong.
-_RESERVED = re.compile(r"-m|--(?:model|weight-format)(?![a-z-])")
+_RESERVED = re.compile(r"-m|--(?:model|weight-format|task|library|quant-mode)(?![a-z-])")
 
 
 class Options(TypedDict, total=False):

@@ -70,7 +70,8 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
             f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing). "
             "hfpipe does not need it; other programs may."
         )
-    if tokenizer.get("differing"):
+    # A difference in one kind of text is usual; this is another tokenizer.
+    if len(tokenizer.get("differing", ())) > 1:
         yield (
             f"OpenVINO's own tokenizer gives other ids than the model's ({', '.join(tokenizer['differing'])} text). "
             "hfpipe uses the model's; other programs may give wrong answers."

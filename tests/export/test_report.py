@@ -122,6 +122,13 @@ def test_a_tokenizer_that_could_not_be_made(model):
     assert warned(plan(model, extra=("--disable-convert-tokenizer",)), tokenizer=missing) == []
 
 
+def test_a_tokenizer_that_is_another_one(model):
+    """A difference in one kind of text is usual."""
+    assert warned(plan(model), tokenizer={"missing": [], "differing": ["dialogue"]}) == []
+    (line,) = warned(plan(model), tokenizer={"missing": [], "differing": ["code", "prose"]})
+    assert line.startswith("OpenVINO's own tokenizer gives other ids than the model's (code, prose text).")
+
+
 # What is printed
 
 KIND = {"perplexity_change": 0.01}

@@ -1,25 +1,29 @@
-"""A transformers folder -> an OpenVINO one, by optimum-cli's own command. Runs in a child process (see process.py)."""
+"""A transformers folder -> an OpenVINO one, with the functions that optimum-cli calls. Runs in a child process.
+
+Tried with optimum-intel 2.2, nncf 3.4 and Rich 15. None of their private parts are used, but modules that may move do:
+pyproject.toml has the upper bounds.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from errno import ENOSPC
-from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import nncf
 import openvino as ov
-import openvino_tokenizers
 import rich.progress
-from optimum.commands.export.openvino import OVExportCommand, parse_args_openvino
-from optimum.exporters.openvino import __main__ as exporter
-from optimum.exporters.openvino import convert
+from optimum.commands.export.openvino import parse_args_openvino, prepare_wc_config
+from optimum.exporters.openvino import main_export
+from optimum.exporters.openvino.convert import export_tokenizer
 from optimum.exporters.tasks import TasksManager
-from transformers import AutoConfig
+from optimum.intel import OVConfig, OVModelForCausalLM
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
 
@@ -29,6 +33,7 @@ from hfpipe.store import writing
 from hfpipe.types import Reporter
 
 OPENVINO = "openvino_model.xml"
+_FLOATS = ("fp32", "fp16")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,15 +47,10 @@ _TOKENIZER_FILES = (
     "chat_template.*",
     "additional_chat_templates/*.jinja",
 )
-_STAGES = {
-    "main_export": "Reading the weights and converting",
-    "maybe_convert_tokenizers": "Converting the tokenizer",
-    "_main_quantize": "Quantizing",
-}
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> int:
-    """Run optimum-cli's `export openvino` with `arguments["command"]`, unless `arguments["check_only"]`.
+    """Export as `optimum-cli export openvino` with `arguments["command"]`, unless `arguments["check_only"]`.
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
@@ -64,19 +64,80 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
         return peak_memory()
     if arguments.get("calibration") and options.dataset is None:
         options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
-    _report_to(reporter)
-    if arguments.get("in_8_bits"):
-        _leave_in_8_bits(arguments["in_8_bits"], reporter)
-    command = OVExportCommand(None, options, from_defaults_factory=True, parser=argparse.ArgumentParser())
+    _show_bars(reporter)
     try:
-        with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_told():
-            command.run()
+        with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_as_os_errors():
+            _export(options, arguments.get("in_8_bits") or (), reporter)
+            copy_tokenizer(Path(options.model), Path(options.output))
+            if not options.disable_convert_tokenizer:
+                reporter.stage("Converting the tokenizer")
+                _convert_tokenizer(options)
     except nncf.InvalidGroupSizeError as error:
-        raise UsageError(_first_line(error), hint="--group-size auto chooses one that fits.") from error
+        raise UsageError(_first_line(error), hint="Use --group-size auto, which fits each layer.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise _cannot(arguments["reference"], _first_line(error)) from error
-    copy_tokenizer(Path(options.model), Path(options.output))
     return peak_memory()
+
+
+def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Reporter) -> None:
+    """What optimum-cli's command does, and one thing more that it has no option for: `in_8_bits`."""
+    output, floats_only = Path(options.output), options.weight_format in _FLOATS
+    quantization = None if floats_only else prepare_wc_config(options, {"ratio": 1.0})
+    config = OVConfig(dtype=options.weight_format) if floats_only else OVConfig(quantization_config=quantization)
+    with TemporaryDirectory() as temporary:
+        floats = output if floats_only else Path(temporary) / output.name
+        reporter.stage("Reading the weights and converting")
+        main_export(
+            model_name_or_path=options.model,
+            output=floats,
+            task=options.task,
+            framework=options.framework,
+            cache_dir=options.cache_dir,
+            trust_remote_code=options.trust_remote_code,
+            pad_token_id=options.pad_token_id,
+            ov_config=config,
+            stateful=not options.disable_stateful,
+            convert_tokenizer=False,
+            library_name=options.library,
+            variant=options.variant,
+            model_kwargs=options.model_kwargs,
+        )
+        if not floats_only:
+            reporter.stage("Quantizing")
+            _quantize(options, config.quantization_config, floats, in_8_bits, reporter)
+            for path in floats.iterdir():
+                if not (output / path.name).exists():
+                    shutil.move(path, output / path.name)
+
+
+def _quantize(
+    options: argparse.Namespace, config: Any, floats: Path, in_8_bits: Sequence[str], reporter: Reporter
+) -> None:
+    config.tokenizer = options.model
+    if in_8_bits:
+        config.ignored_scope = {"patterns": list(in_8_bits)}
+    model = OVModelForCausalLM.from_pretrained(
+        floats, compile=False, trust_remote_code=options.trust_remote_code, quantization_config=config
+    )
+    model.save_pretrained(options.output)
+    del model
+    if in_8_bits:
+        reporter.stage("Quantizing the rest to 8 bits")
+        rest = ov.Core().read_model(Path(options.output) / OPENVINO)
+        rest = nncf.compress_weights(rest, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        # Not over the file that its weights are read from.
+        ov.save_model(rest, floats / OPENVINO, compress_to_fp16=False)
+        del rest
+        for path in (floats / OPENVINO, (floats / OPENVINO).with_suffix(".bin")):
+            shutil.move(path, Path(options.output) / path.name)
+
+
+def _convert_tokenizer(options: argparse.Namespace) -> None:
+    """Write OpenVINO's own tokenizer. It is made of tokenizer.json where there is one: the class that a configuration
+    names may build another one."""
+    kind = PreTrainedTokenizerFast if (Path(options.output) / "tokenizer.json").is_file() else AutoTokenizer
+    tokenizer = kind.from_pretrained(options.output, trust_remote_code=options.trust_remote_code)
+    export_tokenizer(tokenizer, Path(options.output), task=options.task)
 
 
 def copy_tokenizer(source: Path, export: Path) -> None:
@@ -93,36 +154,14 @@ def copy_tokenizer(source: Path, export: Path) -> None:
 
 
 @contextmanager
-def _full_disks_told() -> Iterator[None]:
-    """Raise an OSError for a full disk, which OpenVINO and the libraries in Rust tell by errors of their own, and
-    optimum-cli not at all where it is the tokenizer that could not be written."""
-    untold: list[Exception] = []
-    for module, name in ((openvino_tokenizers, "convert_tokenizer"), (convert, "export_tokenizer")):
-        setattr(module, name, _noted(getattr(module, name), untold))
+def _full_disks_as_os_errors() -> Iterator[None]:
+    """OpenVINO and the libraries in Rust have errors of their own for a full disk."""
     try:
         yield
     except Exception as error:
-        _raise_if_full(error)
+        if "iostream error" in str(error) or "No space left" in str(error):
+            raise OSError(ENOSPC, "No space left on device") from error
         raise
-    for one in untold:
-        _raise_if_full(one)
-
-
-def _noted(function: Callable[..., Any], errors: list[Exception]) -> Callable[..., Any]:
-    @wraps(function)
-    def noted(*arguments: Any, **keywords: Any) -> Any:
-        try:
-            return function(*arguments, **keywords)
-        except Exception as error:
-            errors.append(error)
-            raise
-
-    return noted
-
-
-def _raise_if_full(error: Exception) -> None:
-    if "iostream error" in str(error) or "No space left" in str(error):
-        raise OSError(ENOSPC, "No space left on device") from error
 
 
 def _cannot(reference: str, reason: str) -> UnsupportedModel:
@@ -137,7 +176,7 @@ def _first_line(error: Exception) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help shows what there is.")
+        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help lists its options.")
 
 
 def _parse(command: Sequence[str]) -> argparse.Namespace:
@@ -161,10 +200,10 @@ def _check_exportable(options: argparse.Namespace, reference: str) -> None:
             refusal.hint = "--trust-remote-code runs the Python code that comes with it."
         raise refusal from error
     kind = config.model_type
-    tables = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
-    if "openvino" not in tables.get(kind, {}):
-        raise _cannot(reference, f"the architecture {kind} is not among those that it knows.")
-    tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+    except (KeyError, ValueError) as error:
+        raise _cannot(reference, f"the architecture {kind} is unknown to it.") from error
     if options.task not in tasks:
         raise _cannot(reference, f"it does not export {kind} for {options.task} (but for {', '.join(tasks)}).")
     _check_versions(tasks[options.task](config), kind, reference)
@@ -176,14 +215,12 @@ def _check_versions(export_config: Any, kind: str, reference: str) -> None:
             try:
                 require_version_core(f"transformers{relation}{bound}")
             except ImportError as error:
-                wanted = f"transformers {relation} {bound}"
-                raise _cannot(reference, f"for {kind} it needs {wanted}; {transformers_version} is here.") from error
+                wanted = f"transformers {relation} {bound} (installed: {transformers_version})"
+                raise _cannot(reference, f"for {kind} it needs {wanted}.") from error
 
 
-def _report_to(reporter: Reporter) -> None:
-    """Have the exporter name its stages, and its bars go to the reporter."""
-    for name, text in _STAGES.items():
-        setattr(exporter, name, _staged(getattr(exporter, name), text, reporter))
+def _show_bars(reporter: Reporter) -> None:
+    """Have the bars of nncf, which are Rich's, go to the reporter."""
 
     def report(bars: rich.progress.Progress) -> str:
         for task in bars.tasks:
@@ -191,34 +228,5 @@ def _report_to(reporter: Reporter) -> None:
                 reporter.progress(task.description, int(100 * task.completed / task.total), 100, "steps")
         return ""
 
-    # The bars of nncf are Rich's: what is called ten times a second to draw them.
+    # It is called ten times a second to draw them.
     rich.progress.Progress.get_renderable = report  # type: ignore[assignment]
-
-
-def _leave_in_8_bits(patterns: Sequence[str], reporter: Reporter) -> None:
-    """Have optimum-cli quantize the rest, and then these: it has no option that names layers."""
-    quantize = exporter._main_quantize
-
-    def in_two_steps(*, quantization_config: Any, output: Path, **more: Any) -> None:
-        quantization_config.ignored_scope = {"patterns": list(patterns)}
-        quantize(quantization_config=quantization_config, output=output, **more)
-        reporter.stage("Quantizing the rest to 8 bits")
-        model = ov.Core().read_model(output / OPENVINO)
-        rest = output / "8-bits"
-        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-        ov.save_model(model, rest / OPENVINO, compress_to_fp16=False)
-        del model
-        for path in rest.iterdir():
-            path.replace(output / path.name)
-        rest.rmdir()
-
-    exporter._main_quantize = in_two_steps
-
-
-def _staged(function: Callable[..., Any], text: str, reporter: Reporter) -> Callable[..., Any]:
-    @wraps(function)
-    def staged(*arguments: Any, **keywords: Any) -> Any:
-        reporter.stage(text)
-        return function(*arguments, **keywords)
-
-    return staged
