@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from hfpipe.bench import run as bench
     from hfpipe.export import run as export
     from hfpipe.langchain import HFPipe
     from hfpipe.langchain.base import Options
     from hfpipe.langchain.chat import ChatHFPipe
 
 __version__ = "0.1.0"
-__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "export", "load", "load_chat"]
+__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "bench", "export", "load", "load_chat"]
 
 
 def load(model: str | Path, **options: Unpack[Options]) -> HFPipe:

@@ -10,7 +10,7 @@ from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record
-from hfpipe.quality.divergence import common_prefix
+from hfpipe.quality.compare import common_prefix
 from hfpipe.types import Completion, GenerationOptions, TextRequest
 
 

@@ -1,31 +1,34 @@
-"""What is to be compared: each model on each engine, in each format, as rows of the report."""
+"""Each model on each engine in each format, as rows of the report: found, exported where needed, and named."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePath
 
-from hfpipe import backends, models
+from hfpipe import backends, models, store
 from hfpipe.backends.openvino.optimum_cli import own_format
-from hfpipe.bench.choices import Choices, without_device
-from hfpipe.bench.exports import Exports
-from hfpipe.bench.labelled import Labelled
-from hfpipe.bench.origins import check_reference, origin_of
 from hfpipe.bench.report import Configuration
+from hfpipe.bench.spec import Spec
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.export import ExportOptions, exporter
+from hfpipe.export import Report as Export
+from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
-from hfpipe.types import LoadOptions, ModelSource, Reporter
+from hfpipe.process import run_child
+from hfpipe.quality import Reference
+from hfpipe.types import LoadOptions, ModelSource, Reporter, Unit
 
 _QUANTIZED = ("int8", "int4")
 # What a transformers model is loaded from.
 _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
-_TEXTS = ("device", "device_map", "dtype", "attn")
-_FLAGS = ("trust_remote_code", "allow_pickle", "exact")
-# What a model is started with.
+# What an export keeps of the config.json of its source.
+_KEPT = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 QUESTION = "What is EEG?"
+
+References = Callable[[ModelSource], Reference]
 
 
 @dataclass(slots=True)
@@ -39,44 +42,72 @@ class Candidate:
     origin: ModelSource | None
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A reporter whose every message begins with a label."""
+
+    reporter: Reporter
+    label: str
+
+    def note(self, text: str) -> None:
+        self.reporter.note(f"{self.label}: {text}")
+
+    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
+        self.reporter.progress(f"{self.label}: {task}", done, total, unit, detail)
+
+    def stage(self, text: str | None) -> None:
+        self.reporter.stage(f"{self.label}: {text}" if text else None)
+
+
 def candidates(
-    choices: Choices,
-    exports: Exports,
+    spec: Spec,
+    references: References | None,
     reporter: Reporter,
     *,
     check: Callable[[ModelSource], object] = lambda _: None,
-    complain: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Candidate | Configuration]:
-    """Each as soon as it is there: an export that does not stand yet is made. Where that fails, the row with its error.
+    """Each as soon as it is ready: what is not exported yet is. Where that fails, the row with its error.
 
-    `check` raises HFPipeError for a model that cannot do what is to be measured; `complain` is told what is doubtful.
-    Raises HFPipeError for a model that is not there, and for a reference that cannot be one.
+    Exports are verified against the `references` of their sources, or not at all. `check` raises HFPipeError for a
+    model that cannot do what is to be measured; `warn` is told what is doubtful. Raises HFPipeError for a model that
+    does not exist, and for a reference that cannot be one.
     """
-    refused = without_device(choices)
-    found = [_resolve(model, choices, reporter) for model in choices.models]
-    if choices.weight_formats and all(source.format == "openvino" for source in found):
+    refused = _without_device(spec)
+    found = [_resolve(model, spec, reporter) for model in spec.models]
+    if spec.weight_formats and all(source.format == "openvino" for source in found):
         raise UsageError(
-            "--weight-format is for models that can be exported.", hint="An OpenVINO folder is measured as it is."
+            "weight_formats (--weight-format) need a model that can be exported.",
+            hint="An OpenVINO folder is measured as it is.",
         )
-    reference = _resolve(choices.reference, choices, reporter) if choices.reference else None
+    reference = _resolve(spec.reference, spec, reporter) if spec.reference else None
     if reference:
         compared = [source for source in found if origin_of(source, found, reference) is reference]
         for warning in check_reference(reference, compared):
-            complain(warning)
-    names = _Names([source.reference for source in found])
-    wanted = [(source, *variant) for source in found for variant in _variants(source, choices)]
+            warn(warning)
+    name_of = _names(found)
+    wanted = [(source, *variant) for source in found for variant in _variants(source, spec)]
     number, total = 0, sum(weight_format is not None for *_, weight_format in wanted)
     for source, backend, weight_format in wanted:
-        loading = _of_backend(choices.loading, backend)
-        row = _row(names, source, weight_format, replace(loading, revision=choices.revision(source.reference)))
+        loading = _known_options(spec.loading, backend)
+        name = name_of(source, backend, weight_format)
+        row = _row(name, source, weight_format, replace(loading, revision=spec.revision(source.reference)))
         number += weight_format is not None
-        heard = Labelled(reporter, f"{row.name} (export {number} of {total})")
         try:
             if backend in refused:
                 raise refused[backend]
-            check_room(source, choices.tokens, hint="--prompt-tokens and --new-tokens make them shorter.")
+            check_room(source, spec.tokens, hint="Use a smaller prompt_tokens or new_tokens (-p, -g).")
             check(source)
-            yield _candidate(row, source, origin_of(source, found, reference), loading, exports, heard)
+            backends.choose(backend, source.format)
+            loaded = source
+            if weight_format:
+                heard = Labelled(reporter, f"{row.name} (export {number} of {total})")
+                export = _export(source, weight_format, loading, references, heard)
+                # The user is to get what was measured: a verification also chooses runtime options.
+                row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
+                loaded = models.resolve(str(export.folder))
+            row.size_mb = _size(loaded) / 1e6
+            yield Candidate(row, loaded, loading, origin_of(source, found, reference))
         except HFPipeError as error:
             row.error = reason(error)
             yield row
@@ -88,90 +119,49 @@ def reason(error: HFPipeError) -> str:
 
 
 def check_room(source: ModelSource, tokens: int, *, hint: str | None = None) -> None:
-    """Raise ContextLengthError: a model may go on where its context ends, and answer noise."""
+    """Raise ContextLengthError: some models continue beyond their context, and answer noise."""
     limit = source.context_length
     if limit is not None and tokens > limit:
         raise ContextLengthError(
-            f"A prompt and its answer have {tokens} tokens, and its context is {limit}.", hint=hint
+            f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.", hint=hint
         )
 
 
-def _resolve(model: str, choices: Choices, reporter: Reporter) -> ModelSource:
+def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
     return models.resolve(
-        model, revision=choices.revision(model), allow_pickle=choices.loading.allow_pickle, reporter=reporter
+        model, revision=spec.revision(model), allow_pickle=spec.loading.allow_pickle, reporter=reporter
     )
 
 
-def _variants(source: ModelSource, choices: Choices) -> Iterator[tuple[str, str | None]]:
-    """The engines and the weight formats for a model. What is no OpenVINO model yet is exported for OpenVINO."""
-    for backend in choices.engines:
-        fits = source.format in backends.BACKENDS[backend].formats
-        if not fits and not choices.backends:
+def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None]]:
+    """The engines and the weight formats for a model. A transformers model is exported for OpenVINO."""
+    for backend in spec.engines:
+        if source.format not in backends.BACKENDS[backend].formats and not spec.backends:
             continue
         if backend == "openvino" and source.format == "transformers":
-            yield from ((backend, name) for name in choices.weight_formats or _formats(source))
+            yield from ((backend, name) for name in spec.weight_formats or (own_format(source), *_QUANTIZED))
         else:
             yield backend, None
 
 
-def _formats(source: ModelSource) -> Iterable[str]:
-    return (own_format(source), *_QUANTIZED)
-
-
-def _row(names: _Names, source: ModelSource, weight_format: str | None, loading: LoadOptions) -> Configuration:
-    model, kept = source.reference, ["--revision", loading.revision] if loading.revision else []
-    prepare: list[str] = []
-    command = ["hfpipe", "run", model, *kept]
-    if weight_format:
-        kept += [_flag(name) for name in ("trust_remote_code", "allow_pickle") if getattr(loading, name)]
-        prepare = ["hfpipe", "export", model, "--weight-format", weight_format, *kept]
-        command = ["hfpipe", "run", str(default_output(model, weight_format))]
-    return Configuration(
-        name=names.make(model, loading.backend, weight_format),
-        model=model,
-        backend=loading.backend,
-        weight_format=weight_format,
-        prepare=prepare,
-        command=[*command, *flags(loading), QUESTION],
+def _export(
+    source: ModelSource, weight_format: str, loading: LoadOptions, references: References | None, reporter: Reporter
+) -> Export:
+    """The export of a model in the cache. Raises HFPipeError where it fails."""
+    verify = references is not None
+    options = ExportOptions(
+        weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
     )
-
-
-def flags(loading: LoadOptions) -> list[str]:
-    """The options of `hfpipe run` that mean `loading`, but for its revision."""
-    words = ["--backend", loading.backend]
-    for name in _TEXTS:
-        if (value := getattr(loading, name)) is not None:
-            words += [_flag(name), value]
-    for name in _FLAGS:
-        words += [_flag(name)] if getattr(loading, name) else []
-    if loading.ov_config:
-        words += ["--ov-config", json.dumps(dict(loading.ov_config))]
-    for key, value in loading.model_kwargs.items():
-        words += ["--model-kwarg", f"{key}={json.dumps(value)}"]
-    return words
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _candidate(
-    row: Configuration,
-    source: ModelSource,
-    origin: ModelSource | None,
-    loading: LoadOptions,
-    exports: Exports,
-    reporter: Reporter,
-) -> Candidate:
-    """Raises HFPipeError where the engine does not fit the model, or the export fails."""
-    backends.choose(row.backend, source.format)
-    if row.weight_format:
-        export = exports.make(source, row.weight_format, loading, reporter)
-        # The user is to get what was measured: a verification also chooses runtime options.
-        row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
-        source = models.resolve(str(export.folder))
-    row.size_mb = _size(source) / 1e6
-    return Candidate(row, source, loading, origin)
+    plan = exporter.plan_to_cache(source, options, verify=verify)
+    if cached := exporter.find(plan, verify=verify):
+        return cached
+    if plan.output.exists():
+        # It is damaged.
+        store.remove(plan.output)
+    for warning in plan.warnings:
+        reporter.note(f"Warning: {warning}")
+    reference = (lambda: references(source)) if references else None
+    return exporter.export(plan, verify=verify, reference=reference, reporter=reporter)
 
 
 def _size(source: ModelSource) -> int:
@@ -181,29 +171,125 @@ def _size(source: ModelSource) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _of_backend(loading: LoadOptions, backend: str) -> LoadOptions:
-    """Of the options for all engines those that this one knows."""
+def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
+    """The options, less those that only other engines know."""
     honours, default = backends.BACKENDS[backend].honours, LoadOptions()
     of_others = frozenset().union(*(spec.honours for spec in backends.BACKENDS.values())) - honours
     return replace(loading, backend=backend, **{name: getattr(default, name) for name in of_others})
 
 
-class _Names:
-    """Names of rows that are short, and each other than those before: with the last part of a model's where there are
-    several models, with all of it where these would be equal."""
-
-    def __init__(self, models: Sequence[str]) -> None:
-        self._several = len(models) > 1
-        self._short = Counter(_last_part(model) for model in set(models))
-        self._made: Counter[str] = Counter()
-
-    def make(self, model: str, backend: str, weight_format: str | None) -> str:
-        label = _last_part(model) if self._short[_last_part(model)] == 1 else model
-        parts = [label if self._several else "", backend, weight_format or ""]
-        name = " ".join(filter(None, parts))
-        self._made[name] += 1
-        return name if self._made[name] == 1 else f"{name} ({self._made[name]})"
+# Names, and commands for a person
 
 
-def _last_part(model: str) -> str:
-    return Path(model).name or model
+def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | None], str]:
+    """What names the rows, each differently: with the model's last part where there are several models, and with as
+    many parts of its path as make it different from the others'."""
+    references = list(dict.fromkeys(source.reference for source in found))
+    made: Counter[str] = Counter()
+
+    def label(reference: str) -> str:
+        parts = PurePath(reference).parts
+        for count in range(1, len(parts)):
+            short = "/".join(parts[-count:])
+            if sum(f"/{other}".endswith(f"/{short}") for other in references) == 1:
+                return short
+        return reference
+
+    def name(source: ModelSource, backend: str, weight_format: str | None) -> str:
+        model = label(source.reference) if len(found) > 1 else ""
+        text = " ".join(filter(None, [model, backend, weight_format]))
+        made[text] += 1
+        return text if made[text] == 1 else f"{text} ({made[text]})"
+
+    return name
+
+
+def _row(name: str, source: ModelSource, weight_format: str | None, loading: LoadOptions) -> Configuration:
+    """A row without measurements, with the commands that a person runs it with."""
+    model, prepare = source.reference, list[str]()
+    common = ["--revision", loading.revision] if loading.revision else []
+    command = ["hfpipe", "run", model, *common]
+    if weight_format:
+        common += [_flag(name) for name in ("trust_remote_code", "allow_pickle") if getattr(loading, name)]
+        prepare = ["hfpipe", "export", model, "--weight-format", weight_format, *common]
+        command = ["hfpipe", "run", str(default_output(model, weight_format))]
+    command += [*flags(replace(loading, revision=None)), QUESTION]
+    return Configuration(name, model, loading.backend, weight_format, prepare, command)
+
+
+def flags(loading: LoadOptions) -> list[str]:
+    """The options of `hfpipe run` that mean `loading`, for a person."""
+    words: list[str] = []
+    for one in fields(LoadOptions):
+        value, flag = getattr(loading, one.name), _flag(one.name)
+        if value is None or value is False or one.name == "batch_size":
+            continue
+        if one.name == "model_kwargs":
+            words += [word for key, each in value.items() for word in ("--model-kwarg", f"{key}={json.dumps(each)}")]
+        elif one.name == "ov_config":
+            words += [flag, json.dumps(dict(value))] if value else []
+        else:
+            words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# What the user asked for, and what there is
+
+
+def _without_device(spec: Spec) -> dict[str, HFPipeError]:
+    """Why engines cannot have the device that is asked for. Raises that where none of them can.
+
+    It is asked before hours of exports, and in a child: importing an engine takes seconds, and memory.
+    """
+    device = spec.loading.device
+    asked = [name for name in spec.engines if device and "device" in backends.BACKENDS[name].honours]
+    refused = {name: error for name in asked if (error := _device_error(name, device or ""))}
+    if refused and len(refused) == len(spec.engines):
+        raise next(iter(refused.values()))
+    return refused
+
+
+def _device_error(backend: str, device: str) -> HFPipeError | None:
+    given = {"task": "device", "backend": backend, "device": device}
+    try:
+        run_child("hfpipe.bench.measure", given, what=f"Looking for {device}")
+    except HFPipeError as error:
+        return error
+    return None
+
+
+def origin_of(source: ModelSource, found: Sequence[ModelSource], reference: ModelSource | None) -> ModelSource | None:
+    """What `source` is, or was made of: one of `found`, where its hfpipe.json names that, else the reference. Another
+    may be worth a download, but not unasked."""
+    if source.format == "transformers":
+        return source
+    made = reports.read(source.folder)
+    of = made["source"].get("model") if made else None
+    return next((one for one in found if one.format == "transformers" and one.reference == of), reference)
+
+
+def check_reference(reference: ModelSource, compared: Sequence[ModelSource]) -> list[str]:
+    """Reasons to doubt that the models were made of the reference. Raises UsageError where they cannot have been."""
+    if reference.format != "transformers":
+        raise UsageError(f"The reference {reference.reference} is not a transformers model.")
+    doubts = []
+    for source in compared:
+        for key in _KEPT:
+            theirs, ours = reference.config.get(key), source.config.get(key)
+            if theirs is not None and ours is not None and theirs != ours:
+                raise UsageError(
+                    f"{source.reference} was not made of {reference.reference}: its {key} is {ours}, not {theirs}.",
+                    hint="Name the transformers model that it was made of as reference (--reference).",
+                )
+        made = reports.read(source.folder)
+        digest = made["source"].get("sha256") if made else None
+        if digest is not None and digest != store.identity(reference.folder):
+            doubts.append(
+                f"{source.reference} was made of another model than {reference.reference}, or of another state of it, "
+                "says its hfpipe.json: losses are against something that it does not come from."
+            )
+    return doubts

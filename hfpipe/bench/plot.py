@@ -1,4 +1,4 @@
-"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html (text.page).
+"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html (tables.page).
 
 Decode speed against loss of quality, or bars of speeds where no quality was measured; and the times between tokens.
 A page has both, with the tables, the advice and all other facts. Matplotlib takes half a second to import, and on its
@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.bench.advice import Advice
 from hfpipe.bench.files import check_output, write_file
-from hfpipe.bench.numbers import change, number
 from hfpipe.bench.report import Configuration, Measured, Report, several_sources
-from hfpipe.bench.text import circumstances, clean, models, page
+from hfpipe.bench.summary import Advice, change, number
+from hfpipe.bench.tables import circumstances, clean, models, page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hfpipe.bench.metrics import Workload
+import psutil
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from hfpipe.bench.spec import Workload
 from hfpipe.errors import UsageError
+from hfpipe.export.report import versions
 
 # Of the JSON. It changes when a reader of the old one would understand the new one wrongly.
 VERSION = 1
@@ -23,7 +30,7 @@ _SAME_SOURCE = 1e-4
 class Sample:
     """What one process has measured in one round: `values` by the name of a metric.
 
-    `task` is what the process did: "start" (`hfpipe run`), "single", or "batch8". `itl_ms` are the times between
+    `task` is what the process did: "start" (a cold start), "single", or "batch8". `itl_ms` are the times between
     tokens, in their order. `others_cpu` is how much of the machine's processors other processes used meanwhile, from
     0 to 1; `frequency_mhz` what the processors ran at, None where it cannot be read.
     """
@@ -53,7 +60,7 @@ class Quality:
     `perplexity_change` is the ratio of the perplexities less 1, `perplexity_change_error` its standard error;
     `same_top` the share of equal most likely next tokens, `mean_kl` the KL divergence in nats: see hfpipe.quality.
     Greedy answers to `answers` prompts: `same_answers` of them equal the reference's, and `first_divergence` is the
-    median of the number of equal tokens before an answer parts, all `answer_tokens` where it does not.
+    median of the number of equal tokens before an answer diverges, all `answer_tokens` where it does not.
     """
 
     perplexity: float
@@ -101,7 +108,7 @@ class Configuration:
 
     @property
     def rounds(self) -> int:
-        """Those that have samples."""
+        """How many rounds have samples."""
         return len({sample.round for sample in self.samples})
 
     @property
@@ -114,8 +121,8 @@ class Configuration:
 class Report:
     """A run. The first of `configurations` is what the others are compared with.
 
-    `arguments` are prompt_tokens, new_tokens, batches, repeats; `host` the facts and versions of the machine;
-    `interrupted` says that it was ended before all was measured.
+    `arguments` are prompt_tokens, new_tokens, batches, repeats and all else that was asked for; `host` the facts and
+    versions of the machine; `interrupted` says that it ended before all was measured.
     """
 
     arguments: Mapping[str, Any]
@@ -143,44 +150,50 @@ def several_sources(qualities: Iterable[Quality | None]) -> bool:
 
 
 def read_report(path: Path) -> Report:
-    """The report in a file of `--json`. Raises UsageError where there is none, or one of another version."""
+    """The report in a file of JSON. Raises UsageError where it is not one, or one of another version."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no report of hfpipe bench: it is not JSON.") from error
-    if not isinstance(data, dict) or "configurations" not in data or "version" not in data:
-        raise UsageError(f"{path} is no report of hfpipe bench.")
+        raise UsageError(f"{path} is not a report of hfpipe bench: it is not JSON.") from error
+    missing = [name for name in ("version", "configurations") if not isinstance(data, dict) or name not in data]
+    if missing:
+        raise UsageError(f"{path} is not a report of hfpipe bench: it has no {missing[0]}.")
     if data.pop("version") != VERSION:
         raise UsageError(f"{path} was written by another version of hfpipe bench.", hint="Measure it again.")
-    for name in ("arguments", "host", "created"):
-        if name not in data:
-            raise UsageError(f"{path} is no report of hfpipe bench: it has no {name}.")
     try:
-        rows = [_configuration(row) for row in data.pop("configurations")]
-        report = Report(configurations=rows, **data)
-        _check(report)
+        report = TypeAdapter(Report).validate_json(json.dumps(data), strict=True)
+        asked = {name: report.arguments[name] for name in ("prompt_tokens", "new_tokens", "batches")}
+        TypeAdapter(Workload).validate_json(json.dumps(asked), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path} is not a report of hfpipe bench: {place}: {first['msg']}.") from error
     except KeyError as error:
-        raise UsageError(f"{path} is no report of hfpipe bench: it has no {error.args[0]}.") from error
-    except (TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is no report of hfpipe bench: {error}.") from error
+        raise UsageError(f"{path} is not a report of hfpipe bench: it has no {error.args[0]}.") from error
+    except UsageError as error:
+        raise UsageError(f"{path} is not a report of hfpipe bench: {error.message}") from error
     return report
 
 
-def _configuration(row: Mapping[str, Any]) -> Configuration:
-    quality = Quality(**row["quality"]) if row["quality"] else None
-    return Configuration(**{**row, "samples": [Sample(**one) for one in row["samples"]], "quality": quality})
+def host() -> dict[str, Any]:
+    """Facts that a time depends on: the processor, its cores, memory, the system, and versions."""
+    return {
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
 
 
-def _check(report: Report) -> None:
-    """Raises TypeError for values that are none of a report, KeyError for those that it lacks."""
-    work = report.workload
-    counts = [work.new_tokens, *work.batches, *([] if work.prompt_tokens is None else [work.prompt_tokens])]
-    if not all(type(count) is int and count > 0 for count in counts):
-        raise TypeError("prompt_tokens, new_tokens and batches have to be numbers from 1 on")
-    if not isinstance(report.host, Mapping):
-        raise TypeError("host has to be an object")
-    for one in report.configurations:
-        if not all(isinstance(text, str) for text in (one.name, one.model, one.backend, one.weight_format or "")):
-            raise TypeError("name, model, backend and weight_format have to be texts")
+def _processor() -> str:
+    """As the kernel names it; on Linux, platform knows only the architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from hfpipe.bench.metrics import Metric
+from hfpipe.bench.spec import Metric
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 4_999

@@ -29,7 +29,7 @@ from hfpipe.export.quantization import (
 )
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.models.folder import tensor_shapes
-from hfpipe.quality.effort import START_BYTES
+from hfpipe.quality.texts import START_BYTES
 from hfpipe.store import real_path, size_text, writing
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource

@@ -11,10 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from hfpipe.process import run_child, silence_openvino_telemetry
-from hfpipe.quality.compare import Change, Quality
-from hfpipe.quality.effort import held_out_share, reference_dtype
+from hfpipe.quality.compare import Change, Quality, common_prefix
 from hfpipe.quality.reference import Reference, read_reference
-from hfpipe.quality.texts import calibration, held_out
+from hfpipe.quality.texts import calibration, held_out, held_out_share, reference_dtype
 from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "Quality",
     "Reference",
     "calibration",
+    "common_prefix",
     "compare_source",
     "held_out",
     "make_reference",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfpipe.errors import BackendError, UnsupportedModel
-from hfpipe.quality.windows import Window
+
+if TYPE_CHECKING:
+    from hfpipe.quality.reference import Window
 
 # Numbers that are worked on at once: little memory, which a processor's cache can hold.
 _CHUNK = 2**18
@@ -91,6 +94,11 @@ class Comparison:
         changes = {kind: _change(scores) for kind, scores in kinds.items()}
         whole = _change(np.concatenate(list(kinds.values()), axis=1))
         return Quality(**asdict(whole), vocabulary=self._vocabulary, kinds=changes)
+
+
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """The length of what two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def row_chunks(rows: int, width: int) -> Iterator[slice]:

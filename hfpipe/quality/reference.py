@@ -1,19 +1,101 @@
-"""What a reference model said of each scored token, on disk: two models need never be in memory together."""
+"""Windows of text, and what a reference model said of each scored token, on disk: two models are never in memory
+together."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hfpipe.errors import HFPipeError
 from hfpipe.quality.compare import log_softmax, row_chunks
-from hfpipe.quality.windows import Window
 from hfpipe.store import writing
+
+if TYPE_CHECKING:
+    from hfpipe.text.tokenizer import Tokenizer
+
+LENGTH = 512
+CONTEXT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens of a text of one kind. Those from `scored_from` on, at least 1, are scored; the rest is context."""
+
+    kind: str
+    token_ids: tuple[int, ...]
+    scored_from: int
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What a model is given: all but the last token, of which nothing more is asked."""
+        return self.token_ids[:-1]
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The scored tokens. The last len(targets) logits that a model gives for the inputs are theirs."""
+        return self.token_ids[self.scored_from :]
+
+
+def model_windows(tokenizer: Tokenizer, texts: Mapping[str, str], context_length: int | None = None) -> list[Window]:
+    """The windows of `texts` for a model with this tokenizer that takes `context_length` tokens, None for no limit."""
+    length, context = LENGTH, CONTEXT
+    if context_length is not None and context_length < length:
+        length, context = context_length, min(context, context_length // 4)
+    return windows(
+        texts, lambda text: tokenizer.encode(text, False), prefix=prefix_of(tokenizer), length=length, context=context
+    )
+
+
+def prefix_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the tokenizer puts before a text, such as BOS; what it puts after one is no part of this."""
+    bare, whole = tokenizer.encode("a", False), tokenizer.encode("a", True)
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return whole[: starts[0]] if starts else ()
+
+
+def windows(
+    texts: Mapping[str, str],
+    encode: Callable[[str], Sequence[int]],
+    *,
+    prefix: Sequence[int] = (),
+    length: int = LENGTH,
+    context: int = CONTEXT,
+) -> list[Window]:
+    """Cut each text's ids into windows of at most `length` tokens, of which each repeats the last `context` tokens of
+    the one before: perplexity with a stride, https://huggingface.co/docs/transformers/perplexity.
+
+    `prefix` stands before each window, counts in its length, and is never scored. Each token of a text is scored
+    once, but for a first one that has no prefix before it. Raises HFPipeError where there is nothing to score.
+    """
+    first = 0 if prefix else 1
+    room, context = length - len(prefix), max(context, first)
+    found = []
+    for kind, text in texts.items():
+        ids = encode(text)
+        for begin, scored, end in _spans(len(ids), room, context, first):
+            found.append(Window(kind, (*prefix, *ids[begin:end]), len(prefix) + scored - begin))
+    if not found:
+        raise HFPipeError(
+            f"There is nothing to measure a model on: no text has two tokens, or {length} tokens at once are too few.",
+            hint="Use longer texts, or a model with a longer context.",
+        )
+    return found
+
+
+def _spans(count: int, room: int, context: int, first: int) -> Iterator[tuple[int, int, int]]:
+    """Where a window begins in `count` tokens, where the tokens that it scores begin, and where both end."""
+    begin, scored = 0, first
+    while scored < count and context < room:
+        end = min(begin + room, count)
+        yield begin, scored, end
+        begin, scored = end - context, end
+
 
 # float16 moves a log-probability x by an e of up to |x| / 2048. A reader normalises each row again in float32: then the
 # mean of e is 0, and KL to an equal model is of second order, mean e**2 / 2, some 1e-6 nats. To another model q it also

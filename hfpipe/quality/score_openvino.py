@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from hfpipe.backends.openvino.loading import check_device, properties, readable
 from hfpipe.errors import UnsupportedModel
 from hfpipe.quality.compare import Comparison, Quality, log_softmax
-from hfpipe.quality.reference import Reference
-from hfpipe.quality.windows import Window
+from hfpipe.quality.reference import Reference, Window
 from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
 
 

@@ -14,9 +14,8 @@ from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.torch.loading import forward_parameters, input_device, load_model
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality.compare import Comparison, Quality
-from hfpipe.quality.reference import Reference, scored_tokens, write_reference
+from hfpipe.quality.reference import Reference, Window, model_windows, scored_tokens, write_reference
 from hfpipe.quality.texts import held_out
-from hfpipe.quality.windows import Window, model_windows
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from hfpipe.bench import choices as choices_module
-from hfpipe.bench import exports as bench_exports
-from hfpipe.bench import origins
-from hfpipe.bench.candidates import Candidate, candidates, flags
-from hfpipe.bench.choices import Choices
-from hfpipe.bench.exports import Exports
-from hfpipe.bench.references import References
+from hfpipe import models
+from hfpipe.bench import candidates as module
+from hfpipe.bench.candidates import Candidate, candidates, check_reference, flags, origin_of
+from hfpipe.bench.spec import Spec, Workload
 from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
 from hfpipe.export import Report
+from hfpipe.export import report as reports
+from hfpipe.store import identity
 from hfpipe.types import LoadOptions, Silent
+from tests.fake_models import write_model
 from tests.tiny_exports import in_this_process
 
 
@@ -29,20 +29,22 @@ def exports(monkeypatch, tiny_llama_ov):
             raise ConversionError("It cannot be quantized.")
         return Report(tiny_llama_ov, {"answer": {}} if verify else {})
 
-    monkeypatch.setattr(bench_exports.exporter, "export", export)
+    monkeypatch.setattr(module.exporter, "export", export)
     return made
 
 
 @pytest.fixture(autouse=True)
 def engines_in_this_process(monkeypatch):
     """They take seconds to import."""
-    monkeypatch.setattr(choices_module, "run_child", in_this_process)
+    monkeypatch.setattr(module, "run_child", in_this_process)
+
+
+def spec(*models, tokens=2, **choices):
+    return Spec(tuple(map(str, models)), Workload(tokens - 1, 1), **choices)
 
 
 def found(*models, verify=True, **choices):
-    with References(LoadOptions(), Silent()) as references:
-        exports = Exports(references if verify else None)
-        return list(candidates(Choices([str(model) for model in models], **choices), exports, Silent()))
+    return list(candidates(spec(*models, **choices), (lambda source: None) if verify else None, Silent()))
 
 
 def names(rows):
@@ -79,22 +81,22 @@ def test_the_commands_have_the_options_that_were_measured(tiny_llama, exports):
     torch, fp32, *_ = found(tiny_llama, loading=loading)
     assert torch.row.command[3:-1] == ["--backend", "torch", "--dtype", "float32", "--allow-pickle", "--exact"]
     assert fp32.row.prepare[-1] == "--allow-pickle"
-    given = ["--backend", "openvino", "--allow-pickle", "--exact", "--ov-config", '{"NUM_STREAMS": "1"}']
+    given = ["--backend", "openvino", "--ov-config", '{"NUM_STREAMS": "1"}', "--allow-pickle", "--exact"]
     assert fp32.row.command[3:-1] == given
 
 
 def test_the_options_of_a_command():
     given = LoadOptions(backend="torch", device_map="auto", trust_remote_code=True, model_kwargs={"x": True, "y": "1"})
     assert flags(given) == [
-        "--backend", "torch", "--device-map", "auto", "--trust-remote-code",
-        "--model-kwarg", "x=true", "--model-kwarg", 'y="1"',
+        "--backend", "torch", "--device-map", "auto",
+        "--model-kwarg", "x=true", "--model-kwarg", 'y="1"', "--trust-remote-code",
     ]  # fmt: skip
 
 
 def test_a_context_that_is_too_short_is_seen_before_anything_is_exported(tiny_gpt2, exports):
     rows = found(tiny_gpt2, tokens=129)
     assert len(rows) == 4
-    assert all("have 129 tokens, and its context is 128" in one.error for one in rows)
+    assert all("have 129 tokens, and the model's context is 128" in one.error for one in rows)
     assert exports == []
     assert found(tiny_gpt2, tokens=128, backends=["torch"])[0].row.error is None
 
@@ -146,11 +148,11 @@ def test_several_models_are_told_apart(tiny_llama, tiny_llama_ov, exports):
 def test_models_with_equal_last_parts_are_told_apart(tiny_llama, tmp_path):
     folders = [shutil.copytree(tiny_llama, tmp_path / name / "model") for name in ("a", "b")]
     rows = found(*folders, tiny_llama, backends=["echo"])
-    assert names(rows) == [f"{folders[0]} echo", f"{folders[1]} echo", f"{tiny_llama.name} echo"]
+    assert names(rows) == ["a/model echo", "b/model echo", f"{tiny_llama.name} echo"]
 
 
 def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, monkeypatch):
-    monkeypatch.setattr(origins.reports, "read", lambda folder: {"source": {"model": str(tiny_llama)}})
+    monkeypatch.setattr(reports, "read", lambda folder: {"source": {"model": str(tiny_llama)}})
     rows = found(tiny_llama, tiny_llama_ov, backends=["torch", "openvino"], weight_formats=["int8"])
     assert rows[-1].origin.folder == tiny_llama
     (alone,) = found(tiny_llama_ov)
@@ -167,8 +169,8 @@ def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
 
 
 def test_a_revision_is_that_of_the_hub_model_alone():
-    choices = Choices(["smollm2", "org/a", "org/a"], loading=LoadOptions(revision="v1"))
-    assert [choices.revision(model) for model in choices.models] == [None, "v1", "v1"]
+    given = spec("smollm2", "org/a", "org/a", loading=LoadOptions(revision="v1"))
+    assert [given.revision(model) for model in given.models] == [None, "v1", "v1"]
 
 
 def test_a_device_that_an_engine_does_not_have_is_found_before_its_exports(tiny_llama, exports):
@@ -184,28 +186,39 @@ def test_a_device_that_an_engine_does_not_have_is_found_before_its_exports(tiny_
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"models": []}, "There is no model to measure."),
+        ({"models": ()}, "No model to measure."),
+        ({"repeats": 0}, r"repeats \(--repeats\) must be at least 1, not 0."),
         ({"backends": ["tensorrt"]}, "Unknown backend 'tensorrt'"),
         ({"weight_formats": ["int3"]}, "Unknown weight format 'int3'"),
-        ({"backends": ["torch"], "weight_formats": ["int8"]}, "torch cannot honour --weight-format"),
+        ({"backends": ["torch"], "weight_formats": ["int8"]}, "torch cannot honour weight_formats"),
         (
             {"backends": ["torch"], "loading": LoadOptions(ov_config={"A": "b"})},
-            "torch backend cannot honour --ov-config",
+            "torch backend cannot honour.* --ov-config",
         ),
-        ({"backends": ["openvino"], "loading": LoadOptions(dtype="float32")}, "openvino backend cannot honour --dtype"),
-        ({"backends": ["echo"], "loading": LoadOptions(device="0")}, "echo backend cannot honour --device"),
-        ({"models": ["org/a", "org/b"], "loading": LoadOptions(revision="v1")}, "one Hub id, and here are 2"),
-        ({"models": ["org/a"], "reference": "org/b", "loading": LoadOptions(revision="v1")}, "and here are 2"),
-        ({"models": ["smollm2"], "loading": LoadOptions(revision="v1")}, "one Hub id, and here are none"),
+        (
+            {"backends": ["openvino"], "loading": LoadOptions(dtype="float32")},
+            "cannot honour.* --dtype",
+        ),
+        ({"backends": ["echo"], "loading": LoadOptions(device="0")}, "cannot honour.* --device"),
+        ({"models": ("org/a", "org/b"), "loading": LoadOptions(revision="v1")}, "exactly one Hub model, got 2"),
+        ({"models": ("org/a",), "reference": "org/b", "loading": LoadOptions(revision="v1")}, "got 2"),
+        ({"models": ("smollm2",), "loading": LoadOptions(revision="v1")}, "exactly one Hub model, got 0"),
+        ({"quality": False, "reference": "org/b"}, "--no-quality cannot be combined with --text or --reference"),
     ],
 )
 def test_what_cannot_be_chosen(choices, message):
     with pytest.raises(UsageError, match=message):
-        Choices(**{"models": ["x"], **choices})
+        Spec(**{"models": ("x",), "workload": Workload(8, 8), **choices})
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (1, 1, (0,))])
+def test_numbers_are_from_1(numbers):
+    with pytest.raises(UsageError, match=r"must be (at least|numbers from) 1"):
+        Workload(*numbers)
 
 
 def test_formats_need_a_model_that_can_be_exported(tiny_llama_ov):
-    with pytest.raises(UsageError, match="--weight-format is for models that can be exported"):
+    with pytest.raises(UsageError, match="need a model that can be exported"):
         found(tiny_llama_ov, weight_formats=["int8"])
 
 
@@ -236,9 +249,9 @@ def test_what_an_export_does_is_said_with_its_name(tiny_llama, tiny_llama_ov, mo
         reporter.stage(None)
         return Report(tiny_llama_ov, {})
 
-    monkeypatch.setattr(bench_exports.exporter, "export", export)
+    monkeypatch.setattr(module.exporter, "export", export)
     heard = Heard()
-    list(candidates(Choices([str(tiny_llama)], weight_formats=["int8", "fp16"]), Exports(None), heard))
+    list(candidates(spec(tiny_llama, weight_formats=["int8", "fp16"]), None, heard))
     assert heard.said == [
         one
         for label in ("openvino int8 (export 1 of 2)", "openvino fp16 (export 2 of 2)")
@@ -249,3 +262,108 @@ def test_what_an_export_does_is_said_with_its_name(tiny_llama, tiny_llama_ov, mo
             None,
         )
     ]
+
+
+# Exports in the cache, made once
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """How the exporter was called."""
+    calls = []
+
+    def export(plan, *, verify, reference, **_):
+        calls.append((plan.weight_format, reference() if reference else None))
+        plan.output.mkdir(parents=True, exist_ok=True)
+        (plan.output / "openvino_model.bin").write_bytes(b"weights")
+        report = reports.describe(plan, plan.output) | ({"answer": {}} if verify else {})
+        reports.write(report, plan.output)
+        return Report(plan.output, report)
+
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module.exporter, "export", export)
+    return calls
+
+
+def make(folder, references=lambda source: source.reference, weight_format="int8"):
+    return module._export(models.resolve(str(folder)), weight_format, LoadOptions(), references, Silent())
+
+
+def test_an_export_is_made_once(made, tmp_path):
+    model = write_model(tmp_path / "model")
+    first, again = make(model), make(model)
+    assert (first.made, again.made) == (True, False)
+    assert (first.folder, first.data) == (again.folder, again.data)
+    assert make(model, weight_format="fp16").folder != first.folder
+    assert made == [("int8", str(model)), ("fp16", str(model))]
+
+
+def test_one_that_is_not_verified_is_another_but_a_verified_one_will_do(made, tmp_path):
+    model = write_model(tmp_path / "model")
+    plain, verified = make(model, None), make(model)
+    assert (plain.verified, verified.verified) == (False, True)
+    assert plain.folder != verified.folder
+    assert make(model, None).folder == verified.folder
+    assert made == [("int8", None), ("int8", str(model))]
+
+
+def test_a_broken_one_is_made_anew(made, tmp_path):
+    model = write_model(tmp_path / "model")
+    (make(model).folder / "openvino_model.bin").write_bytes(b"damaged")
+    assert make(model).made
+    assert not make(model).made
+    assert made == [("int8", str(model)), ("int8", str(model))]
+
+
+# What an OpenVINO folder is compared with
+
+
+@pytest.fixture
+def llama(tiny_llama):
+    return models.resolve(str(tiny_llama))
+
+
+@pytest.fixture
+def export(tiny_llama_ov):
+    return models.resolve(str(tiny_llama_ov))
+
+
+def made_of(monkeypatch, **source):
+    """Have every export say what it was made of."""
+    monkeypatch.setattr(reports, "read", lambda folder: {"source": source})
+
+
+def test_the_source_is_the_one_that_is_named(llama, export, tiny_gpt2, monkeypatch):
+    gpt2 = models.resolve(str(tiny_gpt2))
+    assert origin_of(llama, [llama, export], gpt2) is llama
+    assert origin_of(export, [llama, export], None) is None
+    assert origin_of(export, [llama, export], gpt2) is gpt2
+    made_of(monkeypatch, model=llama.reference)
+    assert origin_of(export, [llama, export], gpt2) is llama
+    assert origin_of(export, [export], gpt2) is gpt2
+
+
+def test_a_reference_that_may_be_the_source(llama, export):
+    assert check_reference(llama, [export]) == []
+    # What only one of them says is no reason.
+    assert check_reference(replace(llama, config={}), [export]) == []
+
+
+@pytest.mark.parametrize("key", ["model_type", "hidden_size", "num_hidden_layers", "vocab_size"])
+def test_a_reference_of_another_architecture(llama, export, key):
+    other = replace(llama, config={**llama.config, key: 7})
+    with pytest.raises(UsageError) as caught:
+        check_reference(other, [export])
+    assert f"{export.reference} was not made of {llama.reference}: its {key} is " in caught.value.message
+    assert "--reference" in caught.value.hint
+    assert check_reference(other, []) == []
+
+
+def test_a_reference_whose_weights_are_others(llama, export, monkeypatch):
+    made_of(monkeypatch, model="org/model", sha256=identity(llama.folder))
+    assert check_reference(llama, [export]) == []
+    made_of(monkeypatch, model="org/model", sha256="0" * 64)
+    (warning,) = check_reference(llama, [export])
+    assert warning.startswith(f"{export.reference} was made of another model than {llama.reference}, or of another ")
+    made_of(monkeypatch, model="org/model")
+    assert check_reference(llama, [export]) == []

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfpipe.bench import plot as module
-from hfpipe.bench.advice import advice
 from hfpipe.bench.plot import pareto, plot
-from hfpipe.bench.summary import summarize
-from hfpipe.bench.text import meanings, tables
+from hfpipe.bench.summary import advice, summarize
+from hfpipe.bench.tables import meanings, tables
 from hfpipe.errors import HFPipeError, UsageError
 from tests.bench import made_plots as made
 
@@ -262,7 +261,7 @@ def test_warnings_of_noise_are_on_a_page(tmp_path):
     page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert "The machine was busy: other processes used 50% of its processors" in page.text
     assert "The samples of torch bf16 spread: tg128 by " in page.text
-    assert ["cold_ttft_s", "from the start of an `hfpipe run` process to its first token, in s"] in page.rows
+    assert ["cold_ttft_s", "from the start of a process, as `hfpipe run`, to its first token, in s"] in page.rows
     assert ("class", "advised") not in page.attributes
 
 

@@ -7,17 +7,24 @@ import pytest
 
 from hfpipe import models, quality
 from hfpipe.bench import quality as module
-from hfpipe.bench import references
 from hfpipe.bench.candidates import Candidate
-from hfpipe.bench.quality import Judge
-from hfpipe.bench.references import References
+from hfpipe.bench.quality import References, measure_quality
 from hfpipe.bench.report import Configuration
-from hfpipe.errors import BackendError, UnsupportedModel
+from hfpipe.errors import BackendError, ConversionError, UnsupportedModel
 from hfpipe.quality import Reference
-from hfpipe.quality.windows import Window
+from hfpipe.quality.reference import Window
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 from tests.tiny_exports import in_this_process
+
+
+class Stages(Silent):
+    def __init__(self):
+        self.seen = []
+
+    def stage(self, text):
+        self.seen.append(text)
+
 
 TEXTS = {"prose": " ".join(tiny.SENTENCES * 12)}
 
@@ -27,7 +34,7 @@ def short(monkeypatch, tmp_path):
     """Few answers; references are made in a folder of the test."""
     monkeypatch.setattr(module, "_PROMPTS", 3)
     monkeypatch.setattr(module, "_ANSWER_TOKENS", 8)
-    monkeypatch.setattr(references, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +55,7 @@ def judged(given, texts=TEXTS):
     """What could not be measured, or is worth little."""
     complaints = []
     with References(LoadOptions(), Silent()) as made:
-        Judge(made, Silent(), complaints.append, texts).measure(given)
+        measure_quality(given, made, Silent(), complaints.append, texts=texts)
     return complaints
 
 
@@ -72,7 +79,7 @@ def test_what_is_exact_and_what_is_not(tiny_llama, tiny_llama_ov, tmp_path):
         assert one.mean_kl < 1e-6
         assert one.perplexity == pytest.approx(one.reference_perplexity, rel=1e-4)
     assert bfloat16.mean_kl > 10 * openvino.mean_kl
-    assert not list((tmp_path / "references").iterdir())
+    assert not list((tmp_path / "references").glob("*"))
 
 
 def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov):
@@ -83,8 +90,8 @@ def test_what_has_no_source_or_has_failed_is_left_out(tiny_llama, tiny_llama_ov)
     ]
     given[1].row.error = "It broke."
     assert judged(given) == [
-        "No quality of openvino: --reference MODEL names what it was made of.",
-        "No quality of echo: that is for torch and openvino.",
+        "No quality of openvino: its source is unknown; name it with --reference MODEL.",
+        "No quality of echo: only torch and openvino can be scored.",
     ]
     assert [one.row.quality for one in given] == [None] * 3
 
@@ -93,11 +100,11 @@ def test_all_models_answer_the_same_questions(tiny_llama, tiny_gpt2):
     windows = tuple(Window("prose", tuple(range(100)), 1) for _ in range(9))
     long, short = models.resolve(str(tiny_llama)), models.resolve(str(tiny_gpt2))
     reference = Reference(None, windows, 512, "float32")
-    prompts, new_tokens = module._questions(reference, [long, short])
+    prompts, new_tokens = module.questions(reference, [long, short])
     assert {len(one) for one in prompts} == {64}
     assert new_tokens == 8
     tight = replace(short, context_length=20)
-    prompts, new_tokens = module._questions(reference, [long, tight])
+    prompts, new_tokens = module.questions(reference, [long, tight])
     assert ({len(one) for one in prompts}, new_tokens) == ({10}, 8)
 
 
@@ -120,24 +127,80 @@ def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
     def refuse(*_, **__):
         raise UnsupportedModel("It has no logits.")
 
-    monkeypatch.setattr(references, "make_reference", refuse)
+    monkeypatch.setattr(module, "make_reference", refuse)
     given = [candidate(tiny_llama, tiny_llama, "torch")]
     assert judged(given) == [f"No quality against {tiny_llama}: It has no logits."]
 
 
 def test_stages_say_whose_work_it_is(tiny_llama):
-    class Stages(Silent):
-        seen = ()
-
-        def stage(self, text):
-            self.seen += (text,)
-
     stages = Stages()
     with References(LoadOptions(), stages) as made:
-        Judge(made, stages, print, TEXTS).measure([candidate(tiny_llama, tiny_llama, "torch")])
-    assert stages.seen == (f"Scoring {tiny_llama}", f"Answering with {tiny_llama}, exact", "Comparing torch", None)
+        measure_quality([candidate(tiny_llama, tiny_llama, "torch")], made, stages, print, texts=TEXTS)
+    assert stages.seen == [f"Scoring {tiny_llama}", f"Answering with {tiny_llama}, exact", "Comparing torch", None]
 
 
 def test_a_text_of_a_few_words(tiny_llama):
     (complaint,) = judged([candidate(tiny_llama, tiny_llama, "torch")], {"prose": "A few words, and no more of them."})
-    assert re.fullmatch(r"Quality is measured on \d\d? tokens, which says little\.", complaint)
+    assert re.fullmatch(r"Quality was measured on only \d\d? tokens, which says little\.", complaint)
+
+
+# Source models are scored once in a run
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """What was scored: the model and the texts."""
+    found = []
+
+    def make_reference(source, folder, *, texts, **_):
+        found.append((source.reference, texts))
+        (folder / "rows").write_text("of gigabytes")
+        if "bad" in (texts or ()):
+            raise ConversionError("It cannot be scored.")
+        return Reference(folder, (), 1, "float32")
+
+    monkeypatch.setattr(module, "make_reference", make_reference)
+    return found
+
+
+@pytest.fixture
+def left(tmp_path):
+    """What stands in the place of references."""
+    return lambda: sorted((tmp_path / "references").glob("*"))
+
+
+def test_each_is_made_at_its_first_call(tiny_llama, tiny_gpt2, scored, left):
+    llama, gpt2 = (models.resolve(str(folder)) for folder in (tiny_llama, tiny_gpt2))
+    stages, own = Stages(), {"prose": "a text"}
+    with References(LoadOptions(), stages) as references:
+        first = references(llama)
+        assert references(llama) is first
+        others = [references(gpt2), references(llama, own)]
+        assert references(llama, dict(own)) is others[1]
+        assert len({one.folder for one in (first, *others)}) == 3
+        assert all((one.folder / "rows").is_file() for one in (first, *others))
+    assert scored == [(str(tiny_llama), None), (str(tiny_gpt2), None), (str(tiny_llama), own)]
+    assert stages.seen == [f"Scoring {name}" for name, _ in scored]
+    assert left() == []
+
+
+def test_one_that_cannot_be_made_is_tried_once_and_leaves_nothing(tiny_llama, scored, left):
+    llama = models.resolve(str(tiny_llama))
+    with References(LoadOptions(), Silent()) as references:
+        for _ in range(2):
+            with pytest.raises(ConversionError, match="It cannot be scored"):
+                references(llama, {"bad": ""})
+            assert left() == []
+    assert len(scored) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConversionError])
+def test_whatever_ends_the_run_they_are_removed(tiny_llama, scored, left, error):
+    def run():
+        with References(LoadOptions(), Silent()) as references:
+            assert references(models.resolve(str(tiny_llama))).folder.is_dir()
+            raise error("The end.")
+
+    with pytest.raises(error):
+        run()
+    assert left() == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfpipe.bench.metrics import Metric
+from hfpipe.bench.spec import Metric
 from hfpipe.bench.statistics import Verdict, paired, unpaired
 
 RATE = Metric("tg128", "tokens/s", True, "")

@@ -1,12 +1,16 @@
-"""Medians, verdicts and warnings of made reports."""
+"""Medians, verdicts, warnings and the advice of made reports; numbers as they are shown."""
 
 import json
+import math
+import shlex
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hfpipe.bench.advice import advice
-from hfpipe.bench.report import read_report
-from hfpipe.bench.summary import summarize
+from hfpipe.bench.report import Sample, read_report
+from hfpipe.bench.summary import advice, change, number, summarize
 from tests.bench import made
 
 
@@ -61,7 +65,7 @@ def test_nothing_is_measured():
     failed = made.report(made.configuration("a", error="no"), made.configuration("b", error="no"))
     assert [row.error for row in summarize(failed).rows] == ["no", "no"]
     assert summarize(failed).warnings == []
-    assert advice(failed, 0.02).text == "Nothing was measured to the end, so there is no advice."
+    assert advice(failed, 0.02).text == "Nothing was fully measured, so there is no advice."
 
 
 def test_a_quiet_machine_has_no_warnings():
@@ -112,3 +116,183 @@ def test_a_reference_that_failed():
     summary = summarize(report)
     assert [row.verdicts for row in summary.rows] == [{}, {}, {}]
     assert summary.warnings == ["a has no samples, so nothing is compared with it."]
+
+
+def test_advice_is_the_fastest_within_the_loss():
+    found = advice(made.usual(), 0.02)
+    assert found.name == "openvino int8"
+    assert found.text == (
+        "openvino int8 is the fastest that loses at most 2%: tg128 147 tokens/s, perplexity +0.9%. "
+        "Faster, but losing more: openvino int4 (+5.2%)."
+    )
+    assert found.commands == ["hfpipe run '/cache/openvino int8'"]
+    assert [shlex.split(one)[:2] for one in advice(made.usual(), 0.06).commands] == [
+        ["hfpipe", "export"],
+        ["hfpipe", "run"],
+    ]
+    assert advice(made.usual(), 0.0).name == "torch"
+
+
+def test_no_configuration_is_the_fastest_where_that_is_not_resolved():
+    """Of those that may be, the advice takes the one that loses least, or the smallest."""
+    rows = [
+        made.configuration("torch", 60, 0.0, 269),
+        made.configuration("int4", 151, 0.015, 90),
+        made.configuration("int8", 150, 0.009, 135, wobble=5),
+        made.configuration("small", 150, 0.015, 80, wobble=5),
+    ]
+    found = advice(made.report(*rows), 0.02)
+    assert found.name == "int8"
+    assert found.text == (
+        "Take int8: tg128 150 tokens/s, perplexity +0.9%. No difference is resolved from int4 (151), small (150), "
+        "which also lose at most 2%; int8 loses least."
+    )
+    rows[2] = made.configuration("int8", 120, 0.009, 135)
+    found = advice(made.report(*rows), 0.02)
+    assert found.name == "small"
+    assert found.text.endswith("from int4 (151), which also lose at most 2%; small is the smallest.")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_advice_claims_resolved_differences_alone(seed):
+    """Of equal configurations none is called faster than another, or the fastest."""
+    chance = np.random.default_rng(seed)
+    rows = [made.configuration(name, 100, 0.0) for name in "abc"]
+    for row in rows:
+        row.samples = [Sample("single", n, {"tg128": 100 * (1 + 0.002 * chance.standard_normal())}) for n in range(5)]
+    found = advice(made.report(*rows), 0.02)
+    assert "fast" not in found.text
+    assert found.text.startswith("Take a: ")
+    assert "No difference is resolved from " in found.text
+
+
+def test_one_that_is_faster_by_less_than_is_resolved_is_not_said_to_lose_more():
+    rows = [made.configuration("a", 100, 0.0, wobble=50), made.configuration("b", 101, 0.05)]
+    assert "Faster" not in advice(made.report(*rows), 0.02).text
+    rows[1] = made.configuration("b", 200, 0.05)
+    assert "Faster, but losing more: b (+5.0%)." in advice(made.report(*rows), 0.02).text
+
+
+def test_advice_names_some_of_many_that_are_as_fast():
+    rows = [made.configuration(f"c{index}", 100 + index / 100, 0.0, 100, wobble=3) for index in range(12)]
+    assert (
+        "No difference is resolved from c11 (101), c10 (100), c9 (100), 8 more, which"
+        in advice(made.report(*rows), 0.02).text
+    )
+
+
+def test_one_round_resolves_nothing():
+    rows = [made.configuration("a", 60, 0.0, rounds=1), made.configuration("b", 90, 0.0, rounds=1)]
+    assert "No difference is resolved from b (90.0)" in advice(made.report(*rows), 0.02).text
+
+
+def test_advice_without_quality():
+    found = advice(made.report(made.configuration("a", 60), made.configuration("b", 90)), 0.02)
+    assert found.name == "b"
+    assert found.text == "b is the fastest: tg128 90.0 tokens/s. Quality was not measured."
+
+
+def test_an_unknown_quality_is_none_that_is_good_enough():
+    """Of the first row neither."""
+    rows = [
+        made.configuration("a", 60),
+        made.configuration("b", 50, 0.0),
+        made.configuration("c", 90, 0.05),
+        made.configuration("d", 40),
+    ]
+    found = advice(made.report(*rows), 0.02)
+    assert found.name == "b"
+    assert found.text == (
+        "b is the only configuration that loses at most 2%: tg128 50.0 tokens/s, perplexity 0.0%. "
+        "Faster, but losing more: c (+5.0%). Faster, quality unknown: a."
+    )
+    found = advice(made.report(rows[0], rows[2], rows[3]), 0.02)
+    assert found.name is None
+    assert found.text == ("No configuration is known to lose at most 2%. c loses least: +5.0%. Quality unknown: a, d.")
+
+
+def test_a_quality_of_what_failed_is_none():
+    rows = [made.configuration("a", 60), made.configuration("b", 90, 0.0, error="Ended by a signal.")]
+    found = advice(made.report(*rows), 0.02)
+    assert found.text == "a is the only configuration: tg128 60.0 tokens/s. Quality was not measured."
+
+
+def test_losses_against_several_source_models():
+    rows = [made.configuration("a", 60, 0.0), made.configuration("b", 90, 0.05), made.configuration("c", 50)]
+    sentence = "Losses are against each model's own source."
+    rows[1].quality = made.quality(0.05, reference_perplexity=14.2000001)
+    assert sentence not in advice(made.report(*rows), 0.02).text
+    rows[1].quality = made.quality(0.05, reference_perplexity=9.1)
+    assert advice(made.report(*rows), 0.02).text.endswith(f"Faster, but losing more: b (+5.0%). {sentence}")
+    assert advice(made.report(*rows), -0.1).text.endswith(f"a loses least: 0.0%. Quality unknown: c. {sentence}")
+
+
+def test_no_advice_without_a_decode_speed():
+    rows = [made.configuration("a", 60, 0.0, tg128=None), made.configuration("b", 60, error="no")]
+    found = advice(made.report(*rows), 0.02)
+    assert (found.name, found.text) == (None, "No decode speed was measured, so there is no advice.")
+    rows.append(made.configuration("c", 60))
+    assert advice(made.report(*rows), 0.02).name == "c"
+
+
+def test_nothing_is_within_the_loss():
+    rows = [made.configuration("a", 60, 0.03), made.configuration("b", 90, 0.05)]
+    found = advice(made.report(*rows), 0.005)
+    assert found.name is None
+    assert found.text == "No configuration loses at most 0.5%. a loses least: +3.0%."
+
+
+def test_what_failed_is_not_advised():
+    rows = [made.configuration("a", 60, 0.0), made.configuration("b", 90, 0.0, error="Ended by a signal.")]
+    assert advice(made.report(*rows), 0.02).name == "a"
+
+
+def test_another_one_is_the_fastest_for_the_largest_batch():
+    batches = [8, 32]
+    rows = [
+        made.configuration("a", 60, 0.0, batches=batches, batch32_tps=900.0),
+        made.configuration("b", 90, 0.0, batches=batches, batch32_tps=600.0),
+        made.configuration("c", 95, 0.5, batches=batches, batch32_tps=9_000.0),
+    ]
+    text = advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
+    assert "In batches of 32, a is 1.50x faster (1.50 to 1.50): 900 tokens/s." in text
+    assert "In batches" not in advice(made.report(*rows, batches=(1, 8)), 0.02).text
+    rows[1] = made.configuration("b", 90, 0.0)
+    assert "In batches" not in advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
+
+
+def test_an_interrupted_run_advises_nothing():
+    report = made.usual()
+    report.interrupted = True
+    assert advice(report, 0.02).name is None
+    assert advice(report, 0.02).text == "The run was interrupted, so there is no advice."
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01234, "0.012"),
+        (0.99951, "1.00"),
+        (1.234, "1.23"),
+        (9.996, "10.0"),
+        (99.96, "100"),
+        (1234.5, "1,234"),
+        (0, "0.000"),
+    ],
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+@given(st.floats(0, 1e12))
+def test_numbers_are_short(value):
+    assert len(number(value)) <= 9
+    assert math.isclose(float(number(value).replace(",", "")), value, rel_tol=0.06, abs_tol=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.009, "+0.9%"), (-0.012, "-1.2%"), (-0.0001, "0.0%"), (0, "0.0%"), (12_345.6, "+1e+06%"), (12.34, "+1,234%")],
+)
+def test_changes(value, text):
+    assert change(value) == text

@@ -21,7 +21,7 @@ def bench(*args, **settings):
 def measured(plain_model, tmp_path_factory):
     """A run of two equal configurations, and its files."""
     folder = tmp_path_factory.mktemp("bench")
-    files = ["--json", folder / "r.json", "--plot", folder / "r.svg"]
+    files = ["-o", folder / "r.json", "--plot", folder / "r.svg"]
     ended = bench(plain_model, plain_model, "-b", "echo", *QUICK, *files, "--no-quality")
     assert ended.code == 0, ended.err.decode()
     return ended, folder
@@ -65,13 +65,17 @@ def test_pictures(measured):
     assert "plain echo (2)" in (measured[1] / "r-latency.svg").read_text()
 
 
-def test_markdown_and_csv(plain_model):
-    args = [plain_model, "-b", "echo", *QUICK, "--batch", "1", "-r", "1", "--no-quality"]
-    markdown = bench(*args, "--markdown").out.decode()
+def test_markdown_csv_and_json(plain_model, tmp_path):
+    args = [plain_model, *SHORT]
+    markdown = bench(*args, "--markdown", "-o", tmp_path / "r.csv").out.decode()
     assert "| echo |" in markdown
-    (row,) = csv.DictReader(io.StringIO(bench(*args, "--csv").out.decode()))
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text()))
     assert row["name"] == "echo"
-    assert float(row["pp16"]) > 0
+    assert float(row["pp8"]) > 0
+    ended = bench(*args, "--json", "-o", tmp_path / "r.md")
+    assert json.loads(ended.out)["configurations"][0]["name"] == "echo"
+    assert "| echo |" in (tmp_path / "r.md").read_text()
+    assert bench(*args, "--csv").out.decode().startswith("name,model,backend,")
 
 
 def test_against_an_earlier_run(measured, plain_model, tmp_path):
@@ -93,14 +97,14 @@ def test_against_an_earlier_run(measured, plain_model, tmp_path):
     assert "slower" in ended.out.decode()
     other = bench(*args, "-p", "8", "--baseline", baseline)
     assert (other.code, other.out) == (2, b"")
-    assert other.error == "The baseline was measured with other numbers of tokens."
+    assert other.error == "The baseline was measured with different numbers of tokens."
 
 
 def test_the_users_own_prompts(plain_model, tmp_path):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"question": "What is EEG?"}\n{"prompt": "Say more.", "max_tokens": 3}\n')
     report = tmp_path / "r.json"
-    args = ["--prompts", prompts, "-g", "5", "--batch", "1,2", "-r", "1", "--no-quality", "--json", report]
+    args = ["--prompts", prompts, "-g", "5", "--batch", "1,2", "-r", "1", "--no-quality", "-o", report]
     ended = bench(plain_model, "-b", "echo", *args)
     assert ended.code == 0, ended.err.decode()
     data = json.loads(report.read_text())
@@ -126,7 +130,7 @@ def test_auto_is_every_engine_that_fits(plain_model):
 
 
 def test_where_all_fail(plain_model, tmp_path):
-    ended = bench(plain_model, "-b", "torch", *QUICK, "-r", "1", "--no-quality", "--json", tmp_path / "r.json")
+    ended = bench(plain_model, "-b", "torch", *QUICK, "-r", "1", "--no-quality", "-o", tmp_path / "r.json")
     assert ended.code == 1
     (row,) = json.loads((tmp_path / "r.json").read_text())["configurations"]
     assert row["error"]
@@ -140,7 +144,7 @@ def test_quality_and_advice(tiny_llama, tmp_path):
     ended = bench(tiny_llama, "-b", "torch", *QUICK, "--batch", "1", "-r", "1", "--text", text)
     assert ended.code == 0, ended.err.decode()
     out = ended.out.decode()
-    assert "torch is the fastest that loses at most 2%" in out
+    assert "torch is the only configuration that loses at most 2%" in out
     assert "perplexity" in out
     assert f"hfpipe run {tiny_llama}" in out.replace("\\\n   ", "")
 
@@ -148,31 +152,28 @@ def test_quality_and_advice(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--batch", "0"], "--batch takes numbers from 1 on, not '0'."),
-        (["--batch", "1,,2"], "--batch takes values with commas between, not '1,,2'."),
-        (["-r", "0"], "--repeats must be at least 1, not 0."),
-        (["-p", "0"], "--prompt-tokens must be at least 1, not 0."),
-        (["-g", "0"], "--new-tokens must be at least 1, not 0."),
-        (["--max-loss", "much"], "--max-loss is a share, not 'much'."),
+        (["--batch", "0"], "Invalid value for '--batch': '0' must be numbers from 1, as in 1,8,32."),
+        (["--batch", "1,,2"], "Invalid value for '--batch': '1,,2' has an empty value between its commas."),
+        (["-r", "0"], "Invalid value for '--repeats' / '-r': 0 is not in the range x>=1."),
+        (["-p", "0"], "Invalid value for '--prompt-tokens' / '-p': 0 is not in the range x>=1."),
+        (["--max-loss", "much"], "Invalid value for '--max-loss': 'much' is not a share, as in 2%."),
+        (["--max-loss", "2"], "Invalid value for '--max-loss': 2 is 200%; write 2% for a share of that many percent."),
+        (["--max-loss", "nan"], "Invalid value for '--max-loss': 'nan' must be a number from 0%."),
         (["--fail-slower", "10%"], "--fail-slower needs a --baseline to compare with."),
-        (["--markdown", "--csv"], "--markdown and --csv exclude each other."),
-        (["--weight-format", "int8"], "echo cannot honour --weight-format."),
+        (["--markdown", "--json"], "--json and --markdown cannot be combined: each is all of stdout."),
+        (["--weight-format", "int8"], "echo cannot honour weight_formats (--weight-format)."),
         (["--plot", "x.pdf"], "--plot: unsupported file type .pdf (use .png, .svg or .html)."),
-        (["--json", "."], "Cannot write .: it is a folder."),
-        (["--json", "/proc/x.json"], "Cannot write /proc/x.json: No such file or directory."),
-        (["--plot", "/proc/x.svg"], "Cannot write /proc/x.svg: No such file or directory."),
-        (["--plot", "no/such/x.svg"], "Cannot write no/such/x.svg: the folder no/such does not exist."),
-        (["-b", "auto,torch"], "auto stands for all engines that fit, and alone."),
-        (["-p", "8", "--prompts", "x.jsonl"], "--prompt-tokens and --prompts exclude each other."),
-        (["--no-quality", "--text", "x.txt"], "--no-quality and --text exclude each other."),
-        (["--dtype", "float32"], "The echo backend cannot honour --dtype."),
-        (["--max-loss", "2"], "--max-loss 2 is 200%."),
-        (["--max-loss", "nan"], "--max-loss must be a number from 0% on, not nan."),
+        (["-o", "x.txt"], "--output: unsupported file type .txt (use .json, .md or .csv)."),
+        (["-o", "/proc/x.json"], "Cannot write /proc/x.json: No such file or directory."),
+        (["-o", "no/such/x.json"], "Cannot write no/such/x.json: the folder no/such does not exist."),
+        (["-b", "auto,torch"], "--backend auto cannot be combined with other backends."),
+        (
+            ["-p", "8", "--prompts", "x.jsonl"],
+            "prompt_tokens (--prompt-tokens) cannot be combined with prompts (--prompts).",
+        ),
         (["--text", os.devnull], f"{os.devnull} is empty."),
-        (["--json", "no/such/x.json"], "Cannot write no/such/x.json: the folder no/such does not exist."),
-        (["--baseline", "none.json"], "none.json cannot be read: No such file or directory."),
-        (["--prompts", "none.jsonl"], "The input none.jsonl cannot be read: No such file or directory."),
-        (["--text", "none.txt"], "none.txt cannot be read: No such file or directory."),
+        (["--text", "none.txt"], "Cannot read none.txt: No such file or directory."),
+        (["--baseline", "none.json"], "Cannot read none.json: No such file or directory."),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(plain_model, tmp_path, args, error):
@@ -180,9 +181,18 @@ def test_what_is_wrong_is_said_before_anything_is_measured(plain_model, tmp_path
     assert (ended.code, ended.error, ended.out) == (2, error, b"")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HFPIPE_BATCH", "0"), ("HFPIPE_MAX_LOSS", "much"), ("HFPIPE_REPEATS", "0")]
+)
+def test_a_wrong_value_of_the_environment_is_blamed_on_it(plain_model, variable, value):
+    ended = bench(plain_model, "-b", "echo", env={variable: value})
+    assert ended.code == 2
+    assert f"It comes from the environment: {variable}={value}" in ended.err.decode()
+
+
 def test_a_killed_run_has_kept_its_rounds(plain_model, tmp_path):
     report = tmp_path / "r.json"
-    args = [plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
+    args = [plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "-o", report]
     with started("bench", *args) as process:
         wait_for(report.exists)
         process.kill()
@@ -204,7 +214,7 @@ def test_what_is_measured_is_kept_where_stdout_takes_nothing(plain_model, tmp_pa
     os.close(reader)
     with os.fdopen(writer, "wb") as gone, open("/dev/full", "wb") as full:
         streams = {"stdout": full if stdout == "full" else gone}
-        with started("bench", plain_model, *SHORT, "--json", tmp_path / "r.json", **streams) as process:
+        with started("bench", plain_model, *SHORT, "-o", tmp_path / "r.json", **streams) as process:
             _, err = process.communicate()
     assert (process.returncode, err.strip()) == (code, said)
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is False
@@ -212,7 +222,7 @@ def test_what_is_measured_is_kept_where_stdout_takes_nothing(plain_model, tmp_pa
 
 def test_one_file_that_cannot_be_written_does_not_cost_the_other(plain_model, tmp_path):
     (tmp_path / "r-latency.svg").mkdir()
-    ended = bench(plain_model, *SHORT, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.svg")
+    ended = bench(plain_model, *SHORT, "-o", tmp_path / "r.json", "--plot", tmp_path / "r.svg")
     assert ended.code == 1
     assert b"pp8" in ended.out
     assert ended.error.startswith(f"Cannot write {tmp_path / 'r-latency.svg'}: ")
@@ -221,7 +231,7 @@ def test_one_file_that_cannot_be_written_does_not_cost_the_other(plain_model, tm
 
 def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
     report = tmp_path / "r.json"
-    args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "--json", report]
+    args = [plain_model, plain_model, "-b", "echo", *QUICK, "-r", "500", "--no-quality", "-o", report]
     children = set()
 
     def some_have_ended():
@@ -238,22 +248,22 @@ def test_an_interrupted_run_shows_what_it_has(plain_model, tmp_path):
 
 def test_an_interrupt_while_quality_is_measured(tiny_gpt2, tmp_path):
     report, references = tmp_path / "r.json", tmp_path / "references"
-    args = [tiny_gpt2, "-b", "torch", "-p", "8", "-g", "2", "--batch", "1", "-r", "1", "--json", report]
+    args = [tiny_gpt2, "-b", "torch", "-p", "8", "-g", "2", "--batch", "1", "-r", "1", "-o", report]
     with started("bench", *args, env={"HFPIPE_CACHE": str(tmp_path)}) as process:
-        wait_for(lambda: list(references.glob("*.tmp")))
+        wait_for(lambda: list(references.glob("*")))
         end_by(process)
         assert process.returncode == 130
         shown = process.stdout.read().decode()
     assert "pp8" in shown
     assert "The run was interrupted" in shown
     assert json.loads(report.read_text())["interrupted"] is True
-    assert list(references.iterdir()) == []
+    assert list(references.glob("*")) == []
 
 
 def test_an_interrupt_while_a_format_is_exported(tiny_gpt2, tmp_path):
     exports, args = tmp_path / "exports", [tiny_gpt2, "-b", "openvino", "--weight-format", "int8", *QUICK]
     with started("bench", *args, env={"HFPIPE_CACHE": str(tmp_path)}) as process:
-        wait_for(lambda: list(exports.glob("*/.*.hfpipe-export")))
+        wait_for(lambda: list(exports.glob(".*.hfpipe-tmp")))
         end_by(process)
         assert (process.returncode, process.stdout.read()) == (130, b"")
     assert list(exports.glob("*")) == []

@@ -26,6 +26,7 @@ OPTIONS = [
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
 SAMPLES["path"] = ("a b", "a b")
 WITH_DEFAULTS = {"model", "prompt", "input", "output", "remove", "backend", "group_size", "format"}
+SAMPLES |= {"names": ("a,b", ("a", "b")), "sizes": ("1,4", (1, 4)), "share": ("5%", 0.05), "integer range": ("7", 7)}
 WITH_DEFAULTS |= {"models", "prompt_tokens", "new_tokens", "batch", "repeats", "quality", "max_loss"}
 
 
@@ -41,11 +42,7 @@ def test_every_option_has_a_variable(command, option, monkeypatch):
     text, value = SAMPLES[option.type.name]
     if option.multiple:
         text, value = "a b\nc=d\n", ["a b", "c=d"]
-    # --json of bench is another than that of the others.
-    variable = (
-        "HFPIPE_BENCH_JSON" if option.opts == ["--json"] and command.name == "bench" else variable_of(*option.opts)
-    )
-    monkeypatch.setenv(variable, text)
+    monkeypatch.setenv(variable_of(*option.opts), text)
     arguments = [one.name for one in command.params if one.param_type_name == "argument"]
     with command.make_context("hfpipe", arguments) as context:
         assert context.params[option.name] == value

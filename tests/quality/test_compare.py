@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hfpipe.errors import BackendError, UnsupportedModel
 from hfpipe.quality import compare
 from hfpipe.quality.compare import Comparison, log_softmax, row_chunks
-from hfpipe.quality.windows import Window
+from hfpipe.quality.reference import Window
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=30, deadline=None)

@@ -5,8 +5,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from hfpipe.models.folder import inspect_folder
-from hfpipe.quality import effort
-from hfpipe.quality.effort import held_out_share, parameters, reference_dtype
+from hfpipe.quality import texts as effort
+from hfpipe.quality.texts import held_out_share, parameters, reference_dtype
 from tests.fake_models import write_model
 
 BYTES = {"float32": np.float32, "bfloat16": np.uint16}

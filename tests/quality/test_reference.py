@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from hfpipe.errors import HFPipeError
 from hfpipe.quality.compare import Comparison, log_softmax
-from hfpipe.quality.reference import read_reference, write_reference
-from hfpipe.quality.windows import Window
+from hfpipe.quality.reference import Window, read_reference, write_reference
 
 WINDOWS = [Window("code", tuple(range(12)), 1), Window("prose", tuple(range(20)), 5)]
 WIDTH = 300

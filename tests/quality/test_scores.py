@@ -15,8 +15,7 @@ from hfpipe import models, quality
 from hfpipe.backends.openvino.loading import EXACT
 from hfpipe.errors import BackendError, UnsupportedModel, UsageError
 from hfpipe.quality import score_openvino, score_torch
-from hfpipe.quality.reference import read_reference
-from hfpipe.quality.windows import Window
+from hfpipe.quality.reference import Window, read_reference
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from hfpipe.errors import HFPipeError
-from hfpipe.quality.windows import CONTEXT, LENGTH, Window, model_windows, prefix_of, windows
+from hfpipe.quality.reference import CONTEXT, LENGTH, Window, model_windows, prefix_of, windows
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from tests import tiny
 

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from hfpipe.bench.advice import advice
-from hfpipe.bench.comparison import compare
-from hfpipe.bench.summary import summarize
-from hfpipe.bench.text import changes, compared, csv_text, markdown, meanings, remarks, tables
+from hfpipe.bench.baseline import compare
+from hfpipe.bench.summary import advice, summarize
+from hfpipe.bench.tables import changes, compared, csv_text, markdown, meanings, remarks, tables
 from tests.bench import made
 
 HEADER = ["name", "model", "backend", "weight_format", "device", "dtype", "size_mb"]
@@ -122,7 +121,7 @@ def test_markdown_of_failures():
     report = made.report(made.configuration("a", error="no"))
     text = markdown(summarize(report), advice(report, 0.02))
     assert "a failed: no" in text
-    assert "Nothing was measured to the end" in text
+    assert "Nothing was fully measured" in text
     assert "What is timed" not in text
     assert markdown(summarize(made.report())) == "\n"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from hfpipe.bench.metrics import Metric
 from hfpipe.bench.report import Configuration, Report
+from hfpipe.bench.spec import Metric
 from hfpipe.bench.statistics import FEWEST_ROUNDS, Verdict, unpaired
 from hfpipe.errors import UsageError
 
@@ -99,22 +99,22 @@ def check_comparable(report: Report, baseline: Report) -> None:
     if here.prompt_tokens != there.prompt_tokens or here.new_tokens != there.new_tokens:
         prompt = f"-p {there.prompt_tokens}" if there.prompt_tokens is not None else "its --prompts"
         raise UsageError(
-            "The baseline was measured with other numbers of tokens.",
+            "The baseline was measured with different numbers of tokens.",
             hint=f"Compare with a run with {prompt} -g {there.new_tokens}.",
         )
     if report.arguments.get("prompts") != baseline.arguments.get("prompts"):
-        raise UsageError("The baseline was measured with other prompts.", hint="Compare with a run with its --prompts.")
+        raise UsageError(
+            "The baseline was measured with different prompts.", hint="Compare with a run with its --prompts."
+        )
 
 
 def check_decidable(report: Report, baseline: Report) -> None:
     """Raises UsageError where one of them has too few rounds for anything to be slower: nothing would ever fail."""
     if report.arguments["repeats"] < FEWEST_ROUNDS:
-        raise UsageError(
-            f"--fail-slower needs {FEWEST_ROUNDS} rounds or more.", hint=f"As in --repeats {FEWEST_ROUNDS}."
-        )
+        raise UsageError(f"--fail-slower needs {FEWEST_ROUNDS} rounds or more.", hint=f"Use --repeats {FEWEST_ROUNDS}.")
     if baseline.configurations and max(one.rounds for one in baseline.configurations) < FEWEST_ROUNDS:
         raise UsageError(
-            f"The baseline has fewer than {FEWEST_ROUNDS} rounds, so nothing can be told to be slower.",
+            f"The baseline has fewer than {FEWEST_ROUNDS} rounds, so no difference can be resolved.",
             hint="Measure it again, with more --repeats.",
         )
 

@@ -13,12 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hfpipe.bench.advice import Advice
-from hfpipe.bench.comparison import Comparison
-from hfpipe.bench.metrics import Metric
-from hfpipe.bench.numbers import change, number
+from hfpipe.bench.baseline import Comparison
 from hfpipe.bench.report import Quality, Report, several_sources
-from hfpipe.bench.summary import Row, Summary, summarize
+from hfpipe.bench.spec import Metric
+from hfpipe.bench.summary import Advice, Row, Summary, change, number, summarize
 
 # What has a table of its own beside the speeds, in this order.
 _LATENCY = ("load_s", "ttft_ms", "tpot_ms", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "peak_rss_mb", "peak_gpu_mb")
@@ -88,7 +86,7 @@ def page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> st
 
 def _printable(value: Any) -> Any:
     # What has __html__ is markup, and clean.
-    return clean(" ".join(value.split())) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return clean(value.replace("\n", " ")) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def models(report: Report) -> str:

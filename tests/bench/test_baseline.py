@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfpipe.bench.comparison import check_comparable, check_decidable, compare
+from hfpipe.bench.baseline import check_comparable, check_decidable, compare
 from hfpipe.errors import UsageError
 from tests.bench import made
 
@@ -131,7 +131,7 @@ def test_versions_that_changed_have_names():
 def test_other_numbers_of_tokens_cannot_be_compared():
     old = made.usual()
     old.arguments["prompt_tokens"] = 256
-    with pytest.raises(UsageError, match="other numbers of tokens") as caught:
+    with pytest.raises(UsageError, match="different numbers of tokens") as caught:
         compare(made.usual(), old)
     assert caught.value.hint == "Compare with a run with -p 256 -g 128."
 
@@ -151,7 +151,7 @@ def test_prompts_of_the_user_cannot_be_compared_with_random_ones():
     with pytest.raises(UsageError, match=r"measured with prompts of --prompts\.") as caught:
         check_comparable(random, own)
     assert caught.value.hint == "Compare with a run with its --prompts -g 128."
-    with pytest.raises(UsageError, match="other numbers of tokens") as caught:
+    with pytest.raises(UsageError, match="different numbers of tokens") as caught:
         check_comparable(asked(None, 64), own)
     assert caught.value.hint == "Compare with a run with its --prompts -g 128."
     check_comparable(own, own)
@@ -160,7 +160,7 @@ def test_prompts_of_the_user_cannot_be_compared_with_random_ones():
 
 def test_other_prompts_cannot_be_compared():
     one, other = [{"id": "1", "prompt": "One."}], [{"id": "1", "prompt": "Another."}]
-    with pytest.raises(UsageError, match="measured with other prompts") as caught:
+    with pytest.raises(UsageError, match="measured with different prompts") as caught:
         check_comparable(asked(None, prompts=one), asked(None, prompts=other))
     assert caught.value.hint == "Compare with a run with its --prompts."
     check_comparable(asked(None, prompts=one), asked(None, prompts=one))

@@ -1,4 +1,4 @@
-"""What `hfpipe bench` prints: tables as wide as the terminal, warnings, and the advice.
+"""A report for a terminal: tables as wide as it is, warnings, and the advice.
 
 Rich takes time to import: this is imported once there is something to show.
 """
@@ -17,11 +17,9 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from hfpipe.bench import text as texts
-from hfpipe.bench.advice import Advice
-from hfpipe.bench.comparison import Comparison
-from hfpipe.bench.summary import Summary
-from hfpipe.cli.terminal import shown
+from hfpipe.bench import tables as texts
+from hfpipe.bench.baseline import Comparison
+from hfpipe.bench.summary import Advice, Summary
 
 # Between two columns.
 _GAP = 2
@@ -146,7 +144,7 @@ def _command(command: str, width: int) -> Iterator[str]:
     """A command in lines that a shell reads as one, where none of its words is too long."""
     line = "  "
     for word in map(shlex.quote, shlex.split(command)):
-        word = shown(word)
+        word = texts.clean(word)
         if line.strip() and cell_len(line) + cell_len(word) + 3 > width:
             yield f"{line}\\"
             line = "    "
@@ -155,4 +153,4 @@ def _command(command: str, width: int) -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    return shown(" ".join(text.split()))
+    return texts.clean(" ".join(text.split()))

@@ -1,0 +1,196 @@
+"""What is measured: the metrics with their names, units and meanings, and all that a user may choose, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from hfpipe import backends
+from hfpipe.batch.formats import HFPipeFormat
+from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.records import Record
+from hfpipe.errors import HFPipeError, UsageError, nearest
+from hfpipe.export import WEIGHT_FORMATS
+from hfpipe.models.names import is_hub_id
+from hfpipe.types import LoadOptions
+
+_BACKENDS = ("torch", "openvino")
+_VARIABLES = frozenset({"prompt", "question"})
+_AT_ONCE = "generated tokens of {} answers at once, from handing over their prompts to the last token"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`name` is its key everywhere: in samples, tables, CSV and JSON. `meaning` says what is timed."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Random prompts of `prompt_tokens`, or prompts of the user's where that is None, with answers of `new_tokens`; and
+    all of them again at once for each of `batches` above 1. Raises UsageError for numbers below 1."""
+
+    prompt_tokens: int | None
+    new_tokens: int
+    batches: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        for name, value in [("prompt_tokens", self.prompt_tokens), ("new_tokens", self.new_tokens)]:
+            if value is not None and value < 1:
+                raise UsageError(f"{name} (--{name.replace('_', '-')}) must be at least 1, not {value}.")
+        if any(size < 1 for size in self.batches):
+            raise UsageError(f"batches (--batch) must be numbers from 1, not {', '.join(map(str, self.batches))}.")
+
+    @property
+    def prefill(self) -> str:
+        """The metric of reading prompts: pp512, as llama-bench names it."""
+        return "prefill_tps" if self.prompt_tokens is None else f"pp{self.prompt_tokens}"
+
+    @property
+    def decode(self) -> str:
+        """The metric of generating: tg128, as llama-bench names it."""
+        return "decode_tps" if self.prompt_tokens is None else f"tg{self.new_tokens}"
+
+    @property
+    def speeds(self) -> tuple[str, ...]:
+        """Prefill, decode, and batches from the smallest."""
+        return (self.prefill, self.decode, *(batch_metric(size) for size in sorted(self.batches) if size > 1))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All of them, in the order of a table."""
+        prompt = "a prompt" if self.prompt_tokens is None else f"{self.prompt_tokens} tokens"
+        decoded = "an answer" if self.prompt_tokens is None else f"{self.new_tokens} tokens after a prompt of one"
+        return (
+            Metric("load_s", "s", False, "reading the weights and making the engine ready, without imports"),
+            Metric("cold_ttft_s", "s", False, "from the start of a process, as `hfpipe run`, to its first token"),
+            Metric("ttft_ms", "ms", False, f"from handing over {prompt} to the first token"),
+            Metric("tpot_ms", "ms", False, "each further token of that answer: (end - first token) / (tokens - 1)"),
+            Metric("itl_ms_p50", "ms", False, "between two tokens of that answer, median"),
+            Metric("itl_ms_p95", "ms", False, "between two tokens of that answer, 95th percentile"),
+            Metric("itl_ms_p99", "ms", False, "between two tokens of that answer, 99th percentile"),
+            Metric(self.prefill, "tokens/s", True, "tokens of the prompt / ttft"),
+            Metric(self.decode, "tokens/s", True, f"{decoded}, its first token excluded"),
+            *(Metric(batch_metric(size), "tokens/s", True, _AT_ONCE.format(size)) for size in self.batches if size > 1),
+            Metric("peak_rss_mb", "MB", False, "the most memory of the process that measured one answer at a time"),
+            Metric("peak_gpu_mb", "MB", False, "the most memory that it had on the GPU"),
+        )
+
+
+def batch_metric(size: int) -> str:
+    return f"batch{size}_tps"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is to be measured and compared.
+
+    Empty `backends` are torch and OpenVINO where they fit; empty `weight_formats` the model's own precision, int8 and
+    int4. `loading` is for all, and each engine takes the options that it knows. `prompts` are the user's own, None for
+    random ones. `reference` is the transformers model that OpenVINO folders are compared with, where hfpipe.json names
+    none of `models`; `texts` by kind are those to measure quality on, None for the held-out ones.
+    Raises UsageError for what cannot be chosen, and UnsupportedOption for an option that no engine can honour.
+    """
+
+    models: tuple[str, ...]
+    workload: Workload
+    backends: tuple[str, ...] = ()
+    weight_formats: tuple[str, ...] = ()
+    loading: LoadOptions = field(default_factory=LoadOptions)
+    repeats: int = 5
+    prompts: Sequence[Record] | None = None
+    quality: bool = True
+    texts: Mapping[str, str] | None = None
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise UsageError("No model to measure.")
+        if self.repeats < 1:
+            raise UsageError(f"repeats (--repeats) must be at least 1, not {self.repeats}.")
+        if not self.quality and (self.texts or self.reference):
+            raise UsageError("--no-quality cannot be combined with --text or --reference.")
+        for name in self.backends:
+            backends.check_name(name)
+        for name in self.weight_formats:
+            if name not in WEIGHT_FORMATS:
+                raise UsageError(
+                    f"Unknown weight format {name!r}.",
+                    hint=nearest(name, WEIGHT_FORMATS) or f"Available: {', '.join(WEIGHT_FORMATS)}.",
+                )
+        if self.weight_formats and self.backends and "openvino" not in self.backends:
+            raise UsageError(
+                f"{' and '.join(self.backends)} cannot honour weight_formats (--weight-format).",
+                hint="Only the openvino backend can.",
+            )
+        self._check_options()
+        self._check_revision()
+
+    @property
+    def engines(self) -> Sequence[str]:
+        return self.backends or _BACKENDS
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a model must have room for, as far as that is known without it."""
+        return (self.workload.prompt_tokens or 0) + self.workload.new_tokens
+
+    def revision(self, model: str) -> str | None:
+        """The revision of the one Hub model; the other models have none."""
+        return self.loading.revision if is_hub_id(model, os.path.expanduser(model)) else None
+
+    def _check_revision(self) -> None:
+        count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
+        if self.loading.revision is not None and count != 1:
+            raise UsageError(
+                f"revision (--revision) needs exactly one Hub model, got {count}.",
+                hint="Measure one at a time, and compare with --baseline." if count else None,
+            )
+
+    def _check_options(self) -> None:
+        for one in fields(LoadOptions):
+            given = replace(LoadOptions(), **{one.name: getattr(self.loading, one.name)})
+            refusals = [error for name in self.engines if (error := _refusal(name, given))]
+            if len(refusals) == len(self.engines):
+                raise refusals[0]
+
+
+def _refusal(backend: str, options: LoadOptions) -> HFPipeError | None:
+    try:
+        backends.check_options(backend, options)
+    except HFPipeError as error:
+        return error
+    return None
+
+
+def read_prompts(path: Path) -> list[Record]:
+    """The prompts of a file, as `hfpipe batch` reads it. Raises UsageError for an invalid line and an empty file."""
+    form = HFPipeFormat(_VARIABLES)
+    with open_input(path) as stream:
+        records = [form.read_record(line) for line in read_lines(stream, str(path))]
+    for record in records:
+        if record.error:
+            raise UsageError(f"Invalid prompt in line {record.number} of {path}: {record.error.message}")
+    if not records:
+        raise UsageError(f"{path} has no prompts.")
+    return records
+
+
+def read_text(path: Path) -> dict[str, str]:
+    """The user's text, by the name of its file. Raises UsageError where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UsageError(f"{path} is not UTF-8 text: byte {byte:#x} at {error.start:,}.") from error
+    if not text.strip():
+        raise UsageError(f"{path} is empty.")
+    return {path.name: text}
