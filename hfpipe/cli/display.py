@@ -130,11 +130,7 @@ class Display:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(task, total=total, unit=unit, begun=time.monotonic())
             self._bars.update(
-                self._tasks[task],
-                completed=done,
-                total=total,
-                description=description or task,
-                last=time.monotonic(),
+                self._tasks[task], completed=done, total=total, description=description or task, last=time.monotonic()
             )
             if done == total:
                 self._bars.remove_task(self._tasks.pop(task))

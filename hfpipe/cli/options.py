@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +56,11 @@ def repeatable(*names: str, help: str, panel: str, metavar: str) -> Any:
     return option(*names, help=help, panel=panel, metavar=metavar, envvar=None, callback=given_or_set)
 
 
+_loading, _loading_list = partial(option, panel=LOADING), partial(repeatable, panel=LOADING)
+_generation, _generation_list = partial(option, panel=GENERATION), partial(repeatable, panel=GENERATION)
+_output = partial(option, panel=OUTPUT)
+
+
 def complete_model(incomplete: str) -> list[str]:
     from hfpipe.models.names import known_names
 
@@ -94,115 +100,70 @@ PromptArg = Annotated[
 
 BackendOpt = Annotated[
     str,
-    option(
-        "--backend",
-        "-b",
-        help=f"auto, {', '.join(BACKENDS)}.",
-        panel=LOADING,
-        metavar="NAME",
-        autocompletion=_complete_backend,
-    ),
+    _loading("--backend", "-b", help=f"auto, {', '.join(BACKENDS)}.", metavar="NAME", autocompletion=_complete_backend),
 ]
 DeviceOpt = Annotated[
     str | None,
-    option(
-        "--device",
-        "-d",
-        help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU.",
-        panel=LOADING,
-        metavar="DEVICE",
+    _loading(
+        "--device", "-d", help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU.", metavar="DEVICE"
     ),
 ]
 DeviceMapOpt = Annotated[
-    str | None,
-    option("--device-map", help="auto: Accelerate places it. Not with --device.", panel=LOADING, metavar="MAP"),
+    str | None, _loading("--device-map", help="auto: Accelerate places the model. Not with --device.", metavar="MAP")
 ]
 DtypeOpt = Annotated[
-    str | None,
-    option("--dtype", help="auto, float32, float16 or bfloat16 (torch).", panel=LOADING, metavar="DTYPE"),
+    str | None, _loading("--dtype", help="auto, float32, float16 or bfloat16 (torch).", metavar="DTYPE")
 ]
-AttnOpt = Annotated[
-    str | None,
-    option("--attn", help="sdpa, eager or flash_attention_2 (torch).", panel=LOADING, metavar="KIND"),
-]
+AttnOpt = Annotated[str | None, _loading("--attn", help="sdpa, eager or flash_attention_2 (torch).", metavar="KIND")]
 OvConfigOpt = Annotated[
     list[str] | None,
-    repeatable(
-        "--ov-config",
-        help="An OpenVINO property, or one JSON object of them. Repeatable.",
-        panel=LOADING,
-        metavar="KEY=VALUE",
+    _loading_list(
+        "--ov-config", help="An OpenVINO property, or one JSON object of them. Repeatable.", metavar="KEY=VALUE"
     ),
 ]
 ModelKwargOpt = Annotated[
     list[str] | None,
-    repeatable(
-        "--model-kwarg", help="An argument of from_pretrained (torch). Repeatable.", panel=LOADING, metavar="KEY=VALUE"
-    ),
+    _loading_list("--model-kwarg", help="An argument of from_pretrained (torch). Repeatable.", metavar="KEY=VALUE"),
 ]
-TaskOpt = Annotated[
-    str | None, option("--task", help="text-generation, the one there is.", panel=LOADING, metavar="TASK")
-]
+TaskOpt = Annotated[str | None, _loading("--task", help="Only text-generation is supported.", metavar="TASK")]
 RevisionOpt = Annotated[
-    str | None,
-    option("--revision", help="A branch, tag or commit of a Hub model.", panel=LOADING, metavar="REV"),
+    str | None, _loading("--revision", help="A branch, tag or commit of a Hub model.", metavar="REV")
 ]
-TrustOpt = Annotated[
-    bool,
-    option("--trust-remote-code", help="Run Python code that comes with the model.", panel=LOADING),
-]
-PickleOpt = Annotated[
-    bool,
-    option("--allow-pickle", help="Load pickled weights, which can run code.", panel=LOADING),
-]
+TrustOpt = Annotated[bool, _loading("--trust-remote-code", help="Run Python code that comes with the model.")]
+PickleOpt = Annotated[bool, _loading("--allow-pickle", help="Load pickled weights, which can run code.")]
 ExactOpt = Annotated[
-    bool,
-    option(
-        "--exact",
-        help="Compute in float32, so that an answer depends on its prompt and options alone.",
-        panel=LOADING,
-    ),
+    bool, _loading("--exact", help="Compute in float32, so that an answer depends only on its prompt and options.")
 ]
 
 MaxTokensOpt = Annotated[
     int | None,
-    option(
+    _generation(
         "--max-tokens",
         "--max-new-tokens",
         "-n",
         help="The most tokens to generate. Default: the model's own, else 256.",
-        panel=GENERATION,
         metavar="N",
         show_default=False,
     ),
 ]
-TemperatureOpt = Annotated[
-    float | None,
-    option("--temperature", "--temp", help="0 is greedy.", panel=GENERATION, metavar="T"),
-]
-TopPOpt = Annotated[float | None, option("--top-p", help="Nucleus sampling.", panel=GENERATION, metavar="P")]
-TopKOpt = Annotated[int | None, option("--top-k", help="0 is off.", panel=GENERATION, metavar="K")]
+TemperatureOpt = Annotated[float | None, _generation("--temperature", "--temp", help="0 is greedy.", metavar="T")]
+TopPOpt = Annotated[float | None, _generation("--top-p", help="Nucleus sampling.", metavar="P")]
+TopKOpt = Annotated[int | None, _generation("--top-k", help="0 is off.", metavar="K")]
 MinPOpt = Annotated[
-    float | None,
-    option("--min-p", help="Least probability, relative to the best token.", panel=GENERATION, metavar="P"),
+    float | None, _generation("--min-p", help="Least probability, relative to the best token.", metavar="P")
 ]
-RepetitionPenaltyOpt = Annotated[
-    float | None, option("--repetition-penalty", help="1 is off.", panel=GENERATION, metavar="X")
-]
-SeedOpt = Annotated[
-    int | None, option("--seed", help="The same seed samples the same text.", panel=GENERATION, metavar="N")
-]
+RepetitionPenaltyOpt = Annotated[float | None, _generation("--repetition-penalty", help="1 is off.", metavar="X")]
+SeedOpt = Annotated[int | None, _generation("--seed", help="The same seed samples the same text.", metavar="N")]
 StopOpt = Annotated[
     list[str] | None,
-    repeatable("--stop", help=r"Text that ends the answer; \n works. Repeatable.", panel=GENERATION, metavar="TEXT"),
+    _generation_list("--stop", help=r"Text that ends the answer; \n works. Repeatable.", metavar="TEXT"),
 ]
 TemplateOpt = Annotated[
     str | None,
-    option(
+    _generation(
         "--template",
         "-t",
         help="chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa.",
-        panel=GENERATION,
         metavar="TEMPLATE",
         autocompletion=_complete_template,
         show_default=False,
@@ -210,44 +171,34 @@ TemplateOpt = Annotated[
 ]
 VarOpt = Annotated[
     list[str] | None,
-    repeatable(
-        "--var",
-        help="A variable of the (chat) template. Repeatable.",
-        panel=GENERATION,
-        metavar="NAME=TEXT",
-    ),
+    _generation_list("--var", help="A variable of the (chat) template. Repeatable.", metavar="NAME=TEXT"),
 ]
 SystemOpt = Annotated[
-    str | None,
-    option("--system", "-s", help="The system message of a chat template.", panel=GENERATION, metavar="TEXT"),
+    str | None, _generation("--system", "-s", help="The system message of a chat template.", metavar="TEXT")
 ]
 ChatTemplateNameOpt = Annotated[
-    str | None,
-    option(
-        "--chat-template-name", help="Which of several chat templates of a model.", panel=GENERATION, metavar="NAME"
-    ),
+    str | None, _generation("--chat-template-name", help="Which of several chat templates of a model.", metavar="NAME")
 ]
 
 ModelOpt = Annotated[
     str | None,
-    option(
+    _loading(
         "--model",
         "-m",
         help="A folder, a Hub id, pypi:PACKAGE, smollm2, or a GGUF file.",
-        panel=LOADING,
         metavar="MODEL",
         autocompletion=complete_model,
     ),
 ]
 
-VerboseOpt = Annotated[bool, option("--verbose", help="Let the libraries speak on stderr.", panel=OUTPUT)]
-QuietOpt = Annotated[bool, option("--quiet", "-q", help="Nothing on stderr but errors.", panel=OUTPUT)]
+VerboseOpt = Annotated[bool, _output("--verbose", help="Show what the libraries write on stderr.")]
+QuietOpt = Annotated[bool, _output("--quiet", "-q", help="Write only errors on stderr.")]
 
 
-JsonOpt = Annotated[bool, option("--json", help="One JSON object instead of text.", panel=OUTPUT)]
-NoStreamOpt = Annotated[bool, option("--no-stream", help="Write the answer once it is complete.", panel=OUTPUT)]
-StatsOpt = Annotated[bool, option("--stats", help="Times and counts, on stderr.", panel=OUTPUT)]
-ShowPromptOpt = Annotated[bool, option("--show-prompt", help="What the model gets, on stderr.", panel=OUTPUT)]
+JsonOpt = Annotated[bool, _output("--json", help="One JSON object instead of text.")]
+NoStreamOpt = Annotated[bool, _output("--no-stream", help="Write the answer once it is complete.")]
+StatsOpt = Annotated[bool, _output("--stats", help="Times and counts, on stderr.")]
+ShowPromptOpt = Annotated[bool, _output("--show-prompt", help="Write the prompt as the model gets it on stderr.")]
 
 
 def load_options(given: Mapping[str, Any], *, batch_size: int | None) -> LoadOptions:
