@@ -1,15 +1,15 @@
-"""The errors a user can meet. Each carries the exit code it ends the process with and a hint: the next step.
+"""The errors that a user can meet. Each has the exit code of the process and a hint: the next step.
 
 HFPipeError              exit 1
-├── UsageError           exit 2   the command was not meant this way
-│   ├── TemplateError             a template that does not parse, or refuses what it is given
+├── UsageError           exit 2   a command or call that is wrong
+│   ├── TemplateError             a template that does not parse, or refuses its values
 │   │   └── MissingVariable       a variable without a value
 │   └── UnsupportedOption         the chosen backend cannot honour an option
-├── ModelError                    the model cannot be had or read
+├── ModelError                    the model cannot be found or read
 │   ├── ModelNotFound
 │   ├── AccessDenied              gated, or a token is missing
-│   ├── DownloadError             the network, the index or the Hub failed; running again goes on
-│   └── UnsupportedModel          it is here, and cannot be run
+│   ├── DownloadError             the network, the index or the Hub failed; run again to resume
+│   └── UnsupportedModel          the model exists, and cannot be run
 ├── ContextLengthError            the prompt does not fit the model's context
 ├── ConversionError               a conversion in a child process failed
 └── BackendError                  the engine failed

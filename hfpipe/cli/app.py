@@ -1,4 +1,4 @@
-"""The app: its commands, their help, and Click's complaints as our own."""
+"""The app: its commands, their help, and Click's errors as ours."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Command(TyperCommand):
 
 
 class CommandWithMore(Command):
-    """A command that hands on what follows `--`, as `context.obj`."""
+    """A command that keeps what follows `--` as `context.obj`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--" in args:

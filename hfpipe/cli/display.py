@@ -1,4 +1,4 @@
-"""What moves on a terminal's stderr: bars, and a spinner. Imported once there is such a thing, for Rich takes time."""
+"""What moves on a terminal's stderr: bars and a spinner. Imported when it is first needed, since Rich takes 0.1 s."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Amount(DownloadColumn):
 
 
 class _Description(ProgressColumn):
-    """What a task is. Of steps it gives way on a narrow terminal, where Rich would cut all columns."""
+    """What a task is. For steps it is cut on a narrow terminal, where Rich would cut all columns."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(Column(no_wrap=True))
@@ -62,7 +62,7 @@ class _Description(ProgressColumn):
 
 
 class _Remaining(TimeRemainingColumn):
-    """The time that is left. Steps may take minutes each: Rich, which looks at the last half minute, would not know."""
+    """The time that is left. Rich looks at the last half minute, and a step may take longer."""
 
     def render(self, task: Task) -> Text:
         if task.fields["unit"] != "steps" or not task.completed or task.total is None:
@@ -137,7 +137,7 @@ class Display:
             self._redraw()
 
     def close(self) -> None:
-        """Clear the place, for good: what a thread still reports is not drawn any more."""
+        """Clear it for good: what a thread reports later is not drawn."""
         with self._lock:
             self._closed = True
             self._redraw()

@@ -146,7 +146,7 @@ def prompt_spec(prompt: str | None, template: str | None, variables: Mapping[str
         return PromptSpec(None, parsed, variables)
     if text is None:
         raise UsageError(
-            "There is no prompt.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
+            "No prompt is given.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
         )
     if not text.strip():
         raise UsageError("The prompt is empty.")
@@ -157,7 +157,7 @@ def prompt_spec(prompt: str | None, template: str | None, variables: Mapping[str
 
 
 def _no_place(template: str) -> UsageError:
-    return UsageError(f"There is no place for the prompt in {template}: --var fills all of it.")
+    return UsageError(f"The prompt has no place in {template}: --var fills all of its variables.")
 
 
 def _stdin() -> str:

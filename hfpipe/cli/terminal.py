@@ -1,4 +1,4 @@
-"""The one place that prints: answers to stdout, talk to stderr."""
+"""The one place that prints: answers and data to stdout, notes, progress and errors to stderr."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class OutputClosed(Exception):
-    """Whoever read stdout has gone, as `head` does when it has enough. Not an error."""
+    """The reader of stdout has closed it, as `head` does when it has enough. Not an error."""
 
 
 class Answer:
-    """stdout, for model text: as it is into a pipe or file; on a terminal control characters are shown, not obeyed.
+    """stdout, for model text: unchanged into a pipe or file; on a terminal control characters are shown, not obeyed.
 
-    It takes the file descriptor for itself and leaves stderr in its place: what a library prints to stdout cannot get
-    into an answer. As a context manager it ends, on a terminal, the line of an answer that an error broke off.
+    It keeps the file descriptor for itself and puts stderr in its place, so that what a library prints to stdout cannot
+    get into an answer. As a context manager it ends, on a terminal, the line of an answer that an error cut off.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Answer:
             self.write("\n")
 
     def write(self, text: str) -> None:
-        """All of `text`, at once. Raises OutputClosed where nobody reads it any more."""
+        """Write all of `text` at once. Raises OutputClosed when its reader has closed it."""
         if self._terminal:
             text = shown(text)
         data = memoryview(text.encode("utf-8", "replace"))
@@ -68,7 +68,7 @@ class Answer:
         self._last = text[-1:] or self._last
 
     def write_json(self, value: Mapping[str, Any]) -> None:
-        """One line, valid JSON on a terminal too: JSON leaves some control characters as they are."""
+        """Write one line that is valid JSON on a terminal too: JSON leaves some control characters as they are."""
         text = json.dumps(value, ensure_ascii=False)
         self.write(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
@@ -79,10 +79,10 @@ def shown(text: str) -> str:
 
 
 class Terminal:
-    """stderr: notes, stages and progress, on a terminal alone, or with `verbose` anywhere; errors always.
+    """stderr: notes, stages and progress, on a terminal only, or with `verbose` anywhere; errors always.
 
-    `plain`: notes and stages as lines where stderr is no terminal too. As a context manager it ends with nothing that
-    moves. Threads may share it.
+    With `plain`, notes and stages are lines also where stderr is not a terminal. As a context manager it clears what
+    moves at the end. Threads may share it.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False, plain: bool = False) -> None:
@@ -111,7 +111,7 @@ class Terminal:
             tell(shown(text))
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        """A Reporter's progress, as one bar a task; of steps, where nothing moves, a line now and then."""
+        """A Reporter's progress: a bar for each task; for steps a line now and then where nothing moves."""
         text = f"{task}: {detail}" if detail else task
         if self._moves:
             self._display.progress(shown(task), done, total, unit, shown(text))
@@ -119,7 +119,7 @@ class Terminal:
             tell(shown(f"{done / total:4.0%}  {text}"))
 
     def records(self, text: str, done: int, total: int | None) -> None:
-        """How far a batch is: a bar, or where nothing moves a line now and then."""
+        """How far a batch is: a bar, or a line now and then where nothing moves."""
         if self._moves:
             self._display.progress("records", done, total, "records", shown(text))
         elif self._is_time_for_a_line():
@@ -142,7 +142,7 @@ class Terminal:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A spinner while something goes on that turns out to be slow."""
+        """A spinner while work lasts that turns out to be slow."""
         if not self._moves:
             yield
             return
@@ -164,13 +164,13 @@ class Terminal:
 
 
 def clear() -> None:
-    """Take what moves off the terminal, for good. Only where something was drawn is its module there."""
+    """Remove what moves from the terminal, for good. Where nothing was drawn, its module was never imported."""
     if display := getattr(sys.modules.get("hfpipe.cli.display"), "DISPLAY", None):
         display.close()
 
 
 def data(text: str) -> None:
-    """A line of stdout that is no model text. Raises OutputClosed where nobody reads it any more."""
+    """Write a line of stdout that is not model text. Raises OutputClosed when its reader has closed it."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -181,7 +181,7 @@ def data(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Lines on stderr that the user asked for. Nobody can be told of it where they cannot be written."""
+    """Write lines on stderr that the user asked for. That they cannot be written is not an error."""
     with suppress(OSError):
         sys.stderr.write((shown(text) if sys.stderr.isatty() else text) + "\n")
         sys.stderr.flush()

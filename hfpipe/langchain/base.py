@@ -238,8 +238,9 @@ class LoadedModel(BaseModel):
     def _of_generation(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in self._of_a_call}
 
-    def _called_with(self, options: Mapping[str, Any]) -> Self:
+    def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
         """This model with the options of a call as its own. Raises UsageError for one that is not known."""
+        options = _with_stop(options, stop)
         generation = asdict(overridden(self._options, self._of_generation(options)))
         own = {name: value for name, value in options.items() if name in self._of_a_call}
         return self.model_copy(update={**generation, **own}) if options else self

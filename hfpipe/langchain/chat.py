@@ -73,7 +73,7 @@ class ChatHFPipe(LoadedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        (completion,) = self.generator.generate([self._called(messages, stop, kwargs)])
+        (completion,) = self.generator.generate([self._called_with(kwargs, stop)._message_request("0", messages)])
         if completion.error:
             raise completion.error
         return ChatResult(generations=[self._generation(completion)])
@@ -86,17 +86,13 @@ class ChatHFPipe(LoadedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for event in self.generator.stream([self._called(messages, stop, kwargs)]):
+        for event in self.generator.stream([self._called_with(kwargs, stop)._message_request("0", messages)]):
             if event.error:
                 raise event.error
             chunk = ChatGenerationChunk(message=_chunk(event, self.model))
             if run_manager:
                 run_manager.on_llm_new_token(event.text, chunk=chunk)
             yield chunk
-
-    def _called(self, messages: Sequence[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> TextRequest:
-        model = self._called_with(options if stop is None else {**options, "stop": stop})
-        return model._message_request("0", messages)
 
     def _message_request(self, request_id: str, messages: Sequence[BaseMessage]) -> TextRequest:
         template = self.generator.prompt_template(

@@ -141,7 +141,7 @@ class HFPipe(LoadedModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        model = self._called_with(kwargs if stop is None else {**kwargs, "stop": stop})
+        model = self._called_with(kwargs, stop)
         requests = [model._text_request(str(number), prompt) for number, prompt in enumerate(prompts)]
         done = {completion.id: completion for completion in self.generator.generate(requests)}
         completions = [done[request.id] for request in requests]
@@ -158,7 +158,7 @@ class HFPipe(LoadedModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        model = self._called_with(kwargs if stop is None else {**kwargs, "stop": stop})
+        model = self._called_with(kwargs, stop)
         for event in self.generator.stream([model._text_request("0", prompt)]):
             if event.error:
                 raise event.error
@@ -176,7 +176,7 @@ class HFPipe(LoadedModel, BaseLLM):
             template = generator.prompt_template("raw", self.system)
         name = template.template.prompt_variable(self.variables)
         if name is None:
-            raise UsageError(f"There is no place for the prompt in {template.name}.")
+            raise UsageError(f"The prompt has no place in {template.name}: `variables` fill all of it.")
         special = template.add_special_tokens if self.add_special_tokens is None else self.add_special_tokens
         return TextRequest(request_id, template.fill({name: prompt}), self._options, special)
 

@@ -53,7 +53,7 @@ def test_stdin_that_has_no_place_is_an_error(plain_model):
     ended = echo(plain_model, "-t", "{a}", "--var", "a=1", input="a text")
     assert (ended.code, ended.error) == (
         2,
-        'There is no place for the prompt in the template "{a}": --var fills all of it.',
+        'The prompt has no place in the template "{a}": --var fills all of its variables.',
     )
 
 
@@ -104,7 +104,7 @@ def test_an_empty_prompt_is_an_error(plain_model, args):
 
 def test_at_a_terminal_a_prompt_must_be_given(plain_model):
     ended = raw(plain_model, tty="stdin")
-    assert (ended.code, ended.error) == (2, "There is no prompt.")
+    assert (ended.code, ended.error) == (2, "No prompt is given.")
     assert "hfpipe run smollm2" in ended.hint
 
 

@@ -57,7 +57,7 @@ def test_a_template_in_a_file(plain_model, tmp_path):
         (["-t", "{a.__class__}", "hi"], "is not a plain variable", "Fields are plain"),
         (["-t", "{", "hi"], "Cannot use", "write {{ and }} for braces"),
         (["-t", "@missing", "hi"], "Cannot read the template @missing: No such file", ""),
-        (["-t", "{a}", "--var", "a=1", "hi"], "There is no place for the prompt", ""),
+        (["-t", "{a}", "--var", "a=1", "hi"], "The prompt has no place in", ""),
         (["-t", "{a}", "--var", "a", "hi"], "--var takes KEY=VALUE, not 'a'.", "--var language=French"),
         (["-t", "chat", "hi"], "has no chat template.", "(--template)"),
         (["-s", "Be brief.", "hi"], "A system message needs a chat template", ""),
