@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def silence_openvino_telemetry() -> None:
     openvino_telemetry has no variable that turns it off and sends at import by default; both libraries fall back to
     stubs of their own where it cannot be imported. `opt_in_out --opt_in` writes the consent file.
     """
-    consent = Path.home() / "intel" / "openvino_telemetry"
+    # Path.home() raises an error for a user without one.
+    consent = Path(os.path.expanduser("~"), "intel", "openvino_telemetry")
     with suppress(OSError):
         if consent.read_text().strip() == "1":
             return
@@ -80,7 +82,9 @@ def run_child(
     """
     reporter = reporter or Silent()
     quiet = {} if verbose else _QUIET
-    environment = {**os.environ, **_ALWAYS, **telemetry_off_environment(), **quiet, **(environment or {})}
+    # Libraries raise an error for a user without a home folder, as containers have them.
+    home = {"HOME": tempfile.gettempdir()} if os.path.expanduser("~") == "~" else {}
+    environment = {**os.environ, **_ALWAYS, **home, **telemetry_off_environment(), **quiet, **(environment or {})}
     process = _start(f"from hfpipe.process import serve; serve({module!r})", (), environment, subprocess.PIPE)
     try:
         end, lines = _converse(process, arguments, reporter, verbose)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -267,3 +268,9 @@ def test_telemetry_is_off_unless_the_user_turns_it_on(child, tmp_path, monkeypat
     recorder.notes.clear()
     child(body, reporter=recorder)
     assert recorder.notes == ["0"]
+
+
+def test_a_user_without_a_home(child, monkeypatch):
+    """Such as a container's, with a number and no entry in the list of users: libraries look for it."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert child("from pathlib import Path\nreturn str(Path.home())") == tempfile.gettempdir()
