@@ -7,7 +7,6 @@ asks for the rest. Files behind Xet go its own, faster way where hf_xet is insta
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ from filelock import FileLock
 from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from hfpipe.errors import HFPipeError
 from hfpipe.types import Reporter
 
 _SUFFIXES = (".safetensors", ".bin")
@@ -50,17 +48,6 @@ class Meter:
         """The small files are not counted one by one."""
         total = self._done if self.total is None else self.total
         self._reporter.progress(self._task, total, total)
-
-
-def require_space(folder: Path, size: int) -> None:
-    """Refuse a download of `size` bytes that the disk has no room for."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise HFPipeError(
-            f"The download needs {size / 1e9:.1f} GB, and the disk of {folder} has {free / 1e9:.1f} GB left.",
-            hint="Free some space, or set HF_HOME to a folder on another disk.",
-        )
 
 
 def fetch_weights(reference: str, name: str, commit: str, meter: Meter) -> None:

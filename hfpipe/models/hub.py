@@ -23,10 +23,10 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import names
-from hfpipe.models.download import Meter, fetch_weights, is_weights, require_space
+from hfpipe.models.download import Meter, fetch_weights, is_weights
 from hfpipe.models.files import choose
 from hfpipe.models.folder import inspect_cached, inspect_folder
-from hfpipe.store import writing
+from hfpipe.store import require_space, writing
 from hfpipe.types import ModelSource, Reporter
 
 _TIMEOUT_S = 10.0
@@ -59,7 +59,7 @@ def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: 
     missing = [name for name in wanted if not (snapshot / name).exists()]
     lacking = [sizes[name] for name in missing]
     meter = Meter(reporter, f"Downloading {reference}", None if None in lacking else sum(filter(None, lacking)))
-    require_space(Path(constants.HF_HUB_CACHE), meter.total or 0)
+    require_space(Path(constants.HF_HUB_CACHE), meter.total or 0, "The download", variable="HF_HOME")
     for name in filter(is_weights, missing):
         fetch_weights(reference, name, str(info.sha), meter)
     # What stands is not fetched again: this brings the small files, links the weights and remembers the revision.
