@@ -3,7 +3,6 @@
 `run_child` calls `main(arguments, reporter)` of a module in a child and gives its result; `serve` is the child's side.
 The arguments go in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone.
 Lines of JSON come out of stdout: stages, progress, notes, and at last what `main` returned or a known error.
-`run_command` runs hfpipe's own command line.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -94,27 +92,6 @@ def run_child(
         return end["result"]
     error = HFPipeError.from_data(end["error"]) if "error" in end else _death(process.returncode, what, lines)
     raise error from ChildOutput("\n".join(lines))
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A command that has ended: its exit code, negative for a signal, and what it wrote."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def run_command(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run `hfpipe ARGUMENTS` in a child process, without input. `environment` is all of its environment, None this
-    process's."""
-    source = "from hfpipe.cli.main import main; main()"
-    process = _start(source, arguments, os.environ if environment is None else environment, subprocess.DEVNULL)
-    try:
-        stdout, stderr = process.communicate()
-    finally:
-        _end(process)
-    return Ended(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
 def _start(

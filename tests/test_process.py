@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-import hfpipe
 from hfpipe.errors import ConversionError, HFPipeError, UnsupportedModel
-from hfpipe.process import ChildOutput, Ended, run_child, run_command, telemetry_off_environment
+from hfpipe.process import ChildOutput, run_child, telemetry_off_environment
 
 
 class Recorder:
@@ -113,13 +112,6 @@ def test_its_peak_memory_is_its_own(child):
     large, small = child(body, {"size": 300_000_000}), child(body, {"size": 1})
     assert len(parents) > large > 300_000_000
     assert small < 150_000_000
-
-
-def test_a_command_of_hfpipe():
-    assert run_command(["--version"]) == Ended(0, f"{hfpipe.__version__}\n", "")
-    refused = run_command(["nonsense"], environment={})
-    assert (refused.code, refused.stdout) == (2, "")
-    assert "nonsense" in refused.stderr
 
 
 def test_an_unknown_error_shows_its_last_line_and_keeps_the_rest(child):

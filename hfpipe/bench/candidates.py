@@ -101,8 +101,8 @@ def candidates(
             backends.choose(backend, source.format)
             loaded = source
             if weight_format:
-                heard = Labelled(reporter, f"{row.name} (export {number} of {total})")
-                export = _export(source, weight_format, loading, references, heard)
+                labelled = Labelled(reporter, f"{row.name} (export {number} of {total})")
+                export = _export(source, weight_format, loading, references, labelled)
                 # The user is to get what was measured: a verification also chooses runtime options.
                 row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
                 loaded = models.resolve(str(export.folder))
@@ -237,7 +237,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# What the user asked for, and what there is
+# Devices and references
 
 
 def _without_device(spec: Spec) -> dict[str, HFPipeError]:

@@ -53,7 +53,7 @@ class Task:
     prefill: str
     decode: str
 
-    def asked(self, count: int) -> list[Prompt]:
+    def drawn(self, count: int) -> list[Prompt]:
         """The user's own prompts, all of them, or `count` random ones."""
         if self.prompts is not None:
             return [Prompt(tuple(token_ids), new_tokens) for token_ids, new_tokens in self.prompts]
@@ -80,7 +80,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any] | None
 
 
 def _one_at_a_time(backend: Backend, task: Task, load_s: float) -> dict[str, Any]:
-    prompts, short = task.asked(1), list[Prompt]()
+    prompts, short = task.drawn(1), list[Prompt]()
     if task.prompts is None:
         # Decoding alone, as llama-bench has it.
         short = random_prompts(f"{task.seed}, short", task.vocabulary, 1, task.new_tokens)
@@ -101,7 +101,7 @@ def _one_at_a_time(backend: Backend, task: Task, load_s: float) -> dict[str, Any
 
 
 def _at_once(backend: Backend, task: Task) -> dict[str, Any]:
-    prompts = task.asked(task.batch)
+    prompts = task.drawn(task.batch)
     warm_up(backend, prompts[: task.batch], task.vocabulary)
     watch = Watch()
     answers = run(backend, prompts)

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.bench.files import check_output, write_file
-from hfpipe.bench.report import Configuration, Measured, Report, several_sources
+from hfpipe.bench.report import Configuration, Measured, Report, check_output, several_sources, write_file
 from hfpipe.bench.summary import Advice, change, number
 from hfpipe.bench.tables import circumstances, clean, models, page
 

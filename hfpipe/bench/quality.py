@@ -35,8 +35,8 @@ _FEW = 500
 
 
 class References:
-    """What source models say of a text. Each is made at its first call, kept on disk, and removed where the `with`
-    ends: it may be of gigabytes."""
+    """What source models predict for a text. Each is scored at its first call, kept on disk, and removed where the
+    `with` ends: it may take gigabytes."""
 
     def __init__(self, loading: LoadOptions, reporter: Reporter, *, verbose: bool = False) -> None:
         self._loading = loading
@@ -54,7 +54,7 @@ class References:
         self._folders.close()
 
     def __call__(self, origin: ModelSource, texts: Mapping[str, str] | None = None) -> Reference:
-        """What a transformers model says of `texts` by kind, None for the held-out ones.
+        """What a transformers model predicts for `texts` by kind, None for the held-out ones.
 
         Raises HFPipeError where it cannot be scored, which is tried once.
         """
@@ -167,10 +167,10 @@ def _exact(loading: LoadOptions, dtype: str) -> LoadOptions:
     )
 
 
-def questions(reference: Reference, asked: Sequence[ModelSource]) -> tuple[list[tuple[int, ...]], int]:
+def questions(reference: Reference, models: Sequence[ModelSource]) -> tuple[list[tuple[int, ...]], int]:
     """Beginnings of windows, spread over all of the text, and how many tokens all of the models have room to answer."""
     windows = reference.windows
-    limit = min([one.context_length for one in asked if one.context_length], default=_PROMPT_TOKENS + _ANSWER_TOKENS)
+    limit = min([one.context_length for one in models if one.context_length], default=_PROMPT_TOKENS + _ANSWER_TOKENS)
     tokens = min(_PROMPT_TOKENS, limit // 2)
     prompts = [one.token_ids[:tokens] for one in windows[:: max(1, len(windows) // _PROMPTS)][:_PROMPTS]]
     return prompts, min(_ANSWER_TOKENS, limit - max(map(len, prompts)))

@@ -108,7 +108,7 @@ def _table(table: texts.Table, width: int, advised: str | None = None) -> list[R
 
 
 def _pieces(widths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Which columns stand side by side: as many as there is room for, and at least one."""
+    """Which columns are side by side: as many as fit, and at least one."""
     piece: list[int] = []
     used = 0
     for index, width in enumerate(widths):

@@ -1,10 +1,11 @@
-"""What a run has measured, all of it raw: samples by configuration, the host, and JSON of both."""
+"""What a run has measured, all of it raw: samples by configuration, the host, JSON of both; files, written whole."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from hfpipe.bench.spec import Workload
-from hfpipe.errors import UsageError
+from hfpipe.errors import HFPipeError, UsageError, is_disk_full
 from hfpipe.export.report import versions
+from hfpipe.store import replace_file
 
 # Of the JSON. It changes when a reader of the old one would understand the new one wrongly.
 VERSION = 1
@@ -197,3 +199,32 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def check_output(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Raise UsageError for an unsupported suffix, and for a place where nothing can be written."""
+    if path.suffix.lower() not in suffixes:
+        supported = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UsageError(f"{option}: unsupported file type {path.suffix or path.name} (use {supported}).")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"Cannot write {path}: the folder {path.parent} does not exist.", hint="Create it first.")
+    if path.is_dir():
+        raise UsageError(f"Cannot write {path}: it is a folder.", hint="Choose another file.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.", hint="Choose another file.") from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file beside its place, and rename it. Raises HFPipeError where that fails; an old file is then whole."""
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        if is_disk_full(error):
+            raise HFPipeError(
+                f"The disk of {path} is full.", hint="Free some space, or choose another disk."
+            ) from error
+        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.") from error

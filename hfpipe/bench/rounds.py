@@ -119,8 +119,8 @@ class Rounds:
         return Sample("single" if size == 1 else f"batch{size}", number, **found["sample"])
 
     def _child(self, module: str, what: str, given: dict[str, Any]) -> dict[str, Any]:
-        heard = self.reporter if self.verbose else None
-        found: dict[str, Any] = run_child(module, given, what=what, reporter=heard, verbose=self.verbose)
+        reporter = self.reporter if self.verbose else None
+        found: dict[str, Any] = run_child(module, given, what=what, reporter=reporter, verbose=self.verbose)
         return found
 
     def _warn_if_busy(self, samples: Sequence[Sample]) -> None:

@@ -2,8 +2,8 @@
 
 With few samples, five as a rule, a percentile bootstrap alone is too narrow, and Student's t is nearer to the truth
 (Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015, pages 371 to 386).
-Student's t in turn trusts the noise to be near normal. An interval here covers both, so that a difference is found
-where there is none no more often than by either alone.
+Student's t in turn trusts the noise to be near normal. An interval here covers both, so that a false difference is
+found no more often than by either alone.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _row(one: Configuration, reference: Configuration, metrics: Sequence[Metric]
 
 def _warnings(report: Report, speeds: Sequence[Metric]) -> Iterator[str]:
     if report.interrupted:
-        yield "The run was interrupted: this is what had been measured."
+        yield "The run was interrupted: the report has what was measured until then."
     yield from _noise(report)
     rows = [one for one in report.configurations if one.samples]
     few = {one.name: one.rounds for one in rows if one.rounds < FEWEST_ROUNDS}

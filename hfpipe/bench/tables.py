@@ -1,4 +1,4 @@
-"""A summary as tables of texts, as Markdown, and as CSV."""
+"""A summary as tables of texts, as Markdown, as CSV, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def remarks(summary: Summary, advice: Advice | None = None) -> list[str]:
 def csv_text(summary: Summary) -> str:
     """One line for each configuration. The header depends on what was to be measured, not on what was.
 
-    For each metric there are its median, the lowest and the highest sample, and the ratio to the first configuration
+    Each metric has its median, the lowest and the highest sample, and the ratio to the first configuration
     with its interval, above 1 where it is better; then the fields of a report's quality, and the error.
     """
     qualities = [field.name for field in fields(Quality)]
@@ -146,7 +146,7 @@ def meanings(summary: Summary) -> dict[str, str]:
 
 
 def changes(comparison: Comparison) -> Table | None:
-    """The differences from an earlier run that are resolved; None where there are none."""
+    """The resolved differences from an earlier run; None without any."""
     found = [one for one in comparison.differences if one.verdict.resolved]
     columns = [
         Column("metric", [one.metric.name for one in found], words=True),
@@ -166,15 +166,14 @@ def compared(comparison: Comparison) -> list[str]:
     if comparison.only_here:
         lines.append(f"Not in the baseline: {', '.join(comparison.only_here)}.")
     if comparison.only_there:
-        lines.append(f"In the baseline alone: {', '.join(comparison.only_there)}.")
+        lines.append(f"Only in the baseline: {', '.join(comparison.only_there)}.")
     if comparison.lost:
         lines.append(f"Failed or missing now: {', '.join(comparison.lost)}.")
     if comparison.changed_host:
-        lines.append(f"The machine is not as it was: {', '.join(comparison.changed_host)}.")
+        lines.append(f"The machine differs from the baseline's: {', '.join(comparison.changed_host)}.")
     slow = {one.name: [each for each in comparison.too_slow if each.name == one.name] for one in comparison.too_slow}
     return lines + [
-        f"Slower than is allowed: {name} ({', '.join(one.metric.name for one in found)})."
-        for name, found in slow.items()
+        f"Slower than allowed: {name} ({', '.join(one.metric.name for one in found)})." for name, found in slow.items()
     ]
 
 

@@ -241,9 +241,8 @@ class _Shown:
 
     def check(self) -> None:
         """Raise UsageError before anything is measured."""
-        from hfpipe.bench.files import check_output
         from hfpipe.bench.plot import SUFFIXES
-        from hfpipe.bench.report import read_report
+        from hfpipe.bench.report import check_output, read_report
 
         if self.output:
             check_output("--output", self.output, _REPORTS)
@@ -305,7 +304,7 @@ class _Shown:
         )
 
     def _write(self) -> None:
-        from hfpipe.bench.files import write_file
+        from hfpipe.bench.report import write_file
 
         assert self.output
         form = {".json": "json", ".md": "markdown", ".csv": "csv"}[self.output.suffix.lower()]

@@ -220,7 +220,7 @@ def test_a_page_stands_alone(tmp_path):
         "Machine and versions",
         "Commands",
         "Arguments",
-        "The run was interrupted: this is what had been measured.",
+        "The run was interrupted: the report has what was measured until then.",
         "Intel(R) Xeon(R) Platinum 8481C",
         "2026.2",
         "83.2",
@@ -299,10 +299,10 @@ def test_a_failure_leaves_the_old_file_whole(number, said, tmp_path, monkeypatch
     path = tmp_path / "a.html"
     path.write_text("old")
 
-    def fail(_):
+    def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("hfpipe.batch.disk.os.fsync", fail)
+    monkeypatch.setattr("hfpipe.store.Path.replace", fail)
     with pytest.raises(HFPipeError, match=said) as caught:
         plot(CASES["alone"], path)
     assert "\n" not in caught.value.message

@@ -219,7 +219,7 @@ def test_a_baseline(width):
     assert all(cell_len(line) <= width for line in text.splitlines())
     assert "1.20x slower" in text
     assert "Failed or missing now: openvino int8 group 128." in text
-    assert "Slower than is allowed: 모델 int4 (" in text
+    assert "Slower than allowed: 모델 int4 (" in text
     assert baseline(compare(old, old), width=width) == "36 of 36 differences from the baseline are not resolved."
 
 

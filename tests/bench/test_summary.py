@@ -108,7 +108,7 @@ def test_samples_that_spread():
 
 def test_an_interrupted_report_keeps_its_own_warnings():
     found = warnings(made.configuration("a", 60), warnings=["No GPU."], interrupted=True)
-    assert found == ["No GPU.", "The run was interrupted: this is what had been measured."]
+    assert found == ["No GPU.", "The run was interrupted: the report has what was measured until then."]
 
 
 def test_a_reference_that_failed():

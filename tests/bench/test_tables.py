@@ -195,10 +195,10 @@ def test_a_baseline():
         "Failed or missing now: gone.",
     ]
     assert lines[3:] == [
-        "The machine is not as it was: cpu.",
-        "Slower than is allowed: b (ttft_ms, tpot_ms, pp512, tg128).",
+        "The machine differs from the baseline's: cpu.",
+        "Slower than allowed: b (ttft_ms, tpot_ms, pp512, tg128).",
     ]
-    assert "In the baseline alone: c." in compared(
+    assert "Only in the baseline: c." in compared(
         compare(old, made.report(*old.configurations, made.configuration("c")))
     )
     same = compare(old, old)
