@@ -427,6 +427,10 @@ def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_pa
     first = folder()
     assert folder() == first
     os.utime(copy / "model.safetensors", ns=(5, 5))
+    assert folder() == first
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
     assert folder() != first
 
 

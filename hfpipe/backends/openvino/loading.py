@@ -165,7 +165,7 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
 
     versions = {package: version(package) for package in EXPORTERS}
     key = store.key_of(store.identity(source.folder, reporter=reporter), dtype, options.trust_remote_code, versions)
-    return store.build_once("openvino", key, export, model=source.reference, form=dtype, reporter=reporter)
+    return store.build_once("openvino", f"{key}-{dtype}", export, model=source.reference, form=dtype, reporter=reporter)
 
 
 def weight_format(folder: str) -> str:
