@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from hfpipe.batch import run as batch
     from hfpipe.bench import run as bench
     from hfpipe.export import run as export
     from hfpipe.langchain import HFPipe
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hfpipe.langchain.chat import ChatHFPipe
 
 __version__ = "0.1.0"
-__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "bench", "export", "load", "load_chat"]
+__all__ = ["ChatHFPipe", "HFPipe", "HFPipeError", "batch", "bench", "export", "load", "load_chat"]
 
 
 def load(model: str | Path, **options: Unpack[Options]) -> HFPipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
@@ -79,6 +80,8 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
 def _number(name: str, value: Any, *, whole: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name} must be a number, not {kind(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} must be a number, not {json.dumps(value)}.")
     if not whole:
         return value
     if isinstance(value, float) and not value.is_integer():

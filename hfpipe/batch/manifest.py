@@ -1,14 +1,16 @@
-"""What stands beside an output: the settings it was made with, and the fingerprints of the input it was made from.
+"""The one hidden file beside an output: the settings it was made with, and the fingerprints of its input.
 
-OUTPUT.manifest.json holds the settings. OUTPUT.manifest.digests holds 8 bytes for each result: the first of the digest
+.OUTPUT.hfpipe begins with a line of JSON, the settings. After it come 8 bytes for each result: the first of the digest
 (lines.Line) of its record. An entry is written before its result, so that after a kill there is one for each; only a
-power cut can leave fewer, or zeros in their place.
+power cut can leave fewer, or zeros in their place. The file is also the lock of the output.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Generator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from importlib import metadata
@@ -16,36 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from hfpipe import backends
-from hfpipe.batch.disk import replace_file, sync_folder
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling, setting
 from hfpipe.text.templates import PromptTemplate
-from hfpipe.types import GenerationOptions, LoadOptions, ModelSource
+from hfpipe.types import BackendInfo, GenerationOptions, LoadOptions, ModelSource
 
 ENTRY = 8
+RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
 _LOST = bytes(ENTRY)
-RESTART = "--restart starts over, and keeps the old file under another name."
 _VERSION = 2
 _SHORT = 80
 _HASH = 12
-# What a result may depend on, of the options of loading.
-_OF_LOADING = ("device", "device_map", "dtype", "attn", "ov_config", "model_kwargs", "exact")
-
-
-def settings_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.manifest.json")
-
-
-def digests_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.manifest.digests")
-
-
-def save(output: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings, where they do not stand there already."""
-    path, content = settings_path(output), {"version": _VERSION, "settings": settings}
-    data = json.dumps(content, indent=2).encode() + b"\n"
-    if not path.is_file() or path.read_bytes() != data:
-        replace_file(path, data)
+# What a result may depend on, of the options of loading, beside what a loaded model says of itself.
+_OF_LOADING = ("device_map", "model_kwargs", "exact")
 
 
 def used(
@@ -77,70 +62,119 @@ def used(
     }
 
 
-def check(output: Path, settings: Mapping[str, Any]) -> None:
-    """Raise an HFPipeError that names the first setting in which a run differs from the one that made `output`."""
-    old, new = _load(output), json.loads(json.dumps(settings))
-    for name in {**new, **old}:
-        if name not in old or name not in new or _compared(old[name]) != _compared(new[name]):
-            raise HFPipeError(
-                f"{output} was started with a different {name} (then: {_shown(old, name)}, now: {_shown(new, name)}).",
-                hint=RESTART,
-            )
+def of_engine(info: BackendInfo) -> dict[str, Any]:
+    """What the results depend on that only a loaded model tells: where it computes and in which numbers."""
+    engine = {name: value for name, value in info.detail.items() if name.isupper() or name == "attention"}
+    return {"device": info.device, "dtype": info.dtype, "engine_settings": engine}
+
+
+class Manifest:
+    """The file, open and locked: while it is open and its process lives, no other run can open it.
+
+    Raises HFPipeError where another has it, and OSError where it cannot be written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self.path = manifest_path(output)
+        self.descriptor = self._locked()
+        # Where the entries begin.
+        self._start = 0
+
+    def _locked(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    said, hint = f"Another hfpipe is writing to {self._output}.", "Wait until it has finished"
+                else:
+                    said, hint = f"Cannot lock {self.path}: {error.strerror}.", "Write to a disk of this machine"
+                raise HFPipeError(said, hint=f"{hint}, or choose another file.") from error
+            # Whoever held it may have removed it.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                    return descriptor
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Let others write. A file in which nothing was written is removed."""
+        if os.fstat(self.descriptor).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+    def save(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, and have the disk hold them, where they are not there already. For an output without
+        results: until it has one, nobody reads them, and a crash in between does no harm."""
+        data = json.dumps({"version": _VERSION, "settings": settings}).encode() + b"\n"
+        self._start = len(data)
+        if os.pread(self.descriptor, len(data) + 1, 0) != data:
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, data, 0)
+            os.fsync(self.descriptor)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise an HFPipeError that names the first of these settings in which a run differs from the one that made the
+        output."""
+        old, new = self._settings(), json.loads(json.dumps(settings))
+        for name in new:
+            if name not in old or _compared(old[name]) != _compared(new[name]):
+                then, now = _shown(old, name), _shown(new, name)
+                raise HFPipeError(
+                    f"{self._output} was started with a different {name} (then: {then}, now: {now}).", hint=RESTART
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            line = file.readline()
+        self._start = len(line)
+        if not line:
+            old = self._output.with_name(f"{self._output.name}.manifest.json").exists()
+            said = "was written by hfpipe 0.1.0, which" if old else "has no manifest of a batch beside it, so that"
+            raise HFPipeError(f"{self._output} {said} this version cannot resume.", hint=RESTART)
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise HFPipeError(f"The manifest {self.path} cannot be read: {error}.", hint=RESTART) from error
+        settings = content.get("settings") if isinstance(content, dict) and content.get("version") == _VERSION else None
+        if not isinstance(settings, dict):
+            raise HFPipeError(f"{self.path} is not a manifest of this version of hfpipe.", hint=RESTART)
+        return settings
+
+    def digests(self) -> Iterator[bytes]:
+        """The entries, b"" for one that a power cut has lost."""
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            while len(entry := file.read(ENTRY)) == ENTRY:
+                yield entry if entry != _LOST else b""
+
+    def put(self, position: int, digest: bytes) -> None:
+        os.pwrite(self.descriptor, digest, self._start + position * ENTRY)
+
+    def cut(self, count: int) -> None:
+        """Leave the first `count` entries, without half of one, which a power cut may leave: what is missing reads as
+        zeros. Where there is nothing to cut, the file is not touched."""
+        size = os.fstat(self.descriptor).st_size
+        wanted = self._start + min(count, (size - self._start) // ENTRY) * ENTRY
+        if size != wanted:
+            os.ftruncate(self.descriptor, wanted)
+
+
+def manifest_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.hfpipe")
 
 
 def _compared(value: Any) -> Any:
-    """A model is the same where its files are, however it is called."""
+    """A model is the same where its files are, whatever it is called."""
     return value["identity"] if isinstance(value, dict) and "identity" in value else value
 
 
-def _load(output: Path) -> dict[str, Any]:
-    path = settings_path(output)
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise HFPipeError(f"{output} stands already, without the manifest of a batch.", hint=RESTART) from error
-    except (OSError, ValueError) as error:
-        raise HFPipeError(f"The manifest {path} cannot be read: {error}.", hint=RESTART) from error
-    settings = content.get("settings") if isinstance(content, dict) and content.get("version") == _VERSION else None
-    if not isinstance(settings, dict):
-        raise HFPipeError(f"{path} is not a manifest of this version of hfpipe.", hint=RESTART)
-    return settings
-
-
 def _shown(settings: Mapping[str, Any], name: str) -> str:
-    if name not in settings:
+    if (value := settings.get(name)) is None:
         return "none"
-    value = settings[name]
     if isinstance(value, dict) and "identity" in value:
         value = f"{value['reference']}, {value['identity'][:_HASH]}"
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= _SHORT else shown[: _SHORT - 1] + "…"
-
-
-def read_digests(output: Path) -> Generator[bytes]:
-    """The entries, b"" for one that a power cut has lost."""
-    with suppress(FileNotFoundError), digests_path(output).open("rb") as file:
-        while len(entry := file.read(ENTRY)) == ENTRY:
-            yield entry if entry != _LOST else b""
-
-
-def set_aside(output: Path) -> Path:
-    """Rename `output` and what stands beside it to the first free OUTPUT.1, OUTPUT.2, ..., which is returned."""
-    number = 1
-    while any(path.exists() for path in _all(_numbered(output, number))):
-        number += 1
-    aside = _numbered(output, number)
-    # The output last: one without a manifest is not touched by the next run.
-    for old, new in zip(_all(output), _all(aside), strict=True):
-        if old.exists():
-            old.rename(new)
-    sync_folder(output.parent)
-    return aside
-
-
-def _numbered(output: Path, number: int) -> Path:
-    return output.with_name(f"{output.name}.{number}")
-
-
-def _all(output: Path) -> tuple[Path, ...]:
-    return settings_path(output), digests_path(output), output

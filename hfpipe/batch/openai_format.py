@@ -5,7 +5,7 @@ Out: {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "err
 
 OpenAI documents the outer `error` as that of a request that failed without an HTTP status. So a request that is refused
 has a response with status 400 (500 where the engine failed), whose body is {"error": {"message", "type", "param",
-"code"}}, and `error` is null; a line that is no JSON made no request and has no response: `error` is {"code",
+"code"}}, and `error` is null; a line that is not JSON made no request and has no response: `error` is {"code",
 "message"}. `code` is hfpipe's own word for the error.
 
 The ids are derived from the record, and `created` is 0: what is written may not depend on the moment, nor on how often
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfpipe.batch import fields
+from hfpipe.batch.formats import Result, counts, encode, error_type, read_json
 from hfpipe.batch.lines import Line
 from hfpipe.batch.records import Record, RecordError, read_id, record_of
-from hfpipe.batch.results import Standing, counts, encode, error_of, read_json, word
 from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.types import Completion
 
@@ -53,32 +53,29 @@ class OpenAIFormat:
 
     def result_line(self, record: Record, outcome: Completion | RecordError) -> bytes:
         """One line of the output file; of the error file too, which here is the same."""
-        error = error_of(outcome)
         derived = hashlib.sha256(f"{record.number} {record.id}".encode("utf-8", "surrogatepass")).hexdigest()[:_HEX]
         response, outer = None, None
-        if error is None:
-            assert isinstance(outcome, Completion)
+        if isinstance(outcome, Completion):
             response = _response(200, derived, self._body(record, derived, outcome))
-        elif error.type == "invalid_json":
-            outer = {"code": error.type, "message": error.message}
+        elif outcome.type == "invalid_json":
+            outer = {"code": outcome.type, "message": outcome.message}
         else:
-            status = 500 if error.type in _OF_THE_ENGINE else 400
-            response = _response(status, derived, _error_body(error, status))
+            status = 500 if outcome.type in _OF_THE_ENGINE else 400
+            response = _response(status, derived, _error_body(outcome, status))
         return encode({"id": f"batch_req_{derived}", "custom_id": record.id, "response": response, "error": outer})
 
-    def read_result(self, line: bytes) -> Standing | None:
-        """As `results.read_result`, of such lines."""
+    def read_result(self, line: bytes) -> Result | None:
+        """As of hfpipe's own lines."""
         at = len(_BEGIN) + _HEX
         if line.startswith(_BEGIN) and line.startswith(_CUSTOM_ID, at) and line.endswith(_END):
             start = at + len(_CUSTOM_ID)
             end = line.find(b'"', start)
             custom_id = line[start:end]
             if b"\\" not in custom_id and line.startswith(_AFTER_ID, end) and custom_id.isascii():
-                return Standing(custom_id.decode())
+                return Result(custom_id.decode())
         return _read_slowly(line)
 
     def read_text(self, line: bytes) -> str | None:
-        """As `results.read_text`, of such lines."""
         match read_json(line):
             case {"response": {"body": {"choices": [{"message": {"content": str(text)}}]}}}:
                 return text
@@ -108,12 +105,12 @@ def _request(envelope: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The url and the body of a request."""
     for name in envelope:
         if name not in _ENVELOPE:
-            raise UsageError(f"{name} is no part of a batch request; options stand in its body.")
+            raise UsageError(f"Unknown field {name} in a batch request; options belong in its body.")
     method, url, body = envelope.get("method", "POST"), envelope.get("url"), envelope.get("body")
     if method != "POST":
-        raise UsageError("The method of a request is POST.")
+        raise UsageError("The method of a request must be POST.")
     if url not in (_CHAT, _TEXT):
-        raise UsageError(f"The url of a request is {_CHAT} or {_TEXT}.")
+        raise UsageError(f"The url of a request must be {_CHAT} or {_TEXT}.")
     if not isinstance(body, dict):
         raise UsageError(f"The body of a request must be an object, not {fields.kind(body)}.")
     return url, {name: value for name, value in body.items() if value is not None}
@@ -125,7 +122,7 @@ def _asked(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     if needed not in body:
         raise UsageError(f"A request to {url} needs {needed}.")
     if url == _TEXT:
-        return {"prompt": _prompt(body["prompt"]), "overrides": overrides}
+        return {"prompt": _prompt(body["prompt"]), "raw": True, "overrides": overrides}
     messages = fields.conversation(body["messages"], _ROLES)
     return {"messages": tuple(map(_known_role, messages)), "overrides": overrides}
 
@@ -151,14 +148,14 @@ def _error_body(error: RecordError, status: int) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.type}}
 
 
-def _read_slowly(line: bytes) -> Standing | None:
+def _read_slowly(line: bytes) -> Result | None:
     result = read_json(line)
     if not isinstance(result, dict) or not isinstance(result.get("custom_id"), str):
         return None
     response, outer = result.get("response"), result.get("error")
     if not isinstance(response, dict):
-        return None if outer is None else Standing(result["custom_id"], word(outer, "code"))
+        return None if outer is None else Result(result["custom_id"], error_type(outer, "code"))
     body = response.get("body")
     inner = body.get("error") if isinstance(body, dict) else None
     fine = response.get("status_code") == 200
-    return Standing(result["custom_id"], None if fine else word(inner or {}, "code"))
+    return Result(result["custom_id"], None if fine else error_type(inner or {}, "code"))

@@ -1,30 +1,65 @@
-"""An output that is open: lines go to its end, each in one write, and to the disk within a second."""
+"""A file that grows by whole lines, and what it takes that its bytes survive: single writes, and fsync."""
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hfpipe.batch import manifest
-from hfpipe.batch.disk import Syncer, put_in_place, sync_folder, unwritable, write_all, writing
-from hfpipe.errors import HFPipeError
+from hfpipe.batch.manifest import RESTART, Manifest
+from hfpipe.errors import HFPipeError, is_disk_full
+
+_SYNC_AFTER_S = 0.9
+# Names that no later run can write to either.
+_NEVER = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> HFPipeError:
+    """The error that says why `path` cannot be written."""
+    if is_disk_full(error):
+        return HFPipeError(
+            f"The disk of {path} is full. The results in it are complete lines.",
+            hint="Free some space and run the same command again to resume.",
+        )
+    hint = "Make it writable and run the same command again to resume, or choose another file."
+    return HFPipeError(
+        f"Cannot write {path}: {error.strerror}.", hint="Choose another file." if error.errno in _NEVER else hint
+    )
 
 
 class Output:
-    """The first `count` results of `path`, in `size` bytes; what stands after them is cut off. The digests beside it
-    are cut likewise. Whatever fails, the file ends with a whole line."""
+    """The first `count` results of `path`, in `size` bytes; what comes after them is cut off, here and in the manifest.
 
-    def __init__(self, path: Path, count: int, size: int) -> None:
+    Lines go to the end, each in one write, and to the disk within a second. Whatever fails, the file ends with a whole
+    line.
+    """
+
+    def __init__(self, path: Path, count: int, size: int, manifest: Manifest) -> None:
         self.path = path
         # As one value: an interrupt finds both or neither.
         self._done = (count, size)
+        self._manifest = manifest
         with writing(path):
-            self._digests = os.open(manifest.digests_path(path), os.O_WRONLY | os.O_CREAT, 0o666)
-            # Without half an entry, which a power cut may leave: one that is missing reads as zeros.
-            entries = min(count, os.fstat(self._digests).st_size // manifest.ENTRY)
-            _cut(self._digests, entries * manifest.ENTRY)
-            self._open()
+            manifest.cut(count)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            _cut(self._file, size)
+            sync_folder(path.parent)
+            opened = os.fstat(self._file)
+        self._place = (opened.st_dev, opened.st_ino)
+        # The manifest first, as it is written.
+        self._syncer = Syncer(manifest.descriptor, self._file)
 
     @property
     def count(self) -> int:
@@ -38,11 +73,13 @@ class Output:
         """Write a result, and the digest of its record. Raises HFPipeError where the file cannot take it, or was
         changed by somebody else."""
         count, size = self._done
-        self.check_unchanged()
+        self._check_unchanged(size)
         try:
             # First: after a kill, no result is without the digest of its record.
-            os.pwrite(self._digests, digest, count * manifest.ENTRY)
-            write_all(self._file, line)
+            self._manifest.put(count, digest)
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, memoryview(line)[written:])
             self._done = (count + 1, size + len(line))
         except BaseException as error:
             with suppress(OSError):
@@ -55,49 +92,76 @@ class Output:
             raise
         self._syncer.written()
 
-    def replace(self, temporary: Path) -> None:
-        """Put another file in the place of this one at once, one whose bytes are on the disk, and go on in it."""
-        self.check_unchanged()
-        with writing(self.path):
-            put_in_place(temporary, self.path)
-            self._done = (self.count, self.path.stat().st_size)
-            syncer, file = self._syncer, self._file
-            self._open()
-        syncer.close()
-        os.close(file)
-
-    def check_unchanged(self) -> None:
+    def _check_unchanged(self, size: int) -> None:
         if self._syncer.error:
             raise unwritable(self.path, self._syncer.error)
         try:
             now = os.stat(self.path)
         except OSError as error:
             raise HFPipeError(
-                f"{self.path} has been removed or renamed while hfpipe was writing to it.",
-                hint="Put it back, with its manifest, and run the same command again: it goes on. Else it begins anew.",
+                f"{self.path} was removed or renamed while hfpipe was writing to it.",
+                hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
             ) from error
-        if (now.st_dev, now.st_ino, now.st_size) != (*self._place, self.size):
+        if (now.st_dev, now.st_ino, now.st_size) != (*self._place, size):
             raise HFPipeError(
-                f"{self.path} was changed by somebody else while hfpipe was writing to it.",
-                hint=f"Run the same command again: it goes on if what stands is whole. {manifest.RESTART}",
+                f"{self.path} was changed by another program while hfpipe was writing to it.",
+                hint=f"Run the same command again to resume, if its lines are intact. {RESTART}",
             )
 
     def close(self) -> None:
         """Have the disk hold everything. Raises HFPipeError where it did not take it."""
         self._syncer.close()
         os.close(self._file)
-        os.close(self._digests)
         if self._syncer.error:
             raise unwritable(self.path, self._syncer.error)
 
-    def _open(self) -> None:
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        _cut(self._file, self.size)
-        sync_folder(self.path.parent)
-        opened = os.fstat(self._file)
-        self._place = (opened.st_dev, opened.st_ino)
-        # The digests first, as they are written.
-        self._syncer = Syncer(self._digests, self._file)
+
+class Syncer:
+    """A thread that has the disk hold what was written to some files, about a second after it was.
+
+    `error` is what went wrong with that.
+    """
+
+    def __init__(self, *descriptors: int) -> None:
+        self.error: OSError | None = None
+        self._descriptors = descriptors
+        self._written = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hfpipe-fsync", daemon=True)
+        self._thread.start()
+
+    def written(self) -> None:
+        """Something was written."""
+        if not self._written.is_set():
+            self._written.set()
+
+    def close(self) -> None:
+        """Have the disk hold all of it, now."""
+        self._closed.set()
+        self._written.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            self._written.wait()
+            last = self._closed.wait(_SYNC_AFTER_S)
+            # First, since what is written from here on may not be in it.
+            self._written.clear()
+            try:
+                for descriptor in self._descriptors:
+                    os.fsync(descriptor)
+            except OSError as error:
+                self.error = error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cut(file: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""How many answers of a batch are those that their prompts get alone and exactly, and where the others part."""
+"""How many answers of a batch match those of an exact run of the prompt alone, and where the others diverge."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from hfpipe.types import Completion, GenerationOptions, TextRequest
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A record, and the text that stands as its answer."""
+    """A record, and the text of its answer in the output."""
 
     record: Record
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """An answer that goes another way after `after` tokens, of the `of` that the exact one has.
+class Difference:
+    """An answer that diverges after `after` tokens, of the `of` that the exact one has.
 
-    `stands` and `exact` are what the two texts go on with. A failure to answer exactly is an `exact` of None.
+    `found` and `exact` are how the two texts continue from there. A failure to answer exactly is an `exact` of None.
     """
 
     id: str
     after: int
     of: int
-    stands: str
+    found: str
     exact: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What came of comparing: those `equal`, those that are not, and how many were drawn without a seed, so that
-    nobody can draw them again."""
+    """How many answers are `equal`, the others, and how many were sampled without a seed, so that they cannot be
+    compared."""
 
     equal: int
-    parted: Sequence[Parting]
+    different: Sequence[Difference]
     unseeded: int
 
 
@@ -78,7 +78,7 @@ def compare(
     encode: Callable[[str], Sequence[int]],
 ) -> Parity:
     """Answer each again with `answer`, one after the other. `is_drawn` tells whether options mean sampling."""
-    equal, unseeded, parted = 0, 0, []
+    equal, unseeded, different = 0, 0, []
     for one in given:
         request = prompts.request(one.record.id, one.record)
         if is_drawn(request.options) and request.options.seed is None:
@@ -88,15 +88,15 @@ def compare(
         if completion.error is None and completion.text == one.text:
             equal += 1
         else:
-            parted.append(_parting(one, completion, encode))
-    return Parity(equal, parted, unseeded)
+            different.append(_difference(one, completion, encode))
+    return Parity(equal, different, unseeded)
 
 
-def _parting(one: Answered, exact: Completion, encode: Callable[[str], Sequence[int]]) -> Parting:
+def _difference(one: Answered, exact: Completion, encode: Callable[[str], Sequence[int]]) -> Difference:
     if exact.error is not None:
-        return Parting(one.record.id, 0, 0, one.text, None)
+        return Difference(one.record.id, 0, 0, one.text, None)
     theirs = encode(exact.text)
     same = common_prefix(one.text, exact.text)
-    return Parting(
+    return Difference(
         one.record.id, common_prefix(encode(one.text), theirs), len(theirs), one.text[same:], exact.text[same:]
     )

@@ -24,6 +24,8 @@ class Prompts:
         if record.messages:
             prompt = self.template.render(record.messages)
             return TextRequest(request_id, prompt, options, add_special_tokens=False)
+        if record.raw:
+            return TextRequest(request_id, record.prompt or "", options)
         prompt = self.template.fill(self._variables(record))
         return TextRequest(request_id, prompt, options, self.template.add_special_tokens)
 

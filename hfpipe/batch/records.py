@@ -13,7 +13,7 @@ from typing_extensions import Self
 from hfpipe.batch import fields
 from hfpipe.batch.lines import Line
 from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, OutOfMemory, UnsupportedOption, UsageError
-from hfpipe.types import GenerationOptions
+from hfpipe.types import Completion, GenerationOptions
 
 ErrorType = Literal[
     "invalid_json",
@@ -57,19 +57,29 @@ class RecordError:
         return cls(next(word for kind, word in _TYPES if isinstance(error, kind)), message)
 
 
+def outcome_of(completion: Completion) -> Completion | RecordError:
+    """A completion, or the error that it ended in."""
+    if completion.error is not None:
+        return RecordError.of(completion.error)
+    if completion.finish_reason == "error":
+        return RecordError("engine", "The engine gave no reason.")
+    return completion
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One question of a batch. `number` is its line, `id` what its result is found by.
 
     It asks with `messages`, else with a `prompt`, else with the `variables` of the template; beside a prompt, the
-    variables fill what else the template has. `overrides` are by the names of GenerationOptions, and valid. A record
-    with an `error` asks nothing.
+    variables fill what else the template has. A prompt that is `raw` goes past the template. `overrides` are by the
+    names of GenerationOptions, and valid. A record with an `error` asks nothing.
     """
 
     number: int
     id: str
     variables: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = None
+    raw: bool = False
     messages: tuple[Mapping[str, str], ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     error: RecordError | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hfpipe import backends
 from hfpipe.batch.formats import HFPipeFormat
-from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.lines import Lines, open_input
 from hfpipe.batch.records import Record
 from hfpipe.errors import HFPipeError, UsageError, nearest
 from hfpipe.export import WEIGHT_FORMATS
@@ -173,7 +173,7 @@ def read_prompts(path: Path) -> list[Record]:
     """The prompts of a file, as `hfpipe batch` reads it. Raises UsageError for an invalid line and an empty file."""
     form = HFPipeFormat(_VARIABLES)
     with open_input(path) as stream:
-        records = [form.read_record(line) for line in read_lines(stream, str(path))]
+        records = [form.read_record(line) for line in Lines(stream, str(path))]
     for record in records:
         if record.error:
             raise UsageError(f"Invalid prompt in line {record.number} of {path}: {record.error.message}")

@@ -1,21 +1,39 @@
-"""`hfpipe batch`: a file of prompts in, a file of results out that nothing can spoil."""
+"""`hfpipe batch`: a file of prompts in, a file of results out that no crash can spoil."""
 
 from __future__ import annotations
 
+import json as jsonlib
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfpipe.cli import options as o
 from hfpipe.cli import options_batch as b
-from hfpipe.cli.startup import silence
-from hfpipe.errors import UsageError
-from hfpipe.text.templates import parse_template
+from hfpipe.cli.main import say_when_interrupted
+from hfpipe.cli.startup import leave_out_unused, silence
+from hfpipe.cli.terminal import Answer, Terminal, clear, data, tell
+from hfpipe.errors import HFPipeError, UsageError
+
+if TYPE_CHECKING:
+    from hfpipe.batch import Summary
+    from hfpipe.batch.parity import Parity
+
+DEFAULT_MODEL = "smollm2"
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_SHOWN = 3
+_EXCERPT = 40
 
 
 def batch(
     input: b.InputArg,
     model: o.ModelOpt = None,
     output: b.ResultsOpt = None,
-    format: b.FormatOpt = "hfpipe",
+    format: b.FormatOpt = None,
+    json: b.JsonOpt = False,
     restart: b.RestartOpt = False,
     retry_errors: b.RetryErrorsOpt = False,
     max_errors: b.MaxErrorsOpt = None,
@@ -50,35 +68,139 @@ def batch(
 ) -> int:
     """Answer a file of prompts.
 
-    The results are at every moment a beginning of the finished file; the same command again goes on with it.
+    The results are at every moment a prefix of the finished file. Run the same command again to resume.
     """
     given = locals()
     model = model or "smollm2"
     loading = o.load_options(given, batch_size=batch_size)
     generation = o.generation_options(given)
-    parsed = None if template is None else parse_template(template)
     variables = o.parse_variables(var)
-    if retry_errors and (output is None or input == "-"):
-        raise UsageError("--retry-errors needs the file of results, --output, and an input that is a file.")
-    if retry_errors and restart:
-        raise UsageError("--retry-errors and --restart exclude each other.", hint="After a restart nothing has failed.")
-    if max_errors is not None and max_errors < 0:
-        raise UsageError(f"--max-errors must be at least 0, not {max_errors}.")
-    if verify_parity is not None and verify_parity < 1:
-        raise UsageError(f"--verify-parity must be at least 1, not {verify_parity}.")
-    if verify_parity and (output is None or input == "-"):
-        raise UsageError("--verify-parity needs the file of results, --output, and an input that is a file.")
+    path = None if output is None or str(output) in _STDOUT else output
+    if json and path is None:
+        raise UsageError(
+            "--json needs a file of results, --output.",
+            hint="Without one, the results are JSON lines on stdout already.",
+        )
     silence(verbose=verbose)
-    from hfpipe.cli.batch_asked import Asked
-    from hfpipe.cli.batch_job import Job
+    if not trust_remote_code:
+        leave_out_unused()
+    say_when_interrupted(_interrupted(path, restart=restart))
+    with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
+        if model is None:
+            terminal.note(f"No --model and no HFPIPE_MODEL: using {DEFAULT_MODEL}.")
+        with terminal.waiting(f"Loading {model or DEFAULT_MODEL}"):
+            from hfpipe.batch import run
 
-    asked = Asked(
-        None if input == "-" else Path(input), model, parsed, variables, system, chat_template_name, format, generation
-    )
-    job = Job(asked, loading, output, restart=restart, retry_errors=retry_errors, max_errors=max_errors)
-    code = job.run(quiet=quiet, verbose=verbose)
-    if output and verify_parity:
-        from hfpipe.cli.batch_parity import check_parity
+            summary = run(
+                model or DEFAULT_MODEL,
+                input,
+                path or _to_stdout(),
+                reporter=terminal,
+                **asdict(loading),
+                **asdict(generation),
+                template=template,
+                variables=variables,
+                system=system,
+                chat_template_name=chat_template_name,
+                format=format,
+                restart=restart,
+                retry_errors=retry_errors,
+                max_errors=max_errors,
+                verify_parity=verify_parity,
+            )
+    if json:
+        data(jsonlib.dumps(summary.as_dict(), ensure_ascii=False))
+    if not quiet:
+        tell("\n".join(_described(summary, retry=retry_errors)))
+    if summary.parity and summary.parity.different and exact:
+        first, *others = parity_lines(summary.parity)
+        raise HFPipeError(f"With --exact all answers must be equal. {first}", details=others)
+    return summary.exit_code
 
-        check_parity(asked, loading, output, verify_parity, quiet=quiet, verbose=verbose)
-    return code
+
+def _to_stdout() -> Callable[[bytes], None]:
+    """Writes results as the answers that they are. On a terminal nothing may move below them."""
+    on_terminal = sys.stdout.isatty()
+    answer = Answer()
+
+    def write(line: bytes) -> None:
+        if on_terminal:
+            clear()
+        answer.write(line.decode())
+
+    return write
+
+
+def _interrupted(output: Path | None, *, restart: bool) -> Callable[[], str]:
+    """What Ctrl-C says. Nothing has to be put in order: the output is at every moment as good as finished."""
+    before = _identity(output)
+
+    def said() -> str:
+        if output is None:
+            return "Interrupted."
+        # Once there are new results, --restart would start over again.
+        again = "without --restart" if restart and _identity(output) not in (None, before) else "again"
+        return f"Interrupted. Run the same command {again} to resume."
+
+    return said
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    with suppress(OSError):
+        if path and (found := path.stat()).st_size:
+            return found.st_dev, found.st_ino
+    return None
+
+
+def _described(summary: Summary, *, retry: bool) -> list[str]:
+    """One line for a person, one more for earlier results, and those of a comparison."""
+    lines = [f"The earlier results are in {summary.set_aside}."] if summary.set_aside else []
+    rate = summary.completion_tokens / summary.seconds
+    parts = [f"{_counted(summary.answered, 'record')} in {summary.seconds:.1f} s, {rate:,.1f} generated tokens/s"]
+    if retry and not summary.answered:
+        parts = [f"Nothing to retry: no record failed in {summary.output}"]
+    elif summary.existing and not summary.answered:
+        records = _counted(summary.existing, "record")
+        parts = [f"Nothing to do: {summary.output} already has a result for all {records}"]
+    elif summary.existing and not retry:
+        parts.append(f"{summary.existing:,} already had a result")
+    if summary.errors:
+        by_type = ", ".join(f"{count:,} {kind}" for kind, count in _most_first(summary.errors))
+        parts.append(f"{summary.failed:,} failed ({by_type})")
+    if summary.unanswered:
+        parts.append("some records have no result yet: run the same command without --retry-errors to answer them")
+    return [*lines, "; ".join(parts) + ".", *(parity_lines(summary.parity) if summary.parity else [])]
+
+
+def _most_first(errors: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(errors.items(), key=lambda one: -one[1])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def parity_lines(parity: Parity) -> list[str]:
+    """What came of comparing: one line, and one for each of the first answers that differ."""
+    compared = parity.equal + len(parity.different)
+    first = f"{parity.equal} of {compared} answers match an exact run of the prompt alone"
+    if not compared:
+        first = "No answers to compare"
+    if parity.different:
+        after = statistics.median(one.after for one in parity.different)
+        first += f"; the others diverge after {after:g} token{'s' * (after != 1)} (median)"
+    if parity.unseeded:
+        first += f"; {parity.unseeded} were sampled without a seed and cannot be compared"
+    lines = [first + "."]
+    for one in parity.different[:_SHOWN]:
+        if one.exact is None:
+            lines.append(f"{one.id}: the exact run failed")
+            continue
+        found, exact = _excerpt(one.found), _excerpt(one.exact)
+        lines.append(f"{one.id}: after {one.after} of {one.of} tokens {found}, exactly {exact}")
+    return lines
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text, quoted, its line breaks escaped."""
+    return repr(text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…") if text else "nothing more"

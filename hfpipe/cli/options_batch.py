@@ -11,7 +11,11 @@ from hfpipe.cli.options import LOADING, OUTPUT, option
 
 InputArg = Annotated[
     str,
-    typer.Argument(metavar="INPUT", help="A file of JSON lines, also gzipped; - is stdin.", show_default=False),
+    typer.Argument(
+        metavar="INPUT",
+        help="JSON lines, or a .txt file with a prompt a line; also gzipped; - is stdin.",
+        show_default=False,
+    ),
 ]
 BatchSizeOpt = Annotated[
     int | None,
@@ -28,29 +32,38 @@ ResultsOpt = Annotated[
     option(
         "--output",
         "-o",
-        help="The file of results, which the same command again goes on with. Default: stdout.",
+        help="Write results to FILE. Run the same command again to resume. Default: stdout.",
         panel=OUTPUT,
         metavar="FILE",
         show_default=False,
     ),
 ]
 FormatOpt = Annotated[
-    str,
-    option("--format", help="hfpipe, or openai: the envelope of OpenAI's Batch API.", panel=OUTPUT, metavar="FORMAT"),
+    str | None,
+    option(
+        "--format",
+        help="hfpipe, openai (Batch API) or text. Default: recognized by the first line.",
+        panel=OUTPUT,
+        metavar="FORMAT",
+        show_default=False,
+    ),
 ]
-RestartOpt = Annotated[bool, option("--restart", help="Begin anew, and keep the old results aside.", panel=OUTPUT)]
+JsonOpt = Annotated[bool, option("--json", help="The summary as one JSON object on stdout.", panel=OUTPUT)]
+RestartOpt = Annotated[
+    bool, option("--restart", help="Start over, and keep the old results under another name.", panel=OUTPUT)
+]
 RetryErrorsOpt = Annotated[
-    bool, option("--retry-errors", help="Answer the failed records again, in their places.", panel=OUTPUT)
+    bool, option("--retry-errors", help="Answer failed records again, in their places.", panel=OUTPUT)
 ]
 MaxErrorsOpt = Annotated[
     int | None,
-    option("--max-errors", help="Stop once more have failed.", panel=OUTPUT, metavar="N", show_default=False),
+    option("--max-errors", help="Stop once more than N have failed.", panel=OUTPUT, metavar="N", show_default=False),
 ]
 VerifyParityOpt = Annotated[
     int | None,
     option(
         "--verify-parity",
-        help="Afterwards answer N records alone and exactly, and tell how many are equal.",
+        help="Afterwards compare N answers with an exact run of the prompt alone.",
         panel=OUTPUT,
         metavar="N",
         show_default=False,

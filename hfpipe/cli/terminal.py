@@ -111,19 +111,17 @@ class Terminal:
             tell(shown(text))
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        """A Reporter's progress: a bar for each task; for steps a line now and then where nothing moves."""
-        text = f"{task}: {detail}" if detail else task
+        """A Reporter's progress: a bar for each task; for steps and records a line now and then where nothing moves."""
+        text = detail if unit == "records" else f"{task}: {detail}" if detail else task
         if self._moves:
+            if unit == "records":
+                # In the place of the spinner of what went before.
+                self._display.spin(None)
             self._display.progress(shown(task), done, total, unit, shown(text))
+        elif unit == "records" and self._is_time_for_a_line():
+            tell(shown(f"{done:,} of {total:,} records, {text}" if total else f"{done:,} records, {text}"))
         elif unit == "steps" and total and self._is_time_for_a_line():
             tell(shown(f"{done / total:4.0%}  {text}"))
-
-    def records(self, text: str, done: int, total: int | None) -> None:
-        """How far a batch is: a bar, or a line now and then where nothing moves."""
-        if self._moves:
-            self._display.progress("records", done, total, "records", shown(text))
-        elif self._is_time_for_a_line():
-            tell(f"{done:,} of {total:,} records, {text}" if total else f"{done:,} records, {text}")
 
     def _is_time_for_a_line(self) -> bool:
         if not self._speaks or time.monotonic() - self._last_line < _LINE_EVERY_S:

@@ -1,25 +1,23 @@
 """The output is a prefix of the finished file at every moment, and a run goes on from there."""
 
 import io
-import json
 from array import array
 
 import pytest
 
-from hfpipe.batch.lines import open_input, read_lines
-from hfpipe.batch.records import RecordError
-from hfpipe.batch.results import result_line
+from hfpipe.batch.lines import Lines, open_input
+from hfpipe.batch.records import Record, RecordError
 from hfpipe.errors import HFPipeError
 from tests.batch.work import (
     FORM,
     SETTINGS,
     answer,
-    digests,
     files,
     finished,
     journal,
     manifest,
     run,
+    saved,
     write_questions,
 )
 
@@ -30,17 +28,17 @@ def test_an_undisturbed_run(source, output):
     opened = run(source, output)
     assert output.read_bytes() == finished(source)
     assert opened.set_aside is None
-    assert files(output.parent) == [
-        ".out.jsonl.lock", "out.jsonl", "out.jsonl.manifest.digests", "out.jsonl.manifest.json"
-    ]  # fmt: skip
-    assert json.loads(manifest(output).read_text()) == {"version": 2, "settings": SETTINGS}
+    assert files(output.parent) == [".out.jsonl.hfpipe", "out.jsonl"]
+    held, size = saved(output)
+    assert held == {"version": 2, "settings": SETTINGS}
+    assert manifest(output).stat().st_size == size + 8 * 20
 
 
 def test_every_line_is_there_at_once(source, output):
     expected, at = finished(source), 0
     with open_input(source) as stream, journal(output) as opened:
-        for count, line in enumerate(opened.resume(read_lines(stream))):
-            assert (output.read_bytes(), opened.count) == (expected[:at], count)
+        for count, line in enumerate(opened.resume(Lines(stream))):
+            assert (output.read_bytes() if count else b"", opened.count) == (expected[:at], count)
             result = answer(FORM.read_record(line))
             opened.append(result)
             at += len(result)
@@ -69,7 +67,7 @@ def test_no_input_is_a_finished_run(source, output):
 def test_a_run_with_nothing_to_do_touches_nothing(tmp_path, output, count):
     source = write_questions(tmp_path / "q.jsonl", count)
     run(source, output)
-    paths = (output, manifest(output), digests(output))
+    paths = (output, manifest(output))
     before = [(path.read_bytes(), path.stat()) for path in paths]
     run(source, output)
     assert [path.read_bytes() for path in paths] == [data for data, _ in before]
@@ -81,9 +79,9 @@ def test_a_run_with_nothing_to_do_touches_nothing(tmp_path, output, count):
 @pytest.mark.parametrize("line", [b"", b"{}", b"{}\n{}\n", b"\n{}\n"])
 def test_a_result_is_one_line_of_a_record(source, output, line):
     with open_input(source) as stream, journal(output) as opened:
-        rest = opened.resume(read_lines(stream))
+        rest = opened.resume(Lines(stream))
         with pytest.raises(ValueError, match="that resume has given"):
-            opened.append(result_line("a", RecordError("engine", "No record was read for it.")))
+            opened.append(FORM.result_line(Record(1, "a"), RecordError("engine", "No record was read for it.")))
         next(rest)
         with pytest.raises(ValueError, match="one line"):
             opened.append(line)
@@ -166,7 +164,7 @@ def test_a_restart_that_cannot_begin_touches_nothing(source, output):
 
 def test_a_second_run_is_refused(source, output):
     with journal(output) as first:
-        rest = first.resume(read_lines(io.BytesIO(source.read_bytes())))
+        rest = first.resume(Lines(io.BytesIO(source.read_bytes())))
         for _ in range(2):
             with pytest.raises(HFPipeError, match=r"(?m)^Another hfpipe is writing to .*out\.jsonl\.$"):
                 run(source, output, restart=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfpipe.batch.lines import Arriving, open_input, read_lines
+from hfpipe.batch.lines import Arriving, Lines, open_input
 from hfpipe.errors import HFPipeError, UsageError
 
 BOM = b"\xef\xbb\xbf"
@@ -41,7 +41,7 @@ class Chunks(io.RawIOBase):
 
 
 def read(data):
-    return [(line.number, line.content) for line in read_lines(io.BytesIO(data))]
+    return [(line.number, line.content) for line in Lines(io.BytesIO(data))]
 
 
 @st.composite
@@ -66,14 +66,14 @@ def files(draw):
 def test_any_file_in_any_chunks(file, sizes, packed, buffer):
     data, expected = file
     stream = Chunks(packed(data), sizes)
-    found = list(read_lines(io.BufferedReader(stream, buffer) if buffer else stream))
+    found = list(Lines(io.BufferedReader(stream, buffer) if buffer else stream))
     assert [(line.number, line.content) for line in found] == expected
 
 
 @given(st.lists(CONTENT, min_size=1, max_size=6), ENDS, st.integers(0, 5))
 def test_the_digest_is_of_the_contents_up_to_there(contents, end, changed):
     def digests(lines, separator=b"\n"):
-        return [line.digest for line in read_lines(io.BytesIO(separator.join(lines)))]
+        return [line.digest for line in Lines(io.BytesIO(separator.join(lines)))]
 
     whole = digests(contents)
     assert digests([BOM + contents[0], b"", *contents[1:]], end) == whole
@@ -110,7 +110,7 @@ def test_the_first_bytes_decide_and_not_the_name(tmp_path, name, packed):
     path = tmp_path / name
     path.write_bytes(packed(b"1\n2\n"))
     with open_input(path) as stream:
-        assert [line.content for line in read_lines(stream)] == [b"1", b"2"]
+        assert [line.content for line in Lines(stream)] == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -120,7 +120,7 @@ def test_a_line_from_a_pipe_does_not_wait_for_the_next(buffering, packed):
     packer = zlib.compressobj(wbits=31) if packed else None
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=buffering) as stream, open(writing, "wb", buffering=0) as source:
-        lines = read_lines(stream)
+        lines = Lines(stream)
         for contents in ([b"1"], [b"22"], [b"333", b"4"], [b"5" * 20, b"6"]):
             data = b"".join(content + b"\n" for content in contents)
             source.write(packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH) if packer else data)
@@ -135,7 +135,7 @@ def test_two_lines_that_begin_a_pipe():
     reading, writing = os.pipe()
     with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as source:
         source.write(b"1\n22\n")
-        lines = read_lines(stream)
+        lines = Lines(stream)
         assert [next(lines).content for _ in range(2)] == [b"1", b"22"]
 
 
@@ -144,7 +144,7 @@ def test_lines_that_arrive():
     answered = 0
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as stream, open(writing, "wb", buffering=0) as source:
-        lines = Arriving(read_lines(stream), lambda: answered)
+        lines = Arriving(Lines(stream), lambda: answered)
         source.write(b"1\n")
         assert next(lines).content == b"1"
         assert [next(lines) for _ in range(3)] == [None] * 3
@@ -162,7 +162,7 @@ def test_lines_that_arrive():
 
 def test_what_goes_wrong_while_lines_arrive():
     packed = gzip.compress(os.urandom(20_000) + b"\n" + os.urandom(20_000))
-    lines = Arriving(read_lines(io.BytesIO(packed[:-9])), lambda: 9)
+    lines = Arriving(Lines(io.BytesIO(packed[:-9])), lambda: 9)
     with pytest.raises(HFPipeError, match=r"^Reading the input failed"):
         list(lines)
 
@@ -186,7 +186,7 @@ class Endless(io.RawIOBase):
 @pytest.mark.parametrize("arriving", [False, True])
 def test_only_what_is_asked_for_is_read(arriving):
     tracemalloc.start()
-    lines = read_lines(Endless())
+    lines = Lines(Endless())
     if arriving:
         lines = Arriving(lines, lambda: 2**30)
     for _ in range(20_000):
@@ -200,14 +200,14 @@ def test_only_what_is_asked_for_is_read(arriving):
 def test_a_damaged_archive_is_one_line(spoil):
     data = spoil(gzip.compress(os.urandom(20_000) + b"\n"))
     with pytest.raises(HFPipeError, match=r"(?m)^Reading q\.gz failed: .*\.$") as caught:
-        list(read_lines(io.BytesIO(data), "q.gz"))
+        list(Lines(io.BytesIO(data), "q.gz"))
     assert "\n" not in caught.value.message
 
 
 def test_utf_16_is_named():
     stream = io.BytesIO('{"a": 1}\n'.encode("utf-16"))
     with pytest.raises(UsageError, match=r"(?m)^stdin is UTF-16 text\.$") as caught:
-        list(read_lines(stream, "stdin"))
+        list(Lines(stream, "stdin"))
     assert "iconv" in caught.value.hint
 
 

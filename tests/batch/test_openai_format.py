@@ -9,7 +9,7 @@ from openai.types.shared import ErrorObject
 
 from hfpipe.batch.lines import Line
 from hfpipe.batch.openai_format import OpenAIFormat
-from hfpipe.batch.records import Record, RecordError
+from hfpipe.batch.records import Record, RecordError, outcome_of
 from hfpipe.errors import BackendError, ContextLengthError, OutOfMemory
 from hfpipe.types import Completion, Usage
 
@@ -33,7 +33,7 @@ def text(**body):
 
 
 def written(record, outcome):
-    return json.loads(FORM.result_line(record, outcome))
+    return json.loads(FORM.result_line(record, outcome if isinstance(outcome, RecordError) else outcome_of(outcome)))
 
 
 # Requests
@@ -41,7 +41,7 @@ def written(record, outcome):
 
 def test_requests():
     assert read(CHAT) == Record(7, "a", messages=tuple(HI))
-    assert read(TEXT) == Record(7, "a", prompt="Hi")
+    assert read(TEXT) == Record(7, "a", prompt="Hi", raw=True)
     assert text(prompt=["Hi"]).prompt == "Hi"
     record = chat(max_completion_tokens=5, temperature=0, stop=None, seed=1, top_k=3)
     assert record.overrides == {"max_tokens": 5, "temperature": 0, "seed": 1, "top_k": 3}
@@ -97,14 +97,14 @@ def test_what_would_change_the_text_is_the_requests_error(extra, said):
 @pytest.mark.parametrize(
     ("request_", "kind", "said"),
     [
-        ({**CHAT, "url": "/v1/embeddings"}, "invalid_record", "The url of a request is /v1/chat/completions or"),
+        ({**CHAT, "url": "/v1/embeddings"}, "invalid_record", "The url of a request must be /v1/chat/completions or"),
         ({**CHAT, "url": None}, "invalid_record", "The url"),
-        ({**CHAT, "method": "GET"}, "invalid_record", "The method of a request is POST."),
+        ({**CHAT, "method": "GET"}, "invalid_record", "The method of a request must be POST."),
         ({**CHAT, "body": None}, "invalid_record", "The body of a request must be an object, not null."),
         ({**CHAT, "body": {}}, "invalid_record", "A request to /v1/chat/completions needs messages."),
         ({**TEXT, "body": {"prompt": None}}, "invalid_record", "A request to /v1/completions needs prompt."),
         ({**TEXT, "body": CHAT["body"]}, "unknown_option", "hfpipe does not take messages."),
-        ({**CHAT, "max_tokens": 5}, "invalid_record", "max_tokens is no part of a batch request"),
+        ({**CHAT, "max_tokens": 5}, "invalid_record", "Unknown field max_tokens in a batch request"),
         ({}, "invalid_record", "The url"),
         ({**TEXT, "body": {"prompt": ["a", "b"]}}, "unknown_option", "one prompt a request"),
         ({**TEXT, "body": {"prompt": [1, 2]}}, "unknown_option", "one prompt a request"),

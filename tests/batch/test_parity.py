@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hfpipe.batch.formats import HFPipeFormat
 from hfpipe.batch.lines import Line
 from hfpipe.batch.openai_format import OpenAIFormat
-from hfpipe.batch.parity import Answered, Parity, Parting, answered, compare
+from hfpipe.batch.parity import Answered, Difference, Parity, answered, compare
 from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record, RecordError, read_record
 from hfpipe.errors import OutOfMemory
@@ -52,16 +52,16 @@ def test_equal_answers():
 
 def test_where_an_answer_parts():
     found = compared(("the cat sat here", "the cat lay down"), ("a", "a"))
-    assert found == Parity(1, [Parting("0", 2, 4, "sat here", "lay down")], 0)
+    assert found == Parity(1, [Difference("0", 2, 4, "sat here", "lay down")], 0)
 
 
 @pytest.mark.parametrize(("stands", "exact"), [("a b", "a"), ("a", "a b")])
 def test_an_answer_that_ends_sooner_is_another(stands, exact):
-    assert compared((stands, exact)).parted[0].after == 1
+    assert compared((stands, exact)).different[0].after == 1
 
 
 def test_what_cannot_be_answered_exactly_is_not_equal():
-    assert compared(("", OutOfMemory("no"))).parted == [Parting("0", 0, 0, "", None)]
+    assert compared(("", OutOfMemory("no"))).different == [Difference("0", 0, 0, "", None)]
 
 
 def test_what_was_drawn_without_a_seed_cannot_be_drawn_again():

@@ -1,25 +1,25 @@
 """A run goes on only from what its own input and settings have made, and says what is not so."""
 
 import itertools
-import json
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.lines import Lines, open_input
 from hfpipe.errors import HFPipeError, UsageError
 from tests.batch.work import (
     FORM,
     RESTART,
     SETTINGS,
     answer,
-    digests,
+    files,
     finished,
     journal,
     manifest,
     run,
+    saved,
     write_questions,
 )
 
@@ -42,7 +42,7 @@ def refused(source, output, said, **options):
     [
         ({"temperature": 1}, "was started with a different temperature (then: 0.5, now: 1)."),
         ({"stop": ["\n", "é"]}, 'was started with a different stop (then: ["\\n"], now: ["\\n", "é"]).'),
-        ({"seed": None}, "was started with a different seed (then: none, now: null)."),
+        ({"seed": 3}, "was started with a different seed (then: none, now: 3)."),
         ({"model": "x" * 200}, 'was started with a different model (then: "echo", now: "xxx'),
     ],
 )
@@ -51,11 +51,36 @@ def test_a_setting_that_changed_is_named(source, output, change, said):
     refused(source, output, said, settings={**SETTINGS, **change})
 
 
-def test_a_setting_that_is_gone_is_named(source, output):
+def test_none_is_called_so(source, output):
+    run(source, output, limit=3, settings={"seed": None})
+    refused(source, output, "with a different seed (then: none, now: 3).", settings={"seed": 3})
+
+
+def test_a_setting_that_is_known_later_is_checked_too(source, output):
+    """What only a loaded model tells."""
+    for dtype, refusal in [("float32", None), ("float32", None), ("bfloat16", "a different dtype")]:
+        with open_input(source) as stream, journal(output) as opened:
+            rest = opened.resume(Lines(stream))
+            if refusal:
+                with pytest.raises(HFPipeError, match=refusal):
+                    opened.check({"dtype": dtype})
+                return
+            opened.check({"dtype": dtype})
+            opened.append(answer(FORM.read_record(next(rest))))
+
+
+def test_an_output_of_version_0_1_is_named(source, output):
+    """It had two files beside it. They keep to the output, with which that version can resume."""
     run(source, output, limit=3)
-    refused(
-        source, output, "was started with a different temperature (then: 0.5, now: none).", settings={"model": "echo"}
-    )
+    manifest(output).unlink()
+    old = [output.with_name(f"out.jsonl.manifest.{kind}") for kind in ("json", "digests")]
+    for path in old:
+        path.write_text("{}")
+    refused(source, output, "out.jsonl was written by hfpipe 0.1.0, which this version cannot resume.")
+    run(source, output, restart=True)
+    assert files(output.parent) == [
+        ".out.jsonl.hfpipe", "out.jsonl", "out.jsonl.1", "out.jsonl.1.manifest.digests", "out.jsonl.1.manifest.json"
+    ]  # fmt: skip
 
 
 def test_settings_are_compared_as_json_has_them(source, output):
@@ -67,17 +92,17 @@ def test_settings_may_change_while_nothing_stands(source, output):
     run(source, output, limit=3)
     output.write_bytes(b"")
     run(source, output, settings={"model": "other"})
-    assert json.loads(manifest(output).read_text())["settings"] == {"model": "other"}
+    assert saved(output)[0]["settings"] == {"model": "other"}
 
 
 def test_a_file_that_is_not_a_batchs_is_left_alone(source, output):
     output.write_text("My notes.\n")
-    refused(source, output, "stands already, without the manifest of a batch.")
+    refused(source, output, "out.jsonl has no manifest of a batch beside it")
     run(source, output, restart=True)
     assert output.with_name("out.jsonl.1").read_text() == "My notes.\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 3, "settings": {}}', b'{"version": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"version": 3, "settings": {}}', b'{"version": 2}', b"\xff"])
 def test_a_manifest_that_is_none(source, output, content):
     run(source, output, limit=3)
     manifest(output).write_bytes(content)
@@ -97,7 +122,7 @@ def test_a_record_that_changed_is_named(source, output, number, to):
     at = number + 1 if not to else number
     # Without it, the line after has its place.
     line = number if not to else at
-    refused(source, output, f"Line {line} of the input is not what it was when {output} was written.")
+    refused(source, output, f"Line {line} of the input has changed since {output} was written.")
 
 
 def test_records_that_have_no_result_yet_may_change(source, output):
@@ -128,7 +153,7 @@ def test_blank_lines_change_the_ids_that_are_numbers(source, output):
     source.write_text('{"question": "a"}\n{"question": "b"}\n')
     run(source, output)
     source.write_text('{"question": "a"}\n\n{"question": "b"}\n')
-    refused(source, output, "has the id '2', and its record, line 3 of the input, '3'.")
+    refused(source, output, "has the id '2', but its record, line 3 of the input, has '3'.")
 
 
 def test_results_that_changed_places(source, output):
@@ -146,7 +171,7 @@ def test_a_line_that_is_no_result(source, output):
         refused(source, output, "Line 5 of ")
         with pytest.raises(HFPipeError) as caught:
             run(source, output)
-        assert caught.value.hint.startswith("To go on, cut the file before that line.")
+        assert caught.value.hint.startswith("To resume, cut the file before that line.")
 
 
 def test_results_may_be_cut_off_by_hand(source, output):
@@ -161,7 +186,7 @@ def test_results_may_be_cut_off_by_hand(source, output):
 
 def test_without_the_digests_the_ids_are_compared(source, output):
     run(source, output, limit=7)
-    digests(output).unlink()
+    os.truncate(manifest(output), saved(output)[1])
     run(source, output)
     assert output.read_bytes() == finished(source)
 
@@ -195,13 +220,13 @@ def test_a_file_that_somebody_else_touches(tmp_path, what):
     output = tmp_path / "results" / "out.jsonl"
     output.parent.mkdir()
     with open_input(source) as stream, journal(output) as opened:
-        results = (answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream)))
+        results = (answer(FORM.read_record(line)) for line in opened.resume(Lines(stream)))
         for line in itertools.islice(results, 5):
             opened.append(line)
         vandals()[what](output)
         for line in itertools.islice(results, 2):
             with pytest.raises(
-                HFPipeError, match=r"(removed or renamed|changed by somebody else) while hfpipe"
+                HFPipeError, match=r"(removed or renamed|changed by another program) while hfpipe"
             ) as caught:
                 opened.append(line)
             assert "same command again" in caught.value.hint
@@ -211,14 +236,14 @@ def test_a_file_that_somebody_else_touches(tmp_path, what):
 
 
 def test_places_that_are_none(source, tmp_path):
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match=r"the folder .* does not exist"):
         run(source, tmp_path / "none" / "out.jsonl")
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match=r"the folder .* does not exist"):
         run(source, source / "out.jsonl")
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(UsageError, match="is not a file"):
             run(source, path)
-    assert not Path("/dev/.null.lock").exists()
+    assert not Path("/dev/.null.hfpipe").exists()
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hfpipe.batch.formats import HFPipeFormat
+from hfpipe.batch.formats import HFPipeFormat, Result, encode
 from hfpipe.batch.openai_format import OpenAIFormat
-from hfpipe.batch.records import Record, RecordError
-from hfpipe.batch.results import Standing, encode, read_result, result_line
+from hfpipe.batch.records import Record, RecordError, outcome_of
 from hfpipe.errors import BackendError, ContextLengthError
 from hfpipe.types import Completion, Usage
 
@@ -27,7 +26,7 @@ FORMATS = [HFPipeFormat(), OpenAIFormat("smollm2")]
 
 
 def test_a_result():
-    line = result_line("é", Completion("0", 'Größe\n"', "length", Usage(3, 4)))
+    line = FORMATS[0].result_line(Record(1, "é"), Completion("0", 'Größe\n"', "length", Usage(3, 4)))
     assert line.decode() == (
         '{"id": "é", "text": "Größe\\n\\"", "finish_reason": "length",'
         ' "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, "error": null}\n'
@@ -47,9 +46,10 @@ def test_a_result():
     ],
 )
 def test_a_failure(outcome, error):
-    line = result_line("a", outcome)
+    outcome = outcome if isinstance(outcome, RecordError) else outcome_of(outcome)
+    line = FORMATS[0].result_line(Record(1, "a"), outcome)
     assert json.loads(line) == {"id": "a", "text": "", "finish_reason": "error", "usage": None, "error": error}
-    assert read_result(line) == Standing("a", error["type"])
+    assert FORMATS[0].read_result(line) == Result("a", error["type"])
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=["hfpipe", "openai"])
@@ -64,7 +64,7 @@ def test_any_result_is_one_line_that_is_found_again(form, record_id, outcome):
     assert line.endswith(b"}\n")
     # Two halves of a character that met are read as one.
     whole = json.loads(json.dumps(record_id))
-    assert form.read_result(line) == Standing(whole, outcome.type if isinstance(outcome, RecordError) else None)
+    assert form.read_result(line) == Result(whole, outcome.type if isinstance(outcome, RecordError) else None)
     # However somebody has written it anew.
     again = json.dumps(dict(reversed(json.loads(line).items())), separators=(",", ":"))
     assert form.read_result(again.encode() + b"\r\n") == form.read_result(line)
@@ -84,7 +84,7 @@ def test_no_line_fools_the_quick_look(value):
     fine = isinstance(value.get("id"), str) and "error" in value
     whole = json.loads(json.dumps(value))
     errors = {str: "unknown", dict: "None", type(None): None}
-    assert read_result(line) == (Standing(whole["id"], errors[type(value["error"])]) if fine else None)
+    assert FORMATS[0].read_result(line) == (Result(whole["id"], errors[type(value["error"])]) if fine else None)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=["hfpipe", "openai"])
@@ -96,7 +96,7 @@ def test_what_is_no_result(form, line):
 
 
 def test_the_text_is_not_taken_for_the_end():
-    line = result_line("a", Completion("0", '", "error": null}', "stop", None))
-    assert read_result(line) == Standing("a")
-    failed = result_line("a", RecordError("engine", '", "error": null}'))
-    assert read_result(failed) == Standing("a", "engine")
+    line = FORMATS[0].result_line(Record(1, "a"), Completion("0", '", "error": null}', "stop", None))
+    assert FORMATS[0].read_result(line) == Result("a")
+    failed = FORMATS[0].result_line(Record(1, "a"), RecordError("engine", '", "error": null}'))
+    assert FORMATS[0].read_result(failed) == Result("a", "engine")

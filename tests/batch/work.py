@@ -1,15 +1,16 @@
 """A batch without a model: every record is answered with what it asks."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from hfpipe.batch.formats import HFPipeFormat
 from hfpipe.batch.journal import Journal
-from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch.lines import Lines, open_input
 from hfpipe.types import Completion, Usage
 
 FORM = HFPipeFormat(frozenset({"question"}))
-RESTART = "--restart starts over, and keeps the old file under another name."
+RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
 SETTINGS = {"model": "echo", "temperature": 0.5, "stop": ["\n"]}
 
 
@@ -23,13 +24,13 @@ def answer(record):
 def finished(source: Path) -> bytes:
     """The output of a run that nothing disturbs, without a journal."""
     with open_input(source) as stream:
-        return b"".join(answer(FORM.read_record(line)) for line in read_lines(stream))
+        return b"".join(answer(FORM.read_record(line)) for line in Lines(stream))
 
 
 def run(source: Path, output: Path, limit: int | None = None, **options) -> Journal:
     """Answer `limit` records more, or all that are left."""
     with open_input(source) as stream, journal(output, **options) as opened:
-        for done, line in enumerate(opened.resume(read_lines(stream)), 1):
+        for done, line in enumerate(opened.resume(Lines(stream)), 1):
             opened.append(answer(FORM.read_record(line)))
             if done == limit:
                 break
@@ -43,7 +44,7 @@ def journal(output: Path, settings=SETTINGS, **options) -> Journal:
 def mended(source: Path, *positions: int) -> list[tuple[int, bytes]]:
     """New results for records that have failed."""
     with open_input(source) as stream:
-        records = [FORM.read_record(line) for line in read_lines(stream)]
+        records = [FORM.read_record(line) for line in Lines(stream)]
     chosen = [(position, records[position]) for position in positions]
     return [(place, FORM.result_line(one, Completion(one.id, "mended", "stop"))) for place, one in chosen]
 
@@ -56,12 +57,14 @@ def with_results(source: Path, results: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join(lines)
 
 
-def digests(output: Path) -> Path:
-    return output.with_name(f"{output.name}.manifest.digests")
-
-
 def manifest(output: Path) -> Path:
-    return output.with_name(f"{output.name}.manifest.json")
+    return output.with_name(f".{output.name}.hfpipe")
+
+
+def saved(output: Path):
+    """What the manifest holds, and the size of it in bytes."""
+    line = manifest(output).read_bytes().partition(b"\n")[0]
+    return json.loads(line), len(line) + 1
 
 
 def files(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """`hfpipe batch` disturbed in every way there is: what was written stays, and the same command goes on."""
 
+import gzip
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -62,11 +64,6 @@ def size(path):
     return path.stat().st_size if path.exists() else 0
 
 
-def count_of(output):
-    count = output.read_bytes().count(b"\n")
-    return f"{count:,} result{'s' * (count != 1)}"
-
-
 def finish(model, long, output):
     """The same command again, and what is said of what stood."""
     stand = output.read_bytes() if output.exists() else b""
@@ -75,7 +72,7 @@ def finish(model, long, output):
     assert (ended.code, ended.out) == (3, b""), ended
     assert output.read_bytes() == long.whole
     count = stand.count(b"\n")
-    assert (f"{count:,} stood already" in ended.err.decode()) == bool(count)
+    assert (f"{count:,} already had a result" in ended.err.decode()) == bool(count)
 
 
 def test_killed_a_hundred_times_the_file_becomes_the_same(plain_model, long, tmp_path):
@@ -101,8 +98,7 @@ def test_interrupted_before_there_is_a_result(plain_model, pipe, output, number,
         end_by(process, number)
         assert process.returncode == 130
         (said,) = process.stderr.read().decode().splitlines()
-    with_results = f" with {count_of(output)} in {output}" if " with " in said else ""
-    assert said == f"Interrupted{with_results}. The same command again goes on."
+    assert said == "Interrupted. Run the same command again to resume."
 
 
 def test_interrupted_while_it_is_compared_with_what_stands(plain_model, long, pipe, output):
@@ -113,7 +109,7 @@ def test_interrupted_while_it_is_compared_with_what_stands(plain_model, long, pi
         source.write(b"".join(lines[:-1]))
         end_by(process, signal.SIGTERM)
         assert process.returncode == 130
-        assert process.stderr.read() == b"Interrupted. The same command again goes on.\n"
+        assert process.stderr.read() == b"Interrupted. Run the same command again to resume.\n"
     assert output.read_bytes() == long.whole
 
 
@@ -128,7 +124,7 @@ def test_interrupted(plain_model, long, output, number, more, again):
         assert process.returncode == 130
         (said,) = process.stderr.read().decode().splitlines()
     assert output.read_bytes().endswith(b"\n")
-    assert said == f"Interrupted with {count_of(output)} in {output}. The same command {again} goes on."
+    assert said == f"Interrupted. Run the same command {again} to resume."
     finish(plain_model, long, output)
 
 
@@ -162,7 +158,7 @@ def test_interrupted_while_stdin_is_awaited(plain_model, output):
         wait_for(lambda: size(output) and output.read_bytes().count(b"\n") == 9)
         end_by(process)
         assert process.returncode == 130
-        assert f"Interrupted with 9 results in {output}." in process.stderr.read().decode()
+        assert "Interrupted. Run the same command again" in process.stderr.read().decode()
     ended = run_hfpipe(*args, input=records + b'{"prompt": "9"}\n')
     assert ended.code == 0
     assert [json.loads(line)["text"] for line in output.read_bytes().splitlines()] == [str(i) for i in range(10)]
@@ -211,7 +207,7 @@ def test_a_pipe_by_name(plain_model, long, output):
     assert (ended.code, ended.out) == (3, long.whole), ended
     retried = run_hfpipe(*arguments(plain_model), "-o", output, "--retry-errors", command=command)
     assert retried.code == 2
-    assert retried.error.startswith("--retry-errors reads its input twice, and /dev/fd/")
+    assert "an input file that can be read twice: /dev/fd/" in retried.error
 
 
 def test_two_runs_on_one_output(plain_model, long, output):
@@ -252,8 +248,8 @@ def test_a_full_disk(plain_model, long, tmp_path):
     command = [word.replace("131072", str(fill)) for word in command]
     ended = run_hfpipe(*args, command=command)
     assert ended.out.splitlines()[0] == b"1 3", ended
-    assert ended.error == f"The disk of {disk / 'out.jsonl'} is full. What stands there is whole."
-    assert ended.hint == "Free some space and run the same command again: it goes on where it stopped."
+    assert ended.error == f"The disk of {disk / 'out.jsonl'} is full. The results in it are complete lines."
+    assert ended.hint == "Free some space and run the same command again to resume."
     part = (tmp_path / "part.jsonl").read_bytes()
     assert long.whole.startswith(part)
     assert part.endswith(b"\n")
@@ -270,31 +266,59 @@ def test_the_folder_of_the_output_is_removed(plain_model, long, output):
         assert process.wait(timeout=60) == 1
         assert process.stdout.read() == b""
         said, hint = process.stderr.read().decode().splitlines()
-    assert said == f"Error: {output} has been removed or renamed while hfpipe was writing to it."
-    assert hint.startswith("Put it back, with its manifest, and run the same command again: it goes on.")
+    assert said == f"Error: {output} was removed or renamed while hfpipe was writing to it."
+    assert hint.startswith("Put it back, with the hidden file beside it, and run the same command again to resume.")
     (output.parent.parent / "moved").rename(folder)
     assert output.read_bytes().endswith(b"\n")
     finish(plain_model, long, output)
     shutil.rmtree(folder)
     refused = run_hfpipe(*arguments(plain_model, long.source, "-o", output))
-    assert (refused.code, refused.error) == (2, f"{output} has no folder: {folder} is none.")
+    assert (refused.code, refused.error) == (2, f"Cannot write {output}: the folder {folder} does not exist.")
 
 
-def test_a_retry_that_is_interrupted_changes_nothing(plain_model, long, output):
-    """All of them failed, let us say, so that it takes a while."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_retry_that_is_interrupted_keeps_what_it_has(plain_model, long, output, number):
+    """All of them failed, let us say, so that it takes a while. None is answered twice."""
     finish(plain_model, long, output)
     failed = {"text": "", "finish_reason": "error", "usage": None, "error": {"type": "engine", "message": "No."}}
     ids = [json.loads(line)["id"] for line in long.whole.splitlines()]
     output.write_bytes(b"".join(json.dumps({"id": one, **failed}).encode() + b"\n" for one in ids))
     before = output.read_bytes()
+    temporary = output.with_name(".out.jsonl.hfpipe.tmp")
     with started(*arguments(plain_model, long.source, "-o", output, "--retry-errors")) as process:
-        wait_for(lambda: size(output.with_name(".out.jsonl.tmp")))
-        end_by(process, signal.SIGTERM)
-        assert process.returncode == 130
+        wait_for(lambda: size(temporary) > 1000)
+        end_by(process, number)
+        assert process.returncode == (130 if number == signal.SIGTERM else -number)
+    # The output is the old one or the new one, and the next run takes over what the other file has.
     assert output.read_bytes() == before
+    kept = temporary.read_bytes().count(b"\n")
+    assert 0 < kept < RECORDS
     ended = run_hfpipe(*arguments(plain_model, long.source, "-o", output, "--retry-errors"))
     assert (ended.code, output.read_bytes()) == (3, long.whole)
-    assert not output.with_name(".out.jsonl.tmp").exists()
+    # Of what was kept, the errors are tried again.
+    again = sum(json.loads(line)["error"] is not None for line in long.whole.splitlines()[:kept])
+    assert ended.err.decode().startswith(f"{RECORDS - kept + again:,} records in ")
+    assert sorted(path.name for path in output.parent.iterdir()) == [".out.jsonl.hfpipe", "out.jsonl"]
+
+
+def test_a_damaged_archive_is_answered_up_to_its_damage(plain_model, long, output, tmp_path):
+    packed = tmp_path / "cut.gz"
+    packed.write_bytes(gzip.compress(long.source.read_bytes())[:-20_000])
+    args = arguments(plain_model, packed, "-o", output)
+    ended = run_hfpipe(*args)
+    assert ended.code == 1
+    assert ended.error.startswith(f"Reading {packed} failed: Compressed file ended")
+    assert ended.hint == "The records before it are answered. Run the same command again once the input is complete."
+    done = output.read_bytes()
+    # All that can be unpacked, but for a line that is cut.
+    readable = zlib.decompressobj(wbits=31).decompress(packed.read_bytes()).count(b"\n")
+    assert readable > 100
+    assert done == b"".join(long.whole.splitlines(keepends=True)[:readable])
+    assert run_hfpipe(*args).code == 1
+    assert output.read_bytes() == done
+    packed.write_bytes(gzip.compress(long.source.read_bytes()))
+    finish_args = run_hfpipe(*args)
+    assert (finish_args.code, output.read_bytes()) == (3, long.whole)
 
 
 def test_memory_does_not_grow_with_the_file(plain_model, tmp_path):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hfpipe.batch.parity import Parity, Parting
-from hfpipe.cli.batch_parity import lines_of
+from hfpipe.batch.parity import Difference, Parity
+from hfpipe.cli.batch import parity_lines
 from tests.cli.shell import run_hfpipe
 from tests.tiny import SENTENCES
 
@@ -32,7 +32,7 @@ def changed(path, number):
 def test_answers_that_are_equal(plain_model, source):
     ended = verified(plain_model, source, "--verify-parity", "7")
     assert ended.code == 0
-    assert "7 of 7 answers equal those of their prompts alone and exactly." in ended.err.decode()
+    assert "7 of 7 answers match an exact run of the prompt alone." in ended.err.decode()
 
 
 def test_a_finished_file_is_looked_at_alone(plain_model, source):
@@ -41,10 +41,8 @@ def test_a_finished_file_is_looked_at_alone(plain_model, source):
     ended = verified(plain_model, source, "--verify-parity", "50")
     assert ended.code == 0
     lines = ended.err.decode().splitlines()
-    assert lines[0].startswith("There is nothing to do")
-    assert (
-        "19 of 20 answers equal those of their prompts alone and exactly; the others part after 0 tokens" in lines[-2]
-    )
+    assert lines[-3].startswith("Nothing to do")
+    assert "19 of 20 answers match an exact run of the prompt alone; the others diverge after 0 tokens" in lines[-2]
     assert lines[-1] == "q3: after 0 of 7 tokens 'Letter 3', exactly 'Number 3'"
 
 
@@ -53,7 +51,7 @@ def test_with_exact_all_must_be_equal(plain_model, source):
     changed(source.with_name("a.jsonl"), 3)
     ended = verified(plain_model, source, "--exact", "--verify-parity", "20")
     assert ended.code == 1
-    assert "Error: With --exact all answers are to be equal. 19 of 20" in ended.err.decode()
+    assert "Error: With --exact all answers must be equal. 19 of 20" in ended.err.decode()
 
 
 def test_a_quiet_run_says_nothing(plain_model, source):
@@ -76,18 +74,18 @@ def test_how_many(plain_model, source, args, error):
 def test_results_must_be_in_a_file(plain_model, source):
     ended = run_hfpipe("batch", source, "-m", plain_model, "-b", "echo", "--verify-parity", "2")
     assert (ended.code, ended.out) == (2, b"")
-    assert ended.error.startswith("--verify-parity needs the file of results")
+    assert ended.error.startswith("--verify-parity needs an output file")
 
 
 def test_what_a_person_reads():
-    parted = [Parting("a", 4, 9, "on\nwith this", "on with that"), Parting("b", 8, 8, "x" * 90, "")]
-    parted += [Parting("c", 0, 0, "some", None), Parting("d", 1, 2, "x", "y")]
-    assert lines_of(Parity(3, parted, 2)) == [
-        "3 of 7 answers equal those of their prompts alone and exactly; the others part after 2.5 tokens (median); "
-        "2 were drawn without a seed, and cannot be compared.",
+    parted = [Difference("a", 4, 9, "on\nwith this", "on with that"), Difference("b", 8, 8, "x" * 90, "")]
+    parted += [Difference("c", 0, 0, "some", None), Difference("d", 1, 2, "x", "y")]
+    assert parity_lines(Parity(3, parted, 2)) == [
+        "3 of 7 answers match an exact run of the prompt alone; the others diverge after 2.5 tokens (median); "
+        "2 were sampled without a seed and cannot be compared.",
         r"a: after 4 of 9 tokens 'on\nwith this', exactly 'on with that'",
         f"b: after 8 of 8 tokens '{'x' * 39}…', exactly nothing more",
-        "c: no answer alone and exactly",
+        "c: the exact run failed",
     ]
 
 
@@ -100,4 +98,4 @@ def test_real_engines_are_exact(engine, tiny_llama, tiny_llama_ov, tmp_path):
     args = ["-m", model, "-o", tmp_path / "a.jsonl", "-n", "12", "--exact", "--verify-parity", "6"]
     ended = run_hfpipe("batch", source, *args)
     assert ended.code == 0, ended.err.decode()
-    assert "6 of 6 answers equal" in ended.err.decode()
+    assert "6 of 6 answers match" in ended.err.decode()

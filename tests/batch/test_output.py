@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfpipe.batch import disk
-from hfpipe.batch.disk import Syncer
-from hfpipe.batch.lines import open_input, read_lines
+from hfpipe.batch import output as disk
+from hfpipe.batch.lines import Lines, open_input
+from hfpipe.batch.output import Syncer
 from hfpipe.errors import HFPipeError
 from tests.batch.work import FORM, answer, finished, journal, run, write_questions
 
@@ -33,26 +33,26 @@ def synced(monkeypatch):
 def test_what_was_written_gets_to_the_disk_though_nothing_more_is(source, output, synced, monkeypatch):
     monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
     with open_input(source) as stream, journal(output) as opened:
-        line = next(opened.resume(read_lines(stream)))
+        line = next(opened.resume(Lines(stream)))
         synced.clear()
         opened.append(answer(FORM.read_record(line)))
         while "out.jsonl" not in synced:
             time.sleep(0.01)
-        assert synced[0] == "out.jsonl.manifest.digests"
+        assert synced[0] == ".out.jsonl.hfpipe"
 
 
 def test_the_disk_is_not_asked_for_every_line(source, output, synced, monkeypatch):
     monkeypatch.setattr(disk, "_SYNC_AFTER_S", 3600)
     with open_input(source) as stream, journal(output) as opened:
-        lines = opened.resume(read_lines(stream))
-        # The names are on the disk before the first result.
-        assert "out.jsonl" not in synced
-        assert synced.count(output.parent.name) >= 2
+        lines = opened.resume(Lines(stream))
+        opened.append(answer(FORM.read_record(next(lines))))
+        # The settings and the names are on the disk before the first result.
+        assert synced == [".out.jsonl.hfpipe", output.parent.name]
         synced.clear()
         for line in lines:
             opened.append(answer(FORM.read_record(line)))
         assert synced == []
-    assert synced == ["out.jsonl.manifest.digests", "out.jsonl"]
+    assert synced == [".out.jsonl.hfpipe", "out.jsonl"]
 
 
 def test_the_digest_is_written_before_the_result(source, output, monkeypatch):
@@ -61,7 +61,8 @@ def test_the_digest_is_written_before_the_result(source, output, monkeypatch):
     monkeypatch.setattr(disk.os, "write", lambda *args: order.append("result") or write(*args))
     monkeypatch.setattr(disk.os, "pwrite", lambda *args: order.append("digest") or pwrite(*args))
     run(source, output, limit=2)
-    assert order == ["digest", "result"] * 2
+    # After the settings.
+    assert order == ["digest", *["digest", "result"] * 2]
 
 
 def test_a_disk_that_fails_later_is_told(source, output, monkeypatch):
@@ -70,12 +71,13 @@ def test_a_disk_that_fails_later_is_told(source, output, monkeypatch):
 
     with open_input(source) as stream:
         opened = journal(output).__enter__()
-        lines = opened.resume(read_lines(stream))
+        lines = opened.resume(Lines(stream))
+        opened.append(answer(FORM.read_record(next(lines))))
         monkeypatch.setattr(disk.os, "fsync", fsync)
         monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
         opened.append(answer(FORM.read_record(next(lines))))
         with pytest.raises(HFPipeError, match="Input/output error"):
-            opened.close()
+            opened.__exit__(None, None, None)
     monkeypatch.undo()
     run(source, output)
     assert output.read_bytes() == finished(source)
@@ -86,7 +88,7 @@ def test_an_error_is_not_hidden_by_one_at_the_end(source, output, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with pytest.raises(KeyError), open_input(source) as stream, journal(output) as opened:  # noqa: PT012
-        opened.resume(read_lines(stream))
+        opened.resume(Lines(stream))
         monkeypatch.setattr(disk.os, "fsync", fsync)
         raise KeyError
 
@@ -134,14 +136,14 @@ def test_a_part_of_a_line_is_cut_back(full, room):
     with tempfile.TemporaryDirectory() as folder:
         source, output = write_questions(Path(folder, "q.jsonl"), 8), Path(folder, "out.jsonl")
         with open_input(source) as stream, journal(output) as opened:
-            results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+            results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
             for line in results[:4]:
                 opened.append(line)
             full(room)
             for _ in range(2):
                 with pytest.raises(HFPipeError, match=r"^The disk of .*out\.jsonl is full\.") as caught:
                     opened.append(results[4])
-                assert "same command again: it goes on" in caught.value.hint
+                assert "same command again to resume" in caught.value.hint
                 assert output.read_bytes() == b"".join(results[:4])
             full(10**9)
             opened.append(results[4])
@@ -157,7 +159,7 @@ def test_an_interrupt_between_two_parts_leaves_whole_lines(source, output, monke
         raise KeyboardInterrupt
 
     with open_input(source) as stream, journal(output) as opened:
-        results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+        results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
         opened.append(results[0])
         with monkeypatch.context() as patch:
             patch.setattr(disk.os, "write", interrupted)
@@ -176,7 +178,7 @@ def test_an_interrupt_after_a_line_leaves_it(source, output, monkeypatch):
         raise KeyboardInterrupt
 
     with open_input(source) as stream, journal(output) as opened:
-        results = [answer(FORM.read_record(line)) for line in opened.resume(read_lines(stream))]
+        results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
         with monkeypatch.context() as patch:
             patch.setattr(disk.os, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfpipe.batch import runner
+from hfpipe.batch import order
 from hfpipe.batch.formats import HFPipeFormat
 from hfpipe.batch.lines import Line
 from hfpipe.batch.openai_format import OpenAIFormat
+from hfpipe.batch.order import Tally, TooManyErrors
 from hfpipe.batch.prompts import Prompts
-from hfpipe.batch.runner import Tally, TooManyErrors
 from hfpipe.errors import BackendError, ContextLengthError, OutOfMemory, UsageError
 from hfpipe.text.templates import PromptTemplate, parse_template
 from hfpipe.types import Completion, TextRequest, Usage
@@ -76,7 +76,7 @@ class Engine:
 
 
 def run(source, answers=in_turn, form=FORM, tally=None, **settings):
-    return list(runner.results(source, answers, PROMPTS, form, tally or Tally(), **settings))
+    return list(order.results(source, answers, PROMPTS, form, tally or Tally(), **settings))
 
 
 def texts(results):
@@ -107,7 +107,7 @@ def test_any_interleaving_gives_the_same_bytes(count, window, ahead, random):
     records = [random.choice([{"question": f"q{i}"}, {"x": 1}, b"{", {"question": "engine"}]) for i in range(count)]
     tally, expected = Tally(), Tally()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "AHEAD", ahead)
+        patch.setattr(order, "AHEAD", ahead)
         mixed = run(lines(*records), Engine(random.randrange, window), tally=tally)
     assert mixed == run(lines(*records), tally=expected)
     assert tally == expected
@@ -115,18 +115,18 @@ def test_any_interleaving_gives_the_same_bytes(count, window, ahead, random):
 
 def test_each_result_comes_as_soon_as_all_before_it_are_there():
     engine = Engine(lambda n: n - 1, window=2)
-    come = runner.results(questions(3), engine, PROMPTS, FORM, tally := Tally())
+    come = order.results(questions(3), engine, PROMPTS, FORM, tally := Tally())
     seen = [tally.records for _ in come]
     # 1, 2, then 0.
     assert seen == [3, 3, 3]
-    come = runner.results(questions(3), in_turn, PROMPTS, FORM, tally := Tally())
+    come = order.results(questions(3), in_turn, PROMPTS, FORM, tally := Tally())
     assert [tally.records for _ in come] == [1, 2, 3]
 
 
 def test_lines_are_read_as_there_is_room():
     """A pipe may give its lines one by one, and never end."""
     source = (Line(i, b'{"question": "q"}', b"") for i in itertools.count(1))
-    assert len(list(itertools.islice(runner.results(source, Engine(lambda _: 0), PROMPTS, FORM, Tally()), 10))) == 10
+    assert len(list(itertools.islice(order.results(source, Engine(lambda _: 0), PROMPTS, FORM, Tally()), 10))) == 10
     assert next(source).number <= 16
 
 
@@ -187,11 +187,11 @@ def test_as_many_errors_as_are_allowed_do_not():
 
 def limited(allowed):
     source = lines({"question": "q"}, b"{", {"question": "q"}, {"question": "engine"}, b"[", {"question": "q"})
-    return runner.results(source, in_turn, PROMPTS, FORM, Tally(), max_errors=allowed)
+    return order.results(source, in_turn, PROMPTS, FORM, Tally(), max_errors=allowed)
 
 
 def test_the_engine_is_held_back_while_the_oldest_answer_is_awaited(monkeypatch):
-    monkeypatch.setattr(runner, "AHEAD", 10)
+    monkeypatch.setattr(order, "AHEAD", 10)
     held = []
 
     def hold_the_first(requests):
@@ -209,7 +209,7 @@ def test_the_engine_is_held_back_while_the_oldest_answer_is_awaited(monkeypatch)
             yield completion(request)
 
     seen = []
-    for line in runner.results(questions(100), hold_the_first, PROMPTS, FORM, Tally()):
+    for line in order.results(questions(100), hold_the_first, PROMPTS, FORM, Tally()):
         assert not held
         seen.append(line)
     assert texts(seen) == [f"Q{i}" for i in range(100)]
@@ -222,7 +222,7 @@ def test_a_broken_engine_ends_the_run_after_what_is_finished():
 
     results = []
     with pytest.raises(BackendError, match="gone"):
-        results.extend(runner.results(questions(9), broken, PROMPTS, FORM, Tally()))
+        results.extend(order.results(questions(9), broken, PROMPTS, FORM, Tally()))
     assert texts(results) == ["Q0", "Q1"]
 
 
