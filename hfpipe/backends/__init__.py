@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, fields
-from importlib import metadata
 
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
@@ -103,6 +102,9 @@ def engine(name: str) -> type[Backend]:
 
 def versions(name: str) -> dict[str, str]:
     """The versions of what the answers of the backend `name` depend on."""
+    # 15 ms, which --help has not to spare.
+    from importlib import metadata
+
     return {package: metadata.version(package) for package in BACKENDS[name].packages}
 
 
