@@ -37,8 +37,8 @@ class Backend(ABC):
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         """Generate for `requests`, in any number and order.
 
-        None means none as yet: the engine goes on with what it has, and asks again later. An iterable gives it only
-        while a request of its own is unfinished, so that the asking comes to an end.
+        None means that no request is ready: the engine continues with those it has and asks again later. An iterable
+        yields None only while a request of its own is unfinished, so that the asking comes to an end.
         """
 
     @abstractmethod
@@ -49,7 +49,11 @@ class Backend(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 (most engines have nothing to close)
-        """Free what the model holds. Nothing can be streamed afterwards; closing again does nothing."""
+        """Free what the model holds. Closing again does nothing.
+
+        An open stream ends each of its requests, in flight or still to come, with an error event; a stream that begins
+        afterwards raises BackendError.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +72,7 @@ class Intake:
         self._requests = iter(requests)
 
     def take(self) -> TokenRequest | None:
-        """The next request; None where there is none as yet, or none any more."""
+        """The next request; None where none is ready, or no more come."""
         if self.ended:
             return None
         try:

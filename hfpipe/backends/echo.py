@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from typing_extensions import Self
 
-from hfpipe.backends.base import Backend, Intake, finish_reason, refusal, vocabulary_size
+from hfpipe.backends.base import Backend, Intake, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 _WINDOW = 8
@@ -24,6 +24,7 @@ class EchoBackend(Backend):
         self.info = BackendInfo(self.name, "none", "none")
         self.batch_size = batch_size
         self.steps = 0
+        self._closed = False
         self._vocabulary = vocabulary
         self._active: dict[str, _Echo] = {}
 
@@ -32,6 +33,8 @@ class EchoBackend(Backend):
         return cls(options.batch_size or _WINDOW, vocabulary=vocabulary_size(source.config))
 
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        if self._closed:
+            raise closed(self.name)
         waiting = Intake(requests)
         mine: list[_Echo] = []
         try:
@@ -54,12 +57,15 @@ class EchoBackend(Backend):
         if echo := self._active.get(request_id):
             echo.cancelled = True
 
+    def close(self) -> None:
+        self._closed = True
+
     def _start(self, request: TokenRequest) -> _Echo:
         echo = self._active[request.id] = _Echo(request)
         return echo
 
     def _step(self, echo: _Echo) -> TokenEvent:
-        event = echo.step()
+        event = failure(echo.request.id, closed(self.name)) if self._closed else echo.step()
         self.steps += len(event.token_ids)
         if event.finish_reason is not None:
             echo.done = True

@@ -10,7 +10,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino.loading import check_device, properties, readable
+from hfpipe.backends.openvino.loading import check_device, readable
+from hfpipe.backends.openvino.loading import properties as engine_properties
 from hfpipe.errors import UnsupportedModel
 from hfpipe.quality.compare import Comparison, Quality, log_softmax
 from hfpipe.quality.reference import Reference, Window
@@ -20,7 +21,8 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
 def compare(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
     """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference."""
     device = check_device(options.device, reporter)
-    used = properties(options, source.runtime if device == "CPU" else None)
+    with readable(device):
+        used, _ = engine_properties(options, device, source.runtime if device == "CPU" else {})
     return score(source.folder, used, reference, device=device, reporter=reporter)
 
 
@@ -39,7 +41,8 @@ def score(
     reporter = reporter or Silent()
     comparison, task = Comparison(), f"Scoring {folder.name}"
     with readable(device):
-        model = _Model(folder, properties, device)
+        used, _ = engine_properties(LoadOptions(ov_config=properties), device, {})
+        model = _Model(folder, used, device)
         done = 0
         for window, log_probabilities in reference.scored():
             reporter.progress(task, done, reference.tokens, "steps")

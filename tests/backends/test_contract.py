@@ -79,9 +79,17 @@ def shared(request, loaded) -> Backend:
     return loaded(request.param)
 
 
+# How many requests an engine may take before one of them has ended; torch looks for similar ones among eight batches.
+WINDOWS = {"echo": WINDOW, "torch": 8 * WINDOW, "openvino-single": 1, "openvino-paged": WINDOW}
+
+
 def window(backend: Backend) -> int:
-    """How many requests it takes before one of them has ended."""
-    return getattr(backend, "look_ahead", getattr(backend, "batch_size", 1))
+    name = backend.name if backend.name != "openvino" else f"openvino-{'single' if is_single(backend) else 'paged'}"
+    return WINDOWS[name]
+
+
+def is_single(backend: Backend) -> bool:
+    return backend.info.detail["mode"] == "SDPA"
 
 
 def prompt(number: int, length: int = 40) -> tuple[int, ...]:
@@ -480,22 +488,13 @@ def test_an_id_may_come_again(engine):
     assert first == second
 
 
-def test_nested_streams(shared):
-    alone = [answer_to(shared, ask(n, max_tokens=5)) for n in (1, 2)]
-    outer = shared.stream([ask(1, max_tokens=5)])
+def test_nested_streams(engine):
+    """An engine with one request at a time finishes the first before it begins the second; what is left can be read."""
+    alone = [answer_to(engine, ask(n, max_tokens=5)) for n in (1, 2)]
+    outer = engine.stream([ask(1, max_tokens=5)])
     first = next(outer)
-    inner = answer_to(shared, ask(2, max_tokens=5))
+    inner = answer_to(engine, ask(2, max_tokens=5))
     assert [collect([first, *outer])["r1"], inner] == alone
-
-
-def test_nested_streams_where_only_one_can_be_open(loaded):
-    backend = loaded("openvino-single")
-    outer = backend.stream([ask(1, max_tokens=5)])
-    first = next(outer)
-    with pytest.raises(BackendError, match="one answer at a time"):
-        next(backend.stream([ask(2)]))
-    assert collect([first, *outer])["r1"].reason == "length"
-    assert works(backend)
 
 
 def test_streams_in_two_threads(engine):
@@ -524,7 +523,7 @@ def test_closing_twice(load, name):
     backend.close()
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", ENGINES)
 def test_nothing_streams_from_a_closed_backend(load, name):
     backend = load(name)
     backend.close()
@@ -533,15 +532,18 @@ def test_nothing_streams_from_a_closed_backend(load, name):
     backend.cancel("r1")
 
 
-@pytest.mark.parametrize("name", ["openvino-single", "openvino-paged"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_closing_under_an_open_stream(load, name):
+    """Each request, in flight or still to come, ends with an error event that says so."""
     backend = load(name)
-    stream = backend.stream([ask(n, LONG, max_tokens=LONG) for n in range(9)])
-    next(stream)
+    stream = backend.stream(ask(n, LONG // 2, max_tokens=LONG // 2) for n in range(9))
+    first = next(stream)
     backend.close()
-    with pytest.raises(BackendError, match="closed"):
-        collect(stream)
-    stream.close()
+    answers = collect([first, *stream])
+    assert sorted(answers) == [f"r{n}" for n in range(9)]
+    for answer in answers.values():
+        assert isinstance(answer.error, BackendError)
+        assert "closed" in answer.error.message
 
 
 @pytest.mark.parametrize("name", ENGINES)

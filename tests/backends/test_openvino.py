@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,11 +16,13 @@ from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import loading, paged
 from hfpipe.backends.openvino import single as engine
 from hfpipe.errors import BackendError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.process import run_child
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
 
 MODES = {"SDPA": 1, "paged": 4}
 ASK = TokenRequest("a", (20, 30, 40), 5)
+LONG = TokenRequest("long", tuple(range(20, 60)), 60)
 
 
 def load(folder: Path, batch_size: int, **options: object) -> Backend:
@@ -37,6 +42,12 @@ def cache(tmp_path, monkeypatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def in_a_process(folder: Path, options: dict, *, processors: list[int] | None = None, environment=None) -> dict:
+    """The ids and the details of a backend that is loaded in a process of its own. A crash there is an error here."""
+    arguments = {"folder": str(folder), "options": options, "processors": processors}
+    return run_child("tests.backends.openvino_child", arguments, what="The engine", environment=environment)
 
 
 class Notes(Silent):
@@ -89,7 +100,7 @@ def test_the_cpu(device):
 
 @pytest.mark.parametrize("device", ["7", "GPU", "npu", "banana", "cuda:0", "", "GPU.1"])
 def test_a_device_that_is_not_here(tiny_llama_ov, device):
-    with pytest.raises(BackendError, match=f"no device '{device}' on this machine; here are: CPU") as raised:
+    with pytest.raises(BackendError, match=f"Device '{device}' not found. Available: CPU") as raised:
         load(tiny_llama_ov, 1, device=device)
     assert ("--backend torch" in raised.value.hint) == device.startswith("cuda")
 
@@ -119,7 +130,7 @@ def test_an_idle_device_is_named(monkeypatch):
     _only(monkeypatch, ["CPU", "GPU"])
     reporter = Notes()
     assert loading.check_device(None, reporter) == "CPU"
-    assert reporter.notes == ["Running on the CPU while GPU stands idle: --device GPU uses it."]
+    assert reporter.notes == ["Running on the CPU; GPU is available (--device GPU)."]
     loading.check_device("-1", reporter)
     assert len(reporter.notes) == 1
 
@@ -163,25 +174,120 @@ def test_a_property_that_is_wrong(tiny_llama_ov, mode, properties, message):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_properties_reach_the_engine(tiny_llama_ov, mode):
-    with load(tiny_llama_ov, MODES[mode], ov_config={"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": 1}) as backend:
-        assert backend.info.detail["INFERENCE_NUM_THREADS"] == "1"
-        assert len(ids(backend)["a"]) == 5
+    """In a process of its own, as all settings that can crash OpenVINO."""
+    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode], "ov_config": {"INFERENCE_NUM_THREADS": "1"}})
+    assert found["detail"]["INFERENCE_NUM_THREADS"] == "1"
+    assert len(found["ids"]["a"]) == 5
 
 
 def test_exact_is_three_properties():
-    assert loading.properties(LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1})) == {
-        "NUM_STREAMS": 1,
-        **loading.EXACT,
-    }
-    assert loading.properties(LoadOptions(ov_config={"NUM_STREAMS": 1})) == {"NUM_STREAMS": 1}
+    options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1})
+    assert loading.properties(options, "CPU", {"A": "1"}) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
 
 
 @pytest.mark.parametrize("key", loading.EXACT)
 def test_a_property_that_contradicts_exact(key):
     same = {key: loading.EXACT[key]}
-    assert loading.properties(LoadOptions(exact=True, ov_config=same)) == loading.EXACT
+    assert loading.properties(LoadOptions(exact=True, ov_config=same), "CPU", {})[0] == loading.EXACT
     with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
-        loading.properties(LoadOptions(exact=True, ov_config={key: 64}))
+        loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU", {})
+
+
+# Processors
+
+
+ONE_THREAD = [
+    {"INFERENCE_NUM_THREADS": 1},
+    {"NUM_STREAMS": len(os.sched_getaffinity(0))},
+    {"INFERENCE_NUM_THREADS": 1, "EXECUTION_MODE_HINT": "ACCURACY"},
+    {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"},
+]
+
+
+@pytest.mark.parametrize("batch_size", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("ov_config", ONE_THREAD, ids=str)
+def test_one_thread(tiny_llama_ov, batch_size, ov_config):
+    """On processors with AMX, OpenVINO dies of it in bf16, where its MLP node is used."""
+    assert len(in_a_process(tiny_llama_ov, {"batch_size": batch_size, "ov_config": ov_config})["ids"]["a"]) == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "AUTO"}], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_one_processor(tiny_llama_ov, mode, options):
+    processor = min(os.sched_getaffinity(0))
+    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode], **options}, processors=[processor])
+    assert len(found["ids"]["a"]) == 5
+
+
+def test_the_command_on_one_processor(tiny_llama_ov):
+    processor = min(os.sched_getaffinity(0))
+    done = subprocess.run(
+        [sys.executable, "-m", "hfpipe", "run", str(tiny_llama_ov), "hi", "-n", "4", "--stats"],
+        preexec_fn=lambda: os.sched_setaffinity(0, [processor]),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+# With fewer, SSE41, OpenVINO itself fails.
+@pytest.mark.parametrize("instructions", ["AVX512_CORE", "AVX512_CORE_BF16", "AVX2"])
+@pytest.mark.parametrize("mode", MODES)
+def test_processors_with_fewer_instructions(tiny_llama_ov, mode, instructions):
+    environment = {"ONEDNN_MAX_CPU_ISA": instructions}
+    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode]}, environment=environment)
+    assert len(found["ids"]["a"]) == 5
+
+
+class Compiled:
+    """What OpenVINO says of a compiled model."""
+
+    def __init__(self, precision: str, threads: int) -> None:
+        kind = SimpleNamespace(get_type_name=lambda: precision)
+        self.get_property = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": kind}.get
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "threads", "needs"),
+    [
+        ("amx_bf16", "bf16", 1, True),
+        ("amx_bf16", "bf16", 2, False),
+        ("amx_bf16", "f16", 1, False),
+        ("amx_fp16", "f16", 1, True),
+        ("amx_bf16", "f32", 1, False),
+        ("avx512_bf16", "bf16", 1, False),
+        ("", "bf16", 1, False),
+    ],
+)
+def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, threads, needs):
+    """And --stats says why; what the user set is an error there, and not changed."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(loading, "_processor_flags", lambda: set(flags.split()))
+    core = SimpleNamespace(compile_model=lambda *_: Compiled(precision, threads))
+    monkeypatch.setattr(loading.ov, "Core", lambda: core)
+    used, reasons = loading.properties(LoadOptions(), "CPU", {})
+    why = f"{precision} with one thread crashes OpenVINO on this processor"
+    assert used == ({"INFERENCE_PRECISION_HINT": "f32"} if needs else {})
+    assert reasons == ({"INFERENCE_PRECISION_HINT": why} if needs else {})
+    asked = LoadOptions(ov_config={"INFERENCE_PRECISION_HINT": precision})
+    if needs:
+        with pytest.raises(UsageError, match=f"INFERENCE_PRECISION_HINT={precision} cannot be used here: {why}"):
+            loading.properties(asked, "CPU", {})
+    else:
+        assert loading.properties(asked, "CPU", {}) == (asked.ov_config, {})
+    assert loading.properties(LoadOptions(exact=True), "CPU", {}) == (loading.EXACT, {})
+    assert loading.properties(LoadOptions(), "GPU.0", {}) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "given", "used"), [(1, {}, "1"), (2, {}, None), (1, {"INFERENCE_NUM_THREADS": "2"}, "2")]
+)
+def test_a_cpu_quota_bounds_the_threads(monkeypatch, allowed, given, used):
+    monkeypatch.setattr(loading.machine, "affinity", lambda: 2)
+    monkeypatch.setattr(loading.machine, "processors", lambda: allowed)
+    found, reasons = loading.properties(LoadOptions(ov_config=given), "CPU", {})
+    assert found.get("INFERENCE_NUM_THREADS") == used
+    assert reasons.get("INFERENCE_NUM_THREADS") == ("the CPU quota" if used == "1" else None)
 
 
 @pytest.fixture
@@ -339,31 +445,47 @@ def test_a_spoiled_blob_is_compiled_again(cache, tiny_llama_ov, spoil):
             assert ids(backend) == first
 
 
-def test_a_changed_model_compiles_into_another_folder(cache, tmp_path):
-    weights = tmp_path / "openvino_model.bin"
-    weights.write_bytes(b"1234")
-    first = loading.compile_cache(str(tmp_path))
-    assert loading.compile_cache(str(tmp_path)) == first
-    os.utime(weights, ns=(1, 1))
-    second = loading.compile_cache(str(tmp_path))
-    weights.write_bytes(b"12345")
-    assert len({first, second, loading.compile_cache(str(tmp_path))}) == 3
-    assert first.is_dir()
-    assert first.is_relative_to(cache)
+@pytest.mark.parametrize("first", [{}, {"INFERENCE_PRECISION_HINT": "f16"}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}])
+def test_what_was_compiled_before_does_not_change_an_answer(cache, tiny_llama_ov, first):
+    """OpenVINO itself takes a model that was compiled in f16, or in bf16 on AMX, for --exact too."""
+    with load(tiny_llama_ov, 1, exact=True, ov_config={"CACHE_DIR": ""}) as backend:
+        exact = ids(backend, LONG)
+    with load(tiny_llama_ov, 1, ov_config=first) as backend:
+        ids(backend, LONG)
+    with load(tiny_llama_ov, 1, exact=True) as backend:
+        assert ids(backend, LONG) == exact
+    assert len(blobs(cache)) == 2
 
 
-def test_the_least_used_compile_caches_are_removed(cache, tmp_path):
+def test_a_compiled_model_is_kept_by_all_that_it_depends_on(cache, tiny_llama_ov, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
+    places = [loading.compile_cache(tiny_llama_ov, "CPU", {})]
+    assert loading.compile_cache(tiny_llama_ov, "CPU", {}) == places[0]
+    places.append(loading.compile_cache(tiny_llama_ov, "AUTO", {}))
+    places.append(loading.compile_cache(tiny_llama_ov, "CPU", {"NUM_STREAMS": 1}))
+    with (copy / "openvino_model.bin").open("r+b") as weights:
+        weights.write(b"1")
+    places.append(loading.compile_cache(copy, "CPU", {}))
+    with monkeypatch.context() as patch:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        places.append(loading.compile_cache(tiny_llama_ov, "CPU", {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(loading.machine, "processors", lambda: 77)
+        places.append(loading.compile_cache(tiny_llama_ov, "CPU", {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(loading.ov, "__version__", "another")
+        places.append(loading.compile_cache(tiny_llama_ov, "CPU", {}))
+    assert len(set(places)) == len(places)
+    assert all(place.is_relative_to(cache) for place in places)
+
+
+def test_the_least_used_compiled_models_are_removed(cache, tiny_llama_ov):
     folders = []
     for number in range(loading._KEPT_COMPILE_CACHES + 3):
-        model = tmp_path / str(number)
-        model.mkdir()
-        (model / "openvino_model.bin").write_bytes(b"1")
-        folder = loading.compile_cache(str(model))
-        (folder / "a.blob").write_bytes(b"1")
-        os.utime(folder, (number, number))
+        folders.append(loading.compile_cache(tiny_llama_ov, "CPU", {"NUMBER": number}))
+        os.utime(folders[-1], (number, number))
         # The first is used every time.
-        os.utime(loading.compile_cache(str(tmp_path / "0")), (1000 + number, 1000 + number))
-        folders.append(folder)
+        os.utime(loading.compile_cache(tiny_llama_ov, "CPU", {"NUMBER": 0}), (1000 + number, 1000 + number))
     left = {folder for folder in folders if folder.is_dir()}
     assert folders[0] in left
     assert left - {folders[0]} == set(folders[-loading._KEPT_COMPILE_CACHES + 1 :])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
+from openvino import opset13
 
-from hfpipe import store
+from hfpipe import machine, store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.kv_cache import BYTES_PER_VALUE
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
@@ -23,7 +25,21 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 _KEPT_COMPILE_CACHES = 8
-_KEPT_BLOBS = 4
+
+# What OpenVINO's names of precisions are called in a processor's flags.
+_AMX = {"bf16": "bf16", "f16": "fp16"}
+_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# Without a property of _THREADS, so many processors make at least two threads: cores may run two each.
+_SURELY_TWO_THREADS = 8
+_THREADS = {
+    "INFERENCE_NUM_THREADS",
+    "NUM_STREAMS",
+    "PERFORMANCE_HINT",
+    "PERFORMANCE_HINT_NUM_REQUESTS",
+    "ENABLE_HYPER_THREADING",
+    "SCHEDULING_CORE_TYPE",
+}
+_PRECISION = {"INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT"}
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
@@ -39,15 +55,72 @@ PRECISIONS = {
 }
 
 
-def properties(options: LoadOptions, runtime: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The user's ov_config over the export's own `runtime`; the exact settings where they are asked for."""
+def properties(options: LoadOptions, device: str, runtime: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the engine is given: the user's ov_config over the export's own `runtime`, and the exact settings where they
+    are asked for. With it, why those were chosen that the user did not set."""
     _check_keys(options.ov_config)
-    if not options.exact:
-        return {**(runtime or {}), **options.ov_config}
-    for key, value in EXACT.items():
-        if str(options.ov_config.get(key, value)) != value:
-            raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={options.ov_config[key]} contradicts it.")
-    return {**options.ov_config, **EXACT}
+    chosen, reasons = dict(runtime), dict.fromkeys(runtime, "from the export")
+    if options.exact:
+        for key, value in EXACT.items():
+            if str(options.ov_config.get(key, value)) != value:
+                given = options.ov_config[key]
+                raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={given} contradicts it.")
+        chosen, reasons = dict(EXACT), {}
+    if device == "CPU" and machine.processors() < machine.affinity():
+        # OpenVINO knows the affinity of the process, and no quota.
+        chosen["INFERENCE_NUM_THREADS"] = str(machine.processors())
+        reasons["INFERENCE_NUM_THREADS"] = "the CPU quota"
+    used = {**chosen, **options.ov_config}
+    if why := _needs_f32(device, used):
+        if "INFERENCE_PRECISION_HINT" in options.ov_config:
+            raise UsageError(
+                f"INFERENCE_PRECISION_HINT={used['INFERENCE_PRECISION_HINT']} cannot be used here: {why}.",
+                hint="Leave it out to compute in f32.",
+            )
+        used["INFERENCE_PRECISION_HINT"], reasons["INFERENCE_PRECISION_HINT"] = "f32", why
+    return used, {key: why for key, why in reasons.items() if key not in options.ov_config}
+
+
+def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
+    """Why arithmetic in 16 bits would fail on this processor; None where it works.
+
+    On a processor with AMX for the precision, OpenVINO runs an MLP as one node, and divides its down projection among
+    half of a stream's threads: with one thread it divides by zero, which kills the process (OpenVINO issue 33300, seen
+    in 2026.4.1). And where oneDNN is told to use fewer instructions, OpenVINO does not know.
+    """
+    if device.startswith(("GPU", "NPU")) or str(used.get("INFERENCE_PRECISION_HINT")).lower() == "f32":
+        return None
+    allowed = next(filter(None, map(os.environ.get, _ISA_VARIABLES)), "DEFAULT").upper()
+    masked = not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
+    amx = {kind for kind in ("bf16", "f16") if f"amx_{_AMX[kind]}" in _processor_flags()}
+    many = machine.processors() >= _SURELY_TWO_THREADS and not _THREADS & used.keys()
+    if not masked and (not amx or many):
+        return None
+    precision, threads = _resolved(used)
+    if masked and precision in _AMX:
+        return f"{precision} does not work with ONEDNN_MAX_CPU_ISA={allowed}"
+    if precision in amx and threads < 2:
+        return f"{precision} with one thread crashes OpenVINO on this processor"
+    return None
+
+
+def _resolved(used: Mapping[str, Any]) -> tuple[str, int]:
+    """The precision and the threads of a stream that these properties come to on the CPU, asked of a tiny model."""
+    parameter = opset13.parameter([1], ov.Type.f32)
+    model = ov.Model([opset13.relu(parameter)], [parameter])
+    asked = {key: used[key] for key in used if key in _THREADS or key in _PRECISION}
+    compiled = ov.Core().compile_model(model, "CPU", asked)
+    threads, streams = (int(compiled.get_property(key)) for key in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
+    return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), threads // max(streams, 1)
+
+
+def _processor_flags() -> set[str]:
+    """Of the first processor; empty where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
 
 
 def _check_keys(ov_config: Mapping[str, Any]) -> None:
@@ -66,15 +139,15 @@ def check_device(device: str | None, reporter: Reporter) -> str:
     if device is None:
         idle = [name for name in available if name != "CPU"]
         if idle:
-            reporter.note(f"Running on the CPU while {', '.join(idle)} stands idle: --device {idle[0]} uses it.")
+            reporter.note(f"Running on the CPU; {', '.join(idle)} is available (--device {idle[0]}).")
         return "CPU"
     name = "CPU" if device in ("-1", "cpu") else f"GPU.{device}" if device.isdecimal() else device.upper()
     kind, _, number = name.partition(".")
     matching = [one for one in available if one.partition(".")[0] == kind]
-    here = name in available or (matching and number in ("", "0"))
-    if not here and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
+    found = name in available or (matching and number in ("", "0"))
+    if not found and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
         raise BackendError(
-            f"OpenVINO finds no device {device!r} on this machine; here are: {', '.join(available)}.",
+            f"Device {device!r} not found. Available: {', '.join(available)}.",
             hint=_device_hint(device),
         )
     return name
@@ -121,28 +194,31 @@ def _hint(kind: type[Exception], device: str) -> str | None:
     return f"Usual keys of --ov-config on {device} are {', '.join(known)}."
 
 
-def with_compile_cache(folder: Path, used: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """The properties `used`, and a place for the compiled model where they name none. A place that cannot be written
-    is left out, and said: the model runs all the same."""
+def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """The properties `used`, and a folder for the compiled model where they name none. Where it cannot be written, the
+    model runs without, and a note says so."""
     if "CACHE_DIR" in used:
         return dict(used)
     try:
         with store.writing(store.cache_root()):
-            return {"CACHE_DIR": str(compile_cache(str(folder))), **used}
+            return {"CACHE_DIR": str(compile_cache(folder, device, used)), **used}
     except HFPipeError as error:
-        reporter.note(f"{error.message} The model is compiled anew at each start, which takes longer. {error.hint}")
+        reporter.note(f"{error.message} The model is compiled at each start, which takes longer. {error.hint}")
         return dict(used)
 
 
-def compile_cache(folder: str) -> Path:
-    """The folder of the compiled blobs of one model file, a blob for each set of properties. A changed model gets
-    another folder. Of folders the least used are removed, of blobs the oldest: each is as large as its model."""
-    key = store.key_of(store.identity(Path(folder)), ov.__version__)
-    place = store.cache_folder(
-        "openvino-compiled", key, model=Path(folder).name, form="compiled", keep=_KEPT_COMPILE_CACHES
-    )
-    store.keep_newest(place, _KEPT_BLOBS)
-    return place
+def compile_cache(folder: Path, device: str, used: Mapping[str, Any]) -> Path:
+    """The folder of the compiled model for everything that compiling depends on. The least used are removed: each is as
+    large as its model.
+
+    OpenVINO itself looks for a compiled model by few properties: one compiled in f16, or on AMX in bf16, would be used
+    where f32 is asked for.
+    """
+    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    machine_state = [processor, machine.processors(), {name: os.environ.get(name) for name in _ISA_VARIABLES}]
+    properties = {key: str(value) for key, value in used.items()}
+    key = store.key_of(store.identity(folder), ov.__version__, device, properties, machine_state)
+    return store.cache_folder("openvino-compiled", key, model=folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES)
 
 
 def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:

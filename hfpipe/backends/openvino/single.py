@@ -10,29 +10,22 @@ from __future__ import annotations
 import importlib
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
+import numpy as np
+import openvino as ov
 import openvino_genai as genai
 from typing_extensions import Self
 
 from hfpipe.backends.base import Backend, closed, failure, finish_reason, refusal, vocabulary_size
 from hfpipe.backends.kv_cache import bytes_per_token
-from hfpipe.backends.openvino.loading import (
-    bytes_per_cached_value,
-    check_device,
-    explained,
-    model_folder,
-    properties,
-    readable,
-    weight_format,
-    with_compile_cache,
-)
-from hfpipe.backends.openvino.requests import generation_config, tensor
+from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, Silent, TokenEvent, TokenRequest
+
+_NO_TOKEN = 2**31 - 1
 
 
 class OpenVINOBackend(Backend):
@@ -46,159 +39,184 @@ class OpenVINOBackend(Backend):
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
-        device = check_device(options.device, reporter)
-        folder = model_folder(source, options, reporter)
-        mode: type[Any] = SingleBackend
-        if options.batch_size != 1:
-            # It is built on this file.
-            mode = importlib.import_module("hfpipe.backends.openvino.paged").PagedBackend
-        # It was measured on a CPU.
-        runtime = source.runtime if device == "CPU" else {}
-        used = properties(options, runtime)
-        if mode is SingleBackend:
-            used = with_compile_cache(folder, used, reporter)
-        with readable(device):
+        device = loading.check_device(options.device, reporter)
+        folder = loading.model_folder(source, options, reporter)
+        single = options.batch_size == 1
+        # paged is built on this file.
+        mode: type[Any] = (
+            SingleBackend if single else importlib.import_module("hfpipe.backends.openvino.paged").PagedBackend
+        )
+        with loading.readable(device):
+            # An export's own properties were measured on a CPU.
+            used, reasons = loading.properties(options, device, source.runtime if device == "CPU" else {})
+            if single:
+                used = loading.with_compile_cache(folder, device, used, reporter)
             backend: Self = mode(str(folder), device, used, options.batch_size)
         backend._vocabulary = vocabulary_size(source.config)
         if not device.startswith(("GPU", "NPU")):
-            backend._bytes_per_token = bytes_per_token(source.config, bytes_per_cached_value(folder, used))
-        brought = {key: f"{value} (from the export)" for key, value in used.items() if _brought(key, options, runtime)}
-        backend.info = replace(backend.info, detail={**backend.info.detail, **brought})
+            backend._bytes_per_token = bytes_per_token(source.config, loading.bytes_per_cached_value(folder, used))
+        detail = {key: str(value) for key, value in used.items() if key != "CACHE_DIR"}
+        detail |= {key: f"{used[key]} ({why})" for key, why in reasons.items()}
+        window = {} if single else {"window": str(getattr(backend, "batch_size", 1))}
+        dtype = loading.weight_format(str(folder))
+        backend.info = BackendInfo(cls.name, device, dtype, {"mode": mode.mode, **window, **detail})
         return backend
 
     @classmethod
     def check_device(cls, device: str) -> None:
-        check_device(device, Silent())
-
-    def _describe(self, folder: str, device: str, options: dict[str, Any]) -> None:
-        detail = {"mode": self.mode} | {key: str(value) for key, value in options.items() if key != "CACHE_DIR"}
-        self.info = BackendInfo(self.name, device, weight_format(folder), detail)
-
-
-def _brought(key: str, options: LoadOptions, runtime: Mapping[str, str]) -> bool:
-    return key in runtime and key not in options.ov_config and not options.exact
+        loading.check_device(device, Silent())
 
 
 class SingleBackend(OpenVINOBackend):
-    """One request at a time, in SDPA mode. A thread generates: the engine holds signals back until it is done."""
+    """One request at a time, in SDPA mode, in the order in which they came.
+
+    An answer is generated whether or not it is read: one that is asked for while another is open waits until that one
+    is finished, and what is left of that one can be read afterwards.
+    """
 
     mode = "SDPA"
 
     def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
-        self._pipeline: Any = genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **options)
-        self._busy = threading.Lock()
-        self._open_in: list[int] = []
-        self._streamers: dict[str, _Streamer] = {}
-        self.steps = 0
-        self._describe(folder, device, options)
+        self._worker = _Worker(genai.LLMPipeline(folder, device, ATTENTION_BACKEND="SDPA", **options), device)
         # The process would abort if it ended while the engine works.
-        weakref.finalize(self, _end_work, self._streamers, self._busy)
-        self._warm_up()
+        self._close = weakref.finalize(self, self._worker.close)
+
+    @property
+    def steps(self) -> int:
+        """How many tokens the engine has generated."""
+        return self._worker.steps
 
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        if not self._close.alive:
+            raise closed(self.name)
         for request in requests:
             if request is None:
                 continue
             if refused := refusal(request, self._vocabulary):
                 yield refused
-            else:
-                yield from self._generate(request)
+                continue
+            answer = self._worker.submit(request)
+            try:
+                while (event := answer.events.get()).finish_reason is None:
+                    yield event
+                yield event
+            finally:
+                answer.cancelled = True
 
     def cancel(self, request_id: str) -> None:
-        if streamer := self._streamers.get(request_id):
-            streamer.cancelled = True
+        if answer := self._worker.answers.get(request_id):
+            answer.cancelled = True
 
     def close(self) -> None:
-        _end_work(self._streamers, self._busy)
-        self._pipeline = None
+        self._close()
 
-    def _warm_up(self) -> None:
-        """Prepare kernels and memory with a token that nobody sees, so that the first answer does not wait for it."""
-        warm_up = TokenRequest("warm-up", (0,) * 16, max_tokens=1)
-        self._pipeline.generate(tensor(warm_up), generation_config(warm_up))
 
-    def _generate(self, request: TokenRequest) -> Iterator[TokenEvent]:
-        thread = self._enter()
-        streamer = self._streamers[request.id] = _Streamer()
-        threading.Thread(target=self._work, args=(request, streamer), daemon=True).start()
+class _Worker:
+    """The thread that generates: the engine holds signals back until an answer is finished. It knows nothing of the
+    backend, which can so be freed while it waits."""
+
+    def __init__(self, pipeline: Any, device: str) -> None:
+        self.steps = 0
+        self.answers: dict[str, _Answer] = {}
+        self._device = device
+        self._queue: SimpleQueue[_Answer | None] = SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        # A token that nobody sees prepares kernels and memory, so that the first answer does not wait for it.
+        first = TokenRequest("warm-up", (0,) * 16, max_tokens=1)
+        pipeline.generate(tensor(first), generation_config(first))
+        self._thread = threading.Thread(target=self._work, args=(pipeline,), name="hfpipe-openvino", daemon=True)
         try:
-            yield from _events(request, streamer)
-        finally:
-            streamer.cancelled = True
-            self._open_in.remove(thread)
-
-    def _enter(self) -> int:
-        """Wait for another thread's answer to end. Waiting for one that this thread holds open would be for ever."""
-        thread = threading.get_ident()
-        if thread in self._open_in:
+            self._thread.start()
+        except RuntimeError as error:
             raise BackendError(
-                "This model was loaded for one answer at a time, and one is still open.",
-                hint="Finish or close that stream first, or load with a batch_size above 1.",
-            )
-        self._busy.acquire()
-        if self._pipeline is None:
-            self._busy.release()
-            raise closed(self.name)
-        self._open_in.append(thread)
-        return thread
+                "Cannot start the thread that generates.", hint="Raise the limit of processes (ulimit -u)."
+            ) from error
 
-    def _work(self, request: TokenRequest, streamer: _Streamer) -> None:
-        """In the thread: whatever happens, the last item in the queue says how it ended."""
-        end: Exception | None = None
-        try:
-            self._pipeline.generate(tensor(request), generation_config(request), streamer)
-        except Exception as error:
-            end = explained(error, self.info.device)
-        self.steps += streamer.written
-        del self._streamers[request.id]
-        self._busy.release()
-        streamer.queue.put(_End(end))
+    def submit(self, request: TokenRequest) -> _Answer:
+        answer = _Answer(request)
+        with self._closing:
+            if self._closed:
+                answer.send(failure(request.id, closed(OpenVINOBackend.name)))
+            else:
+                self.answers[request.id] = answer
+                self._queue.put(answer)
+        return answer
+
+    def close(self) -> None:
+        """End what is generated and what waits, and wait for the thread."""
+        with self._closing:
+            self._closed = True
+            for answer in list(self.answers.values()):
+                answer.cancelled = True
+            self._queue.put(None)
+        self._thread.join()
+
+    def _work(self, pipeline: Any) -> None:
+        while answer := self._queue.get():
+            request = answer.request
+            last = TokenEvent(request.id, finish_reason="stop")
+            try:
+                if not answer.cancelled:
+                    pipeline.generate(tensor(request), generation_config(request), answer)
+                if not answer.cancelled and not answer.ended:
+                    raise BackendError(f"OpenVINO ended after {answer.generated} tokens without a reason.")
+            except Exception as error:
+                last = failure(request.id, loading.explained(error, self._device))
+            self.steps += answer.generated
+            if self.answers.get(request.id) is answer:
+                del self.answers[request.id]
+            answer.send(failure(request.id, closed(OpenVINOBackend.name)) if self._closed else last)
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    error: Exception | None
-
-
-class _Streamer(genai.StreamerBase):  # type: ignore[misc]
+class _Answer(genai.StreamerBase):  # type: ignore[misc]
     """Takes tokens out of the engine's thread. It must not raise: an exception here aborts the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: TokenRequest) -> None:
         super().__init__()
-        self.queue: SimpleQueue[int | _End] = SimpleQueue()
-        self.written = 0
-        self.cancelled = False
+        self.request = request
+        self.events: SimpleQueue[TokenEvent] = SimpleQueue()
+        self.generated = 0
+        self.cancelled = self.ended = False
 
     def write(self, token: int | list[int]) -> genai.StreamingStatus:
-        tokens = [token] if isinstance(token, int) else token
-        self.written += len(tokens)
-        for one in tokens:
-            self.queue.put(one)
+        for one in [token] if isinstance(token, int) else token:
+            self.generated += 1
+            if not self.cancelled:
+                self.send(TokenEvent(self.request.id, (one,), finish_reason(self.request, self.generated, one)))
         return genai.StreamingStatus.STOP if self.cancelled else genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
-        pass
+        """For the engine, at its end."""
+
+    def send(self, event: TokenEvent) -> None:
+        """Give the reader an event; nothing after the last."""
+        if not self.ended:
+            self.ended = event.finish_reason is not None
+            self.events.put(event)
 
 
-def _events(request: TokenRequest, streamer: _Streamer) -> Iterator[TokenEvent]:
-    """What comes out of the engine's thread, until it has ended."""
-    generated, reason = 0, None
-    while not isinstance(item := streamer.queue.get(), _End):
-        if reason is None and not streamer.cancelled:
-            generated += 1
-            reason = finish_reason(request, generated, item)
-            yield TokenEvent(request.id, (item,), reason)
-    if item.error is not None and reason is None:
-        yield failure(request.id, item.error)
-    elif streamer.cancelled and reason is None:
-        yield TokenEvent(request.id, finish_reason="stop")
-    elif reason is None:
-        yield failure(request.id, BackendError(f"OpenVINO ended after {generated} tokens without a reason."))
+def tensor(request: TokenRequest) -> ov.Tensor:
+    """int64 [1, time]"""
+    return ov.Tensor(np.array([request.token_ids], dtype=np.int64))
 
 
-def _end_work(streamers: Mapping[str, _Streamer], busy: threading.Lock) -> None:
-    """Cancel what is being generated, and wait until the engine has seen it."""
-    for streamer in list(streamers.values()):
-        streamer.cancelled = True
-    with busy:
-        pass
+def generation_config(request: TokenRequest) -> genai.GenerationConfig:
+    """Everything is set: the engine would take an end token that is not from the folder's own generation config."""
+    config, sampling = genai.GenerationConfig(), request.sampling
+    config.apply_chat_template = False
+    config.max_new_tokens = request.max_tokens
+    config.ignore_eos = not request.eos_token_ids
+    # Where there is none, an id that no model has: an unset one would be taken from the folder.
+    config.eos_token_id = min(request.eos_token_ids, default=_NO_TOKEN)
+    config.stop_token_ids = {config.eos_token_id, *request.eos_token_ids}
+    config.repetition_penalty = sampling.repetition_penalty
+    if sampling.temperature > 0:
+        config.do_sample = True
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
+        config.rng_seed = sampling.seed
+        if sampling.top_k > 0:
+            config.top_k = sampling.top_k
+    return config
