@@ -24,7 +24,10 @@ def bytes_per_token(config: Mapping[str, Any], bytes_per_value: float) -> int | 
     hidden = _number(text, "hidden_size", "n_embd", "d_model")
     if layers is None or heads is None or hidden is None:
         return None
-    kept = _number(text, "num_key_value_heads") or heads
+    # Falcon calls multi_query what has groups, too: there, and only there, num_kv_heads counts.
+    grouped = text.get("new_decoder_architecture")
+    shared = 1 if text.get("multi_query") and not grouped else heads
+    kept = _number(text, "num_key_value_heads") or (_number(text, "num_kv_heads") if grouped else None) or shared
     return math.ceil(2 * layers * kept * _width(text, hidden // heads) * bytes_per_value)
 
 

@@ -33,6 +33,9 @@ QWEN3 = {
     "num_key_value_heads": 8,
 }
 MPT = {"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32}
+FALCON = {"hidden_size": 4544, "multi_query": True, "num_attention_heads": 71, "num_hidden_layers": 32}
+FALCON_40B = {**FALCON, "hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8}
+BIGCODE = {"model_type": "gpt_bigcode", "multi_query": True, "n_embd": 6144, "n_head": 48, "n_layer": 40}
 DEEPSEEK = {
     "model_type": "deepseek_v2",
     "head_dim": 64,
@@ -58,9 +61,27 @@ DEEPSEEK = {
         (MPT, 2 * 32 * 4096),
         ({"model_type": "gemma3", "vision_config": {"num_hidden_layers": 27}, "text_config": QWEN3}, 2 * 28 * 8 * 128),
         ({**SMOLLM2, "text_config": None}, 2 * 30 * 3 * 64),
+        (FALCON, 2 * 32 * 64),
+        ({**FALCON_40B, "new_decoder_architecture": True}, 2 * 32 * 8 * 64),
+        (BIGCODE, 2 * 40 * 128),
+        ({**BIGCODE, "multi_query": False}, 2 * 40 * 6144),
         (DEEPSEEK, 2 * 27 * 16 * 192),
     ],
-    ids=["gpt2", "smollm2", "llama", "without groups", "qwen3", "mpt", "nested", "nested in vain", "latent"],
+    ids=[
+        "gpt2",
+        "smollm2",
+        "llama",
+        "without groups",
+        "qwen3",
+        "mpt",
+        "nested",
+        "nested in vain",
+        "falcon",
+        "falcon 40b",
+        "bigcode",
+        "bigcode with all heads",
+        "latent",
+    ],
 )
 def test_what_a_token_takes(config, values):
     assert bytes_per_token(config, BYTES_PER_VALUE["f32"]) == 4 * values

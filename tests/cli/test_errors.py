@@ -143,7 +143,7 @@ def test_a_device_that_is_not_here(tiny_gpt2, tiny_gpt2_ov):
     ended = failure(1, tiny_gpt2, "hi", "--device", "7")
     assert "There is no device '7' on this machine; here are: cpu (1)" in ended.error
     ended = failure(1, tiny_gpt2_ov, "hi", "--device", "7")
-    assert "OpenVINO finds no device '7' on this machine; here are: CPU" in ended.error
+    assert "Device '7' not found. Available: CPU" in ended.error
 
 
 @pytest.mark.parametrize(
