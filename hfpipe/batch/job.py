@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from hfpipe.backends import Choice
 from hfpipe.batch import manifest
@@ -28,36 +28,24 @@ from hfpipe.sampling import resolve_sampling
 from hfpipe.store import identity
 from hfpipe.text.templates import PromptTemplate, Template, parse_template
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
-from hfpipe.types import Completion, GenerationOptions, LoadOptions, Reporter, Silent, TextRequest
+from hfpipe.types import (
+    Completion,
+    GenerationFields,
+    GenerationOptions,
+    LoadFields,
+    LoadOptions,
+    Reporter,
+    Silent,
+    TextRequest,
+)
 
 _USUAL_VARIABLES = ("prompt", "question")
 _SHOW_EVERY_S = 0.1
 
 
-class Options(TypedDict, total=False):
+class Options(LoadFields, GenerationFields, total=False):
     """The options of `hfpipe.batch`: of loading, of generation, of the prompt, and of the batch itself."""
 
-    backend: str
-    device: str | None
-    device_map: str | None
-    dtype: str | None
-    attn: str | None
-    batch_size: int | None
-    ov_config: Mapping[str, Any]
-    model_kwargs: Mapping[str, Any]
-    task: str | None
-    revision: str | None
-    trust_remote_code: bool
-    allow_pickle: bool
-    exact: bool
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | tuple[str, ...]
     template: str | None
     variables: Mapping[str, str]
     system: str | None

@@ -71,7 +71,6 @@ def batch(
     The results are at every moment a prefix of the finished file. Run the same command again to resume.
     """
     given = locals()
-    model = model or "smollm2"
     loading = o.load_options(given, batch_size=batch_size)
     generation = o.generation_options(given)
     variables = o.parse_variables(var)
@@ -86,8 +85,8 @@ def batch(
         leave_out_unused()
     say_when_interrupted(_interrupted(path, restart=restart))
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
-        if model is None:
-            terminal.note(f"No --model and no HFPIPE_MODEL: using {DEFAULT_MODEL}.")
+        if model is None and not quiet:
+            tell(f"No --model and no HFPIPE_MODEL: using {DEFAULT_MODEL}.")
         with terminal.waiting(f"Loading {model or DEFAULT_MODEL}"):
             from hfpipe.batch import run
 

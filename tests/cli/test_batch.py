@@ -436,3 +436,36 @@ def test_quiet(plain_model, mixed):
     ended = batch(plain_model, mixed, "-q", tty="stderr")
     assert (ended.code, ended.err, len(results(ended.out))) == (3, b"", 6)
     assert batch(plain_model, mixed, "-q").err == b""
+
+
+def test_results_on_a_terminal_are_lines_of_their_own(plain_model, tmp_path):
+    """Nothing that moves is drawn once there is a result."""
+    source = write(tmp_path / "q", *({"prompt": f"Number {i}"} for i in range(3000)))
+    ended = batch(plain_model, source, "-t", "raw", tty="stdout stderr")
+    assert ended.code == 0
+    assert b"\x1b" not in ended.out
+    assert b"tokens/s, " not in ended.err
+    assert b"/3" not in ended.err
+
+
+def test_the_summary_as_json(plain_model, mixed, output):
+    ended = batch(plain_model, mixed, "-o", output, "--json", "-q")
+    assert (ended.code, ended.err) == (3, b"")
+    summary = json.loads(ended.out)
+    assert (summary["output"], summary["answered"], summary["failed"]) == (str(output), 6, 3)
+    assert batch(plain_model, mixed, "--json").error == "--json needs a file of results, --output."
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "-"])
+def test_stdout_by_name(plain_model, source, name):
+    ended = batch(plain_model, source, "-t", "raw", "-o", name)
+    assert (ended.code, len(results(ended.out))) == (0, 20)
+    assert files(source.parent) == ["q.jsonl"]
+
+
+def test_the_model_that_is_used_when_none_is_named(source):
+    """It parses as the contract writes it; here it cannot be downloaded."""
+    env = {"HFPIPE_MODEL": None, "HFPIPE_CACHE": str(source.parent / "cache"), "PIP_INDEX_URL": "http://127.0.0.1:9"}
+    ended = run_hfpipe("batch", "q.jsonl", "--device", "0", "--batch-size", "2", env=env, cwd=source.parent)
+    assert ended.code == 1
+    assert ended.err.decode().startswith("No --model and no HFPIPE_MODEL: using smollm2.\n")
