@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         _require("max_tokens", self.max_tokens, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)
         _require_sampling(self)
+        if not all(isinstance(stop, str) for stop in self.stop):
+            raise UsageError(f"stop must be strings, not {self.stop}.")
         if "" in self.stop:
             raise UsageError("A stop string cannot be empty.")
 
@@ -158,7 +161,8 @@ def _require_sampling(options: GenerationOptions | Sampling) -> None:
 
 
 def _require(name: str, value: Any, meaning: str, holds: Any) -> None:
-    if value is not None and not holds(value):
+    kind = numbers.Integral if name in ("max_tokens", "top_k", "seed") else numbers.Real
+    if value is not None and not (isinstance(value, kind) and holds(value)):
         raise UsageError(f"{name} must be {meaning}, not {value}.")
 
 

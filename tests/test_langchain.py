@@ -304,8 +304,8 @@ def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
     ("options", "error", "hint"),
     [
         ({"max_token": 40}, "Unknown option max_token.", "Did you mean 'max_tokens'?"),
-        ({"max_tokens": "x"}, "max_tokens must be a valid integer, not 'x'.", None),
-        ({"stop": 5}, "stop must be a valid tuple, not 5.", None),
+        ({"max_tokens": "x"}, "max_tokens must be from 1 to 2**31 - 1, not x.", None),
+        ({"stop": 5}, "stop must be strings, not (5,).", None),
         ({"exact": "perhaps"}, "exact must be a valid boolean, not 'perhaps'.", None),
         ({"cache": 5}, "cache", None),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0.", None),

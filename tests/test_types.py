@@ -1,11 +1,13 @@
 """Values are checked where they are made."""
 
+import dataclasses
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hfpipe import types
 from hfpipe.errors import UsageError
 from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Sampling, Timing, TokenRequest, Usage
 
@@ -99,3 +101,17 @@ def test_the_first_token_does_not_count_for_decoding():
     assert timing.ttft_s == 0.5
     assert timing.prefill_tps(Usage(100, 21)) == 200
     assert timing.decode_tps(Usage(100, 21)) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "values"), [(types.LoadFields, types.LoadOptions), (types.GenerationFields, types.GenerationOptions)]
+)
+def test_keyword_arguments_are_the_fields_of_the_options(words, values):
+    assert [*words.__annotations__] == [field.name for field in dataclasses.fields(values)]
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": "x"}, {"max_tokens": 2.5}, {"temperature": "hot"}, {"stop": (5,)}])
+def test_a_value_of_a_wrong_type_is_a_usage_error(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=f"^{name} must be"):
+        types.GenerationOptions(**wrong)

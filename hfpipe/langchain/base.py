@@ -39,7 +39,6 @@ from hfpipe.types import (
 _T = TypeVar("_T")
 _LOADING = frozenset(field.name for field in fields(LoadOptions)) | {"reporter"}
 _GENERATION = frozenset(field.name for field in fields(GenerationOptions))
-_GENERATION_OPTIONS = TypeAdapter(GenerationOptions)
 _LOAD_OPTIONS = TypeAdapter(LoadOptions)
 _END = object()
 
@@ -318,10 +317,9 @@ def overridden(options: GenerationOptions, overrides: Mapping[str, Any]) -> Gene
         hint = nearest(unknown[0], _GENERATION) or f"Options: {', '.join(sorted(_GENERATION))}."
         raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
     given = {name: value for name, value in overrides.items() if value is not None}
-    if isinstance(given.get("stop"), str):
-        given["stop"] = (given["stop"],)
-    values = {**asdict(options), **given}
-    return _checked(lambda: _GENERATION_OPTIONS.validate_python(values)) if given else options
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"]) if isinstance(given["stop"], list | tuple) else (given["stop"],)
+    return replace(options, **given)
 
 
 def generation_info(answer: Completion | TextEvent) -> dict[str, Any]:
