@@ -17,7 +17,7 @@ from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, TemplateError, UsageError, nearest
 from hfpipe.models.folder import context_length
-from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling
+from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling, stop_strings
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.stops import StopScanner
 from hfpipe.text.templates import PromptTemplate, Template, parse_template
@@ -107,6 +107,8 @@ class Generator:
         self.load_s = load_s
         config = source.config
         self._ends = end_token_ids(source.generation_config, config, config.get("text_config") or {})
+        self._ends |= self._special_stops([tokenizer.special_tokens.get("eos_token", "")])
+        self._stops = stop_strings(source.generation_config)
 
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
         """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
@@ -146,7 +148,7 @@ class Generator:
             request_id,
             token_ids,
             min(resolve_max_tokens(options, preferred), self._room(len(token_ids))),
-            self._ends | self._special_stops(options.stop),
+            self._ends | self._special_stops((*options.stop, *self._stops)),
             resolve_sampling(options, preferred),
         )
 
@@ -187,7 +189,8 @@ class Generator:
                 tokens = TokenRequest(number, (), 1)
                 answers[number] = _Refused(request.id, error)
             else:
-                answers[number] = _Answer(request, tokens, self.tokenizer, start)
+                stops = (*request.options.stop, *self._stops)
+                answers[number] = _Answer(request.id, tokens, self.tokenizer, stops, start)
             yield tokens
 
     def _room(self, prompt_tokens: int) -> int:
@@ -216,12 +219,14 @@ def _completion(last: TextEvent, text: str) -> Completion:
 class _Answer:
     """What is known of one answer while it is generated."""
 
-    def __init__(self, request: TextRequest, tokens: TokenRequest, tokenizer: Tokenizer, start: float) -> None:
+    def __init__(
+        self, request_id: str, tokens: TokenRequest, tokenizer: Tokenizer, stops: Sequence[str], start: float
+    ) -> None:
         self.finished = False
-        self._id = request.id
+        self._id = request_id
         self._request = tokens
         self._decoder = IncrementalDecoder(tokenizer, tokens.token_ids)
-        self._scanner = StopScanner(request.options.stop)
+        self._scanner = StopScanner(stops)
         self._generated = 0
         self._start = self._first = self._last = start
 

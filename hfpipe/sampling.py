@@ -16,6 +16,10 @@ _NOT_APPLIED = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "min_length": 0,
     "penalty_alpha": None,
     "min_new_tokens": None,
     "suppress_tokens": None,
@@ -25,6 +29,9 @@ _NOT_APPLIED = {
     "forced_eos_token_id": None,
     "sequence_bias": None,
     "guidance_scale": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+    "token_healing": False,
 }
 
 
@@ -96,9 +103,12 @@ def not_applied(preferred: Mapping[str, Any]) -> list[str]:
 
 
 def end_token_ids(*configs: Mapping[str, Any]) -> frozenset[int]:
-    """The end-of-sequence ids of the first config that names any."""
-    for config in configs:
-        ids = config.get("eos_token_id")
-        if ids is not None:
-            return frozenset(ids if isinstance(ids, list) else [ids])
-    return frozenset()
+    """The end-of-sequence ids that any config names: only one may know what ends a turn."""
+    found = [config.get("eos_token_id") for config in configs]
+    return frozenset(one for ids in found if ids is not None for one in (ids if isinstance(ids, list) else [ids]))
+
+
+def stop_strings(preferred: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stop strings of the model itself."""
+    stops = preferred.get("stop_strings") or ()
+    return (stops,) if isinstance(stops, str) else tuple(stops)

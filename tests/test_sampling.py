@@ -141,7 +141,8 @@ def test_what_transformers_writes_for_a_new_model_is_all_applied():
 @pytest.mark.parametrize(
     ("configs", "ids"),
     [
-        (({"eos_token_id": 2}, {"eos_token_id": 9}), {2}),
+        (({"eos_token_id": 2}, {"eos_token_id": 9}), {2, 9}),
+        (({"eos_token_id": [2, 3]}, {"eos_token_id": 3}), {2, 3}),
         (({"eos_token_id": [2, 3]}, {}), {2, 3}),
         (({"eos_token_id": None}, {"eos_token_id": 9}), {9}),
         (({}, {"eos_token_id": 0}), {0}),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hfpipe import schema
 from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.types import ModelFormat, ModelSource
 
@@ -29,7 +30,6 @@ _CONTEXT_KEYS = (
     "max_sequence_length",
     "seq_length",
 )
-_AGAIN = "It looks half-downloaded or half-copied: fetch it again."
 # As safetensors has it.
 _MAX_HEADER = 100_000_000
 _POINTER = b"version https://git-lfs"
@@ -45,13 +45,17 @@ def inspect_folder(
     if not folder.is_dir():
         raise ModelNotFound(f"There is no folder {folder}.")
     _refuse_other_kinds(folder)
-    config = _read_json(folder / "config.json")
+    config = schema.read_object(folder / "config.json", schema.CONFIG)
+    form = _format(folder, allow_pickle)
+    if form == "transformers":
+        _require_plain(folder, config)
+    preferred = folder / "generation_config.json"
     return ModelSource(
         reference=reference,
         folder=folder,
-        format=_format(folder, allow_pickle),
+        format=form,
         config=config,
-        generation_config=_read_generation_config(folder),
+        generation_config=schema.read_object(preferred, schema.GENERATION_CONFIG) if preferred.is_file() else {},
         context_length=context_length(config),
         revision=revision,
         runtime=_runtime(folder),
@@ -79,9 +83,17 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     for key in _CONTEXT_KEYS:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
+            return max(value, _stretched(config))
     nested = config.get("text_config")
     return context_length(nested) if isinstance(nested, Mapping) else None
+
+
+def _stretched(config: Mapping[str, Any]) -> int:
+    """The context that YaRN stretches rotary positions to, 0 where it does not."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    is_yarn = "yarn" in (rope.get("rope_type"), rope.get("type"))
+    return int(factor * original) if is_yarn and isinstance(factor, (int, float)) and isinstance(original, int) else 0
 
 
 def _refuse_other_kinds(folder: Path) -> None:
@@ -100,7 +112,8 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def _adapter(folder: Path) -> tuple[str]:
-    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    content = schema.read_object(folder / "adapter_config.json", schema.ANY_OBJECT)
+    base = content.get("base_model_name_or_path") or "its base model"
     return (f"{folder} is an adapter for {base}, not a model: merge the two first (peft: merge_and_unload).",)
 
 
@@ -122,18 +135,58 @@ def _format(folder: Path, allow_pickle: bool) -> ModelFormat:
     return "transformers"
 
 
+# What transformers imports to read weights of a quant_method.
+_QUANTIZERS = {
+    "aqlm": "aqlm",
+    "auto-round": "auto_round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "eetq": "eetq",
+    "gptq": "gptqmodel",
+    "higgs": "flute",
+    "hqq": "hqq",
+    "quanto": "optimum.quanto",
+    "quark": "quark",
+    "spqr": "spqr_quant",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+
+
+def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel for what transformers would leave out without a word, or fail at with a traceback."""
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModel(
+            f"{folder} has an adapter beside the model (adapter_config.json), which hfpipe does not apply.",
+            hint="Merge the two first (peft: merge_and_unload), or remove adapter_config.json to run the model alone.",
+        )
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    package = _QUANTIZERS.get(method) if isinstance(method, str) else None
+    if package and not _is_installed(package):
+        raise UnsupportedModel(
+            f"{folder} is quantized with {method}, and the package {package} that reads it is not installed.",
+            hint=f"Install {package}, or choose the model without quantization.",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _require_openvino(folder: Path, xml: str) -> None:
     for path in (folder / xml, (folder / xml).with_suffix(".bin")):
         if not path.is_file():
-            raise ModelError(f"{path} is missing.", hint=_AGAIN)
+            raise ModelError(f"{path} is missing.", hint=schema.AGAIN)
         _refuse_pointer(path)
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, each of which stands."""
-    weights = _read_json(index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        raise ModelError(f"{index} has no weight_map.", hint=_AGAIN)
+    """The files that an index names, all of which exist."""
+    weights = schema.read_object(index, schema.WEIGHT_INDEX)["weight_map"]
     shards = [index.parent / name for name in sorted(set(weights.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
@@ -165,20 +218,16 @@ def _no_weights(folder: Path) -> ModelError:
         return UnsupportedModel(f"{folder} is an OpenVINO model of images and text, which hfpipe does not run.")
     others = sorted(path.name for path in folder.iterdir() if path.name.endswith(OTHER_WEIGHTS))
     found = f", only {others[0]}" if others else ""
-    return ModelError(f"{folder} has no weights: neither {SAFETENSORS} nor {OPENVINO}{found}.", hint=_AGAIN)
+    return ModelError(f"{folder} has no weights: neither {SAFETENSORS} nor {OPENVINO}{found}.", hint=schema.AGAIN)
 
 
 def _require_whole(path: Path) -> None:
     """Compare the file's size with the end of the last tensor that its header announces."""
     _refuse_pointer(path)
-    try:
-        header, start = read_header(path)
-        size = path.stat().st_size
-        end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is not a safetensors file.", hint=_AGAIN) from error
+    header, start = read_header(path)
+    size, end = path.stat().st_size, start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if size < end:
-        raise ModelError(f"{path} is cut off: {size:,} of {end:,} bytes are there.", hint=_AGAIN)
+        raise ModelError(f"{path} is cut off: {size:,} of {end:,} bytes are there.", hint=schema.AGAIN)
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -192,14 +241,17 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The tensors that a safetensors file announces, each with `dtype`, `shape` and `data_offsets`, and where its data
-    begins. Raises ValueError where it is none."""
+    begins. Raises ModelError where it is not one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER:
-            raise ValueError("the header is too long")
-        header = json.loads(file.read(length)) if length <= path.stat().st_size else {}
-    header.pop("__metadata__", None)
-    return header, 8 + length
+        if length > min(_MAX_HEADER, path.stat().st_size):
+            raise ModelError(f"{path} is not a safetensors file.", hint=schema.AGAIN)
+        content = file.read(length)
+    try:
+        return schema.parse_object(content, path, schema.TENSORS), 8 + length
+    except ModelError as error:
+        reason = error.message.removeprefix(str(path)).strip(": .")
+        raise ModelError(f"{path} is not a safetensors file: {reason}.", hint=schema.AGAIN) from error
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -215,26 +267,8 @@ def _refuse_pointer(path: Path) -> None:
 def _runtime(folder: Path) -> dict[str, str]:
     """The properties that an export was measured to run best with. A report may come from anywhere: of what it asks for
     only what concerns arithmetic is taken, and no path or device."""
-    report = _read_json(folder / REPORT) if (folder / REPORT).is_file() else {}
+    report = schema.read_object(folder / REPORT, schema.ANY_OBJECT) if (folder / REPORT).is_file() else {}
     runtime = report.get("runtime")
     if not isinstance(runtime, dict):
         return {}
     return {key: value for key, value in runtime.items() if key in RUNTIME_PROPERTIES and isinstance(value, str)}
-
-
-def _read_generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    return _read_json(path) if path.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ModelError names the file where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}.", hint=_AGAIN) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object.", hint=_AGAIN)
-    return value

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
+from hfpipe import schema
 from hfpipe.errors import UnsupportedModel
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_TOKEN_OPTIONS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 _SOURCES = ("tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -198,8 +202,9 @@ def _from_file(file: Path) -> Tokenizer:
         raise UnsupportedModel(
             f"Cannot read {file}: {error}", hint="It may be half downloaded, or newer than the installed tokenizers."
         ) from error
-    config = _read_json(file.with_name("tokenizer_config.json"))
+    config = _read(file.with_name("tokenizer_config.json"), schema.TOKENIZER_CONFIG)
     special_tokens = _special_tokens(file.parent, config)
+    _add_tokens(tokenizer, file.parent, config)
     _mark_special(tokenizer, special_tokens.values())
     return Tokenizer(_Tokenizers(tokenizer), special_tokens, _chat_templates(file.parent, config))
 
@@ -208,13 +213,26 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Names and texts; as in transformers, special_tokens_map.json counts in old folders alone."""
     if "added_tokens_decoder" in config:
         return _texts(config)
-    return _texts(config) | _texts(_read_json(folder / "special_tokens_map.json"))
+    return _texts(config) | _texts(_read(folder / "special_tokens_map.json", schema.ANY_OBJECT))
 
 
 def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
     """What is called ..._token and is a text, or an object that holds one; `add_bos_token` and the like are not."""
     contents = {name: entry.get("content") if isinstance(entry, dict) else entry for name, entry in entries.items()}
     return {name: text for name, text in contents.items() if name.endswith("_token") and isinstance(text, str)}
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Add what the configuration alone lists, in the order of its ids, as transformers does."""
+    listed = config.get("added_tokens_decoder")
+    if listed is None:
+        added = _read(folder / "added_tokens.json", schema.ADDED_TOKENS)
+        listed = {number: {"content": text, "normalized": False} for text, number in added.items()}
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+        if token["content"] not in known:
+            options = {name: token[name] for name in _TOKEN_OPTIONS if name in token}
+            tokenizer.add_tokens([tokenizers.AddedToken(token["content"], **options)])
 
 
 def _mark_special(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
@@ -228,8 +246,8 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """The first there is of chat_template.jinja, tokenizer_config.json and chat_template.json (as processors have)."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return {"default": file.read_text(encoding="utf-8")}
-    legacy = _read_json(folder / "chat_template.json")
+        return {"default": schema.read_text(file)}
+    legacy = _read(folder / "chat_template.json", schema.TOKENIZER_CONFIG)
     return _named_templates(config.get("chat_template")) or _named_templates(legacy.get("chat_template"))
 
 
@@ -242,14 +260,8 @@ def _named_templates(entry: Any) -> dict[str, str]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedModel(f"Cannot read {file}: {error}", hint="It may be half downloaded.") from error
-    return content if isinstance(content, dict) else {}
+def _read(file: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
+    return schema.read_object(file, kind) if file.is_file() else {}
 
 
 def _without_surrogates(text: str) -> str:

@@ -66,7 +66,7 @@ def test_shards(tmp_path):
 def test_an_index_without_a_map(tmp_path, text):
     folder = write_model(tmp_path / "model", shards=2)
     (folder / "model.safetensors.index.json").write_text(text)
-    assert "has no weight_map" in error(folder)
+    assert "index.json: weight_map" in error(folder)
 
 
 def test_an_openvino_folder(folder):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
-from hfpipe.errors import UnsupportedModel
+from hfpipe.errors import ModelError, UnsupportedModel
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 
@@ -318,7 +318,7 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path, content):
 
 def test_a_configuration_that_cannot_be_read(tmp_path, families):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ')
-    with pytest.raises(UnsupportedModel, match=r"tokenizer_config\.json"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
         write(tmp_path, families["byte_level"])
 
 
