@@ -26,12 +26,13 @@ _FILE = re.compile(r"/(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came; `range` is its Range header, `token` what followed Bearer."""
+    """One request as it came; `range` is its Range header, `token` what followed Bearer, `agent` its User-Agent."""
 
     method: str
     path: str
     range: str | None = None
     token: str | None = None
+    agent: str = ""
 
 
 @dataclass
@@ -105,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(self.path.partition("?")[0])
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), token))
+        agent = self.headers.get("User-Agent", "")
+        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), token, agent))
         match = _API.fullmatch(path) or _FILE.fullmatch(path)
         if not match or match["id"] not in {*self.hub.repos, *self.hub.refuse}:
             return self._refuse(404, "RepoNotFound")

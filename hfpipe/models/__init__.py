@@ -20,11 +20,6 @@ from hfpipe.types import ModelSource, Reporter, Silent
 __all__ = ["inspect_folder", "known_names", "resolve"]
 
 _FORMS = "A model is a folder, a .gguf file, a Hub id (gpt2, org/name), pypi:PACKAGE, or smollm2."
-_HUB_DEFAULTS = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_VERBOSITY": "error",
-}
 
 
 def resolve(
@@ -50,17 +45,10 @@ def resolve(
 
         return pypi.resolve(reference, reporter, allow_pickle=allow_pickle)
     if names.is_hub_id(reference, path):
-        return _from_hub(reference, revision, allow_pickle, reporter)
+        from hfpipe.models import hub
+
+        return hub.resolve(reference, revision, allow_pickle, reporter)
     raise _not_a_model(reference)
-
-
-def _from_hub(reference: str, revision: str | None, allow_pickle: bool, reporter: Reporter) -> ModelSource:
-    for name, value in _HUB_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    # Reads these variables when it is imported.
-    from hfpipe.models import hub
-
-    return hub.resolve(reference, revision, allow_pickle, reporter)
 
 
 def _inspect(path: str, reference: str, allow_pickle: bool) -> ModelSource:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import names
@@ -32,6 +34,13 @@ from hfpipe.types import ModelSource, Reporter
 _TIMEOUT_S = 10.0
 _AGAIN = "Run it again to go on where it stopped."
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
+
+
+class _NoBar(tqdm):
+    """The reporter shows what is downloaded. huggingface_hub's own settings are those of the user's program."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
 
 def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: Reporter) -> ModelSource:
@@ -63,7 +72,7 @@ def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: 
     for name in filter(is_weights, missing):
         fetch_weights(reference, name, str(info.sha), meter)
     # What stands is not fetched again: this brings the small files, links the weights and remembers the revision.
-    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted))
+    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted, tqdm_class=_NoBar))
     meter.finish()
     return folder
 

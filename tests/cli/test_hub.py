@@ -42,6 +42,17 @@ def test_a_sharded_model_comes_with_a_bar_on_a_terminal(hub):
     assert len([name for name in hub.served.paths("GET") if name.endswith(".safetensors")]) == 2
 
 
+def test_the_command_line_shows_no_bars_of_the_hub_and_tells_it_nothing(hub):
+    loud = {"HF_HUB_DISABLE_PROGRESS_BARS": None, "HF_HUB_DISABLE_TELEMETRY": None, "HF_HUB_VERBOSITY": None}
+    ended = run_hfpipe(
+        "run", "org/name", "hi", "-b", "echo", "-t", "raw", env={**hub.env, **loud, "TQDM_POSITION": "-1"}
+    )
+    assert (ended.code, ended.out, ended.err) == (0, b"hi\n", b"")
+    assert hub.served.requests
+    # What huggingface_hub adds of the user's machine unless telemetry is off.
+    assert not [request.agent for request in hub.served.requests if "torch/" in request.agent]
+
+
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [

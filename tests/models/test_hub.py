@@ -193,3 +193,19 @@ def test_ctrl_c_stops_a_download_at_once(hub, homes, repos):
     assert time.monotonic() - begun < 3
     (partial,) = Path(homes["HF_HOME"]).rglob("*.hfpipe.incomplete")
     assert partial.stat().st_size > 0
+
+
+def test_a_program_that_resolves_a_model_keeps_its_environment_and_sees_no_bars(hub, homes):
+    code = (
+        "import os; before = dict(os.environ)\n"
+        "import hfpipe\n"
+        "from hfpipe.models import resolve\n"
+        "resolve('org/name')\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled\n"
+        "changed = dict(before.items() ^ os.environ.items())\n"
+        "print(sorted(changed), are_progress_bars_disabled())\n"
+    )
+    loud = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_")}
+    environment = {**loud, **homes, "HF_ENDPOINT": hub.url, "TQDM_POSITION": "-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[] False\n", "")
