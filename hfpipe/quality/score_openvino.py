@@ -40,7 +40,7 @@ def score(
     """
     reporter = reporter or Silent()
     comparison, task = Comparison(), f"Scoring {folder.name}"
-    with readable(device):
+    with readable(device, folder):
         used, _ = engine_properties(LoadOptions(ov_config=properties), device, {})
         model = _Model(folder, used, device)
         done = 0
@@ -54,7 +54,7 @@ def score(
 
 def check_numbers(folder: Path, token_ids: Sequence[int], *, device: str = "CPU") -> None:
     """Raise BackendError where the model in `folder` computes no numbers after these tokens."""
-    with readable(device):
+    with readable(device, folder):
         window = Window("", (*token_ids, 0), 1)
         log_softmax(_Model(folder, {}, device).logits(window))
 

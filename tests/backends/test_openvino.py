@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import loading, paged
 from hfpipe.backends.openvino import single as engine
-from hfpipe.errors import BackendError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.errors import BackendError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.process import run_child
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
@@ -583,9 +584,19 @@ def test_a_damaged_model(cache, tiny_llama_ov, tmp_path, mode, spoil):
     copy = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
     file = copy / f"openvino_model.{spoil}"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BackendError, match="OpenVINO on CPU: ") as raised:
+    with pytest.raises(ModelError) as raised:
         load(copy, MODES[mode])
+    assert raised.value.message.startswith(f"OpenVINO cannot read {copy / 'openvino_model.xml'}: ")
     assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_number_that_is_too_large_in_a_model(cache, tiny_llama_ov, tmp_path, mode):
+    file = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy")) / "openvino_model.xml"
+    file.write_text(re.sub(r'offset="\d+"', f'offset="{2**64}"', file.read_text(), count=1))
+    with pytest.raises(ModelError) as raised:
+        load(file.parent, MODES[mode])
+    assert raised.value.message == f"OpenVINO cannot read {file}: a number in it is too large, or is none"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The torch engine: architectures, loading, and what it does when transformers fails."""
 
+import io
 import json
 import math
 import random
@@ -646,6 +647,34 @@ def test_pickles(tmp_path):
     with pytest.raises(BackendError, match=r"model\.safetensors"):
         backends.load("torch", source, LoadOptions())
     assert answers(load(tmp_path, allow_pickle=True), REQUESTS) == answers(TorchBackend(model), REQUESTS)
+
+
+def saved(content: object) -> bytes:
+    """What torch.save writes for it."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage" * 100, "cannot be read: torch finds no weights in it"),
+        (b"", "cannot be read: torch finds no weights in it"),
+        (bytes(1000), "cannot be read: torch finds no weights in it"),
+        (saved({"weight": torch.zeros(100)})[:-100], "cannot be read: torch finds no weights in it"),
+        (saved(torch.nn.Linear(1, 1)), "holds more than weights"),
+        (saved([1, 2]), "holds a list instead of tensors by name"),
+    ],
+    ids=["garbage", "empty", "zeros", "truncated zip", "code", "list"],
+)
+def test_a_damaged_pickle_is_named(copy, content, message):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=message) as raised:
+        load(copy, allow_pickle=True)
+    assert str(copy / "pytorch_model.bin") in raised.value.message
+    assert "\n" not in raised.value.message
 
 
 @pytest.mark.parametrize(

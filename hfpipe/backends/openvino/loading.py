@@ -14,11 +14,11 @@ from typing import Any
 import openvino as ov
 from openvino import opset13
 
-from hfpipe import machine, store
+from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.kv_cache import BYTES_PER_VALUE
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
-from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
+from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
@@ -160,12 +160,27 @@ def _device_hint(device: str) -> str:
 
 
 @contextmanager
-def readable(device: str) -> Iterator[None]:
-    """Raise OpenVINO's errors, a trail of source lines, as one line of our own."""
+def readable(device: str, folder: Path | None = None) -> Iterator[None]:
+    """Raise OpenVINO's errors, a trail of source lines, as one line of our own. It names the model in `folder` where
+    that is what cannot be read."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        raise explained(error, device) from error
+        known = explained(error, device)
+        raise (_damaged(folder) if folder and type(known) is BackendError else None) or known from error
+
+
+def _damaged(folder: Path) -> ModelError | None:
+    """What is wrong with the files of a model that OpenVINO cannot read: its own message names none."""
+    file = folder / "openvino_model.xml"
+    try:
+        ov.Core().read_model(file)
+    except RuntimeError as error:
+        message = _last_line(error)
+        # Functions of C++ that read a number.
+        reason = "a number in it is too large, or is none" if message.startswith("sto") else message
+        return ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN)
+    return None
 
 
 def explained(error: Exception, device: str) -> HFPipeError:
@@ -173,13 +188,17 @@ def explained(error: Exception, device: str) -> HFPipeError:
     known = as_backend_error(error)
     if known is error or isinstance(known, OutOfMemory):
         return known
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith("Exception from ")]
-    message = (said[-1] if said else str(error)).removeprefix("NotFound: ")
+    message = _last_line(error)
     kind = UsageError if _blames_a_property(message) else BackendError
     wrapped = kind(f"OpenVINO on {device}: {message}", hint=_hint(kind, device))
     wrapped.__cause__ = error
     return wrapped
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    return (said[-1] if said else str(error)).removeprefix("NotFound: ")
 
 
 def _blames_a_property(message: str) -> bool:

@@ -46,7 +46,7 @@ class OpenVINOBackend(Backend):
         mode: type[Any] = (
             SingleBackend if single else importlib.import_module("hfpipe.backends.openvino.paged").PagedBackend
         )
-        with loading.readable(device):
+        with loading.readable(device, folder):
             # An export's own properties were measured on a CPU.
             used, reasons = loading.properties(options, device, source.runtime if device == "CPU" else {})
             if single:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from hfpipe import schema
 from hfpipe.backends.base import as_backend_error
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
 from hfpipe.machine import available_memory
@@ -205,13 +207,38 @@ def _explained(source: ModelSource, options: LoadOptions) -> Iterator[None]:
     """Whatever transformers raises while it loads a folder, as an error of our own."""
     try:
         yield
-    except (TypeError, AttributeError) as error:
-        if not options.model_kwargs:
-            raise
-        names = ", ".join(options.model_kwargs)
-        raise UsageError(f"transformers cannot load the model with {names} in model_kwargs: {error}") from error
-    except _LOADING_ERRORS as error:
-        raise _explanation(source, error) from error
+    except HFPipeError:
+        raise
+    except Exception as error:
+        if options.allow_pickle and (damaged := _damaged_pickle(source.folder)):
+            raise damaged from error
+        if isinstance(error, (TypeError, AttributeError)) and options.model_kwargs:
+            names = ", ".join(options.model_kwargs)
+            raise UsageError(f"transformers cannot load the model with {names} in model_kwargs: {error}") from error
+        if isinstance(error, _LOADING_ERRORS):
+            raise _explanation(source, error) from error
+        raise
+
+
+def _damaged_pickle(folder: Path) -> ModelError | None:
+    """What is wrong with the first of the folder's pickles that torch cannot read: transformers names none."""
+    if any(folder.glob("model*.safetensors")):
+        # Which transformers prefers.
+        return None
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        try:
+            weights = torch.load(file, map_location="meta", weights_only=True)
+        except MemoryError:
+            return None
+        except Exception as error:
+            # Bytes that are no pickle lead to any kind of error.
+            if "GLOBAL" in str(error):
+                hint = "Choose a model that comes as .safetensors."
+                return ModelError(f"{file} holds more than weights, and torch does not run code from it.", hint=hint)
+            return ModelError(f"{file} cannot be read: torch finds no weights in it.", hint=schema.AGAIN)
+        if not isinstance(weights, Mapping):
+            return ModelError(f"{file} holds a {type(weights).__name__} instead of tensors by name.")
+    return None
 
 
 def _explanation(source: ModelSource, error: Exception) -> HFPipeError:
