@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.models import names
+from hfpipe.models import connection, names
 from hfpipe.models.download import Meter, fetch_weights, is_weights
 from hfpipe.models.files import choose
 from hfpipe.models.folder import inspect_cached, inspect_folder
@@ -48,13 +48,16 @@ def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: 
     with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
         try:
             info = _info(reference, revision)
-        except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled, DownloadError) as error:
             return _from_cache(reference, revision, allow_pickle, reporter, error)
         folder = _download(reference, revision, info, allow_pickle, reporter)
     return inspect_cached(folder, reference, folder.name, allow_pickle, remove=folder.parents[1])
 
 
 def _info(reference: str, revision: str | None) -> ModelInfo:
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled()
+    connection.check()
     return HfApi().model_info(reference, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
 
 
@@ -108,15 +111,18 @@ def _from_cache(
     except UnsupportedModel:
         raise
     except ModelError as incomplete:
-        reason = _translated(reference, revision, error)
-        raise type(reason)(f"{reason.message} The cache holds only a part of it.", hint=reason.hint) from incomplete
+        refused = _translated(reference, revision, error)
+        raise type(refused)(f"{refused.message} The cache holds only a part of it.", hint=refused.hint) from incomplete
     if not isinstance(error, OfflineModeIsEnabled):
-        reporter.note(f"The Hub did not give {reference}: using the copy in the cache.")
+        reason = error.message if isinstance(error, HFPipeError) else f"The Hub did not give {reference}."
+        reporter.note(f"{reason.removesuffix('.')}: using the copy in the cache.")
     return source
 
 
 def _translated(reference: str, revision: str | None, error: Exception) -> HFPipeError:
     """huggingface_hub's words as one line and the next step."""
+    if isinstance(error, HFPipeError):
+        return error
     if isinstance(error, GatedRepoError):
         return AccessDenied(
             f"{reference} is gated: its authors ask you to accept their terms.",

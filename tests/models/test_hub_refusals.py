@@ -62,6 +62,35 @@ def test_not_cached_and_no_network(ask, environment, words):
     assert found["hint"]
 
 
+UNUSABLE = [
+    ({"ALL_PROXY": "socks5://127.0.0.1:1"}, "ALL_PROXY names a SOCKS proxy, and the package socksio is not installed"),
+    ({"all_proxy": "socks://me:secret@127.0.0.1:1"}, "all_proxy begins with socks://, which is no kind of proxy"),
+    ({"HTTPS_PROXY": "http://127.0.0.1:port"}, "HTTPS_PROXY is not the address of a proxy"),
+    ({"SSL_CERT_FILE": "/nowhere"}, "SSL_CERT_FILE cannot be used"),
+    ({"HF_TOKEN": "hf_t\u00f6ken"}, "The token in HF_TOKEN has characters that no token has"),
+]
+
+
+@pytest.mark.parametrize(("environment", "words"), UNUSABLE, ids=["socks5", "socks", "port", "certificates", "token"])
+def test_a_variable_that_lets_no_request_out_is_named(ask, environment, words):
+    found = ask("gpt2", environment)
+    assert found["error"] == "DownloadError"
+    assert words in found["message"]
+    assert found["hint"]
+    assert "secret" not in found["message"] + found["hint"]
+
+
+def test_the_cache_serves_where_a_variable_lets_no_request_out(hub, ask):
+    first = ask("gpt2")
+    for environment, words in UNUSABLE:
+        again = ask("gpt2", environment)
+        assert again["folder"] == first["folder"]
+        (note,) = again["notes"]
+        assert words in note
+        assert note.endswith(": using the copy in the cache.")
+        assert ask("gpt2", {**environment, "HF_HUB_OFFLINE": "1"})["notes"] == []
+
+
 def test_the_token_is_sent(hub, ask):
     ask("gpt2", {"HF_TOKEN": "hf_secret"})
     assert {request.token for request in hub.requests} == {"hf_secret"}
