@@ -61,7 +61,7 @@ def _inspect(path: str, reference: str, allow_pickle: bool) -> ModelSource:
 
 def _taken_by_folder(reference: str, path: str) -> str | None:
     if os.path.isdir(path) and names.has_form_of_hub_id(reference):
-        return f"The folder ./{reference} stands before the Hub model of that name: rename it, or work elsewhere."
+        return f"The local folder ./{reference} hides the Hub model {reference}. Rename it, or work elsewhere."
     return None
 
 

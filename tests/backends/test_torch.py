@@ -504,7 +504,7 @@ def test_what_is_no_device(device):
 
 @pytest.mark.parametrize("device", ["7", "cpu:3", "meta", "cuda:63"])
 def test_a_device_that_is_not_here(device):
-    with pytest.raises(BackendError, match=f"no device {device!r} on this machine; here are: cpu"):
+    with pytest.raises(BackendError, match=f"no device {device!r} on this machine; available: cpu"):
         parse_device(device)
 
 
@@ -513,7 +513,7 @@ def test_a_number_is_the_accelerator_of_that_number(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert parse_device("1") == torch.device("xpu:1")
-    with pytest.raises(BackendError, match=r"no device '2' on this machine; here are: cpu \(1\), xpu \(2\)"):
+    with pytest.raises(BackendError, match=r"no device '2' on this machine; available: cpu \(1\), xpu \(2\)"):
         parse_device("2")
     with pytest.raises(BackendError, match="cuda"):
         parse_device("cuda")
@@ -527,7 +527,7 @@ def test_an_idle_accelerator_is_named(monkeypatch, tiny_llama):
         reporter = Notes()
         backends.load("torch", models.resolve(str(tiny_llama)), options, reporter)
         assert len(reporter.notes) == notes
-        assert all("--device 0 uses mps" in note for note in reporter.notes)
+        assert all("an accelerator is idle: --device 0 uses mps" in note for note in reporter.notes)
 
 
 @pytest.mark.parametrize(

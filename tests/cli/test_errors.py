@@ -141,7 +141,7 @@ def test_a_gguf_of_a_tokenizer_that_is_not_known(tmp_path):
 
 def test_a_device_that_is_not_here(tiny_gpt2, tiny_gpt2_ov):
     ended = failure(1, tiny_gpt2, "hi", "--device", "7")
-    assert "There is no device '7' on this machine; here are: cpu (1)" in ended.error
+    assert "There is no device '7' on this machine; available: cpu (1)" in ended.error
     ended = failure(1, tiny_gpt2_ov, "hi", "--device", "7")
     assert "Device '7' not found. Available: CPU" in ended.error
 

@@ -44,7 +44,7 @@ def test_a_folder_in_the_way_of_a_hub_model_is_said_to_be(tmp_path):
     (tmp_path / "cwd" / "gpt2").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json") as caught:
         resolve("gpt2")
-    assert "stands before the Hub model" in caught.value.hint
+    assert "The local folder ./gpt2 hides the Hub model gpt2." in caught.value.hint
 
 
 @pytest.mark.parametrize("reference", ["", " ", "\n"])

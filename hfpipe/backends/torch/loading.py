@@ -70,7 +70,7 @@ def parse_device(device: str | None) -> torch.device:
     if parsed.type not in _available() or (parsed.index or 0) >= _available()[parsed.type]:
         here = ", ".join(f"{kind} ({count})" for kind, count in _available().items() if count)
         raise BackendError(
-            f"There is no device {device!r} on this machine; here are: {here}.",
+            f"There is no device {device!r} on this machine; available: {here}.",
             hint="Leave --device out to run on the CPU.",
         )
     return parsed
@@ -138,7 +138,7 @@ def _note_idle_accelerator(reporter: Reporter) -> None:
     kind = _accelerator()
     if kind:
         name = torch.cuda.get_device_name(0) if kind == "cuda" else kind
-        reporter.note(f"Running on the CPU while an accelerator stands idle: --device 0 uses {name}.")
+        reporter.note(f"Running on the CPU while an accelerator is idle: --device 0 uses {name}.")
 
 
 def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> str:
