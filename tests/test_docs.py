@@ -1,12 +1,25 @@
 """What the README and docs/ say is so."""
 
+import json
 import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
 
 from hfpipe import errors
+from hfpipe.batch import records
 from tests import docs
+from tests.cli.conftest import write_echo_model
+from tests.cli.shell import run_hfpipe
 
 ROOT = docs.COMMANDS.parents[1]
 README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def plain_model(tmp_path: Path) -> Path:
+    return write_echo_model(tmp_path / "model")
 
 
 def test_help_blocks_are_what_the_commands_print() -> None:
@@ -43,3 +56,23 @@ def test_links_lead_to_files() -> None:
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def documented_fields(table: str) -> list[str]:
+    text = (ROOT / "docs" / "fields.md").read_text()
+    rows = text.partition(f"<!-- fields: {table} -->")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
+
+
+def test_the_fields_of_results_are_those_that_the_commands_write(plain_model: Path, tmp_path: Path) -> None:
+    answer = run_hfpipe("run", plain_model, "hi", "-b", "echo", "--json")
+    assert list(json.loads(answer.out)) == documented_fields("run")
+    (tmp_path / "q.jsonl").write_text('{"prompt": "hi"}\n')
+    batch = run_hfpipe("batch", tmp_path / "q.jsonl", "-m", plain_model, "-b", "echo")
+    assert list(json.loads(batch.out)) == documented_fields("result")
+
+
+def test_the_types_of_errors_are_those_of_records() -> None:
+    text = (ROOT / "docs" / "fields.md").read_text()
+    (line,) = re.findall(r"^The types of errors: (.*)\.$", text, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", line) == list(get_args(records.ErrorType))
