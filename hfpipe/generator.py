@@ -316,9 +316,13 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
 def wrap_pipeline(pipeline: Any) -> Generator:
     """A generator over an existing transformers text-generation pipeline: its model, tokenizer and options."""
     if getattr(pipeline, "task", None) != "text-generation":
-        raise UsageError("hfpipe wraps text-generation pipelines, and this is none.")
+        raise UsageError(
+            f"Expected a text-generation pipeline, got {getattr(pipeline, 'task', type(pipeline).__name__)}."
+        )
     model, config = pipeline.model, pipeline.model.config.to_dict()
-    preferred = pipeline.generation_config.to_dict()
+    settings = pipeline.generation_config.to_dict()
+    # transformers samples from the 50 likeliest tokens where the settings leave it open.
+    preferred = {"top_k": 50} | {name: value for name, value in settings.items() if value is not None}
     folder = Path(model.name_or_path)
     source = ModelSource(model.name_or_path, folder, "transformers", config, preferred, context_length(config))
     backend = import_module("hfpipe.backends.torch.decoding").TorchBackend(model.eval())

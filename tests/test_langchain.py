@@ -16,7 +16,7 @@ from langchain_core.prompts import PromptTemplate
 import hfpipe
 from hfpipe.errors import BackendError, TemplateError, UsageError
 from hfpipe.langchain import HFPipe
-from hfpipe.types import TokenEvent
+from hfpipe.types import TextRequest, TokenEvent
 
 
 @pytest.fixture
@@ -253,8 +253,18 @@ def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
     expected = pipe("The cat", return_full_text=False)[0]["generated_text"]
     assert wrapped.invoke("The cat") == expected
     assert wrapped.invoke("The cat", max_tokens=2) == "".join(wrapped.stream("The cat", max_tokens=2)) != expected
-    with pytest.raises(UsageError, match="text-generation"):
+    with pytest.raises(UsageError, match="Expected a text-generation pipeline, got object"):
         HFPipe(pipeline=object())
+
+
+@pytest.mark.parametrize(("settings", "top_k"), [({}, 50), ({"top_k": 7}, 7), ({"top_k": 0}, 0)])
+def test_a_wrapped_pipeline_samples_as_it_does_itself(tiny_gpt2: Path, settings: dict[str, int], top_k: int) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, do_sample=True, temperature=1.5, **settings)
+    sampling = HFPipe(pipeline=pipe).generator.prepare(TextRequest("0", "The cat"), "0").sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.5, top_k, 1.0)
 
 
 CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"

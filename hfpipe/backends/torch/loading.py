@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from hfpipe import schema
 from hfpipe.backends.base import as_backend_error
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
-from hfpipe.machine import available_memory
+from hfpipe.machine import available_memory, processors
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _OWN_CACHE = ("recurrent_gemma",)
@@ -36,6 +36,9 @@ _LOADING_ERRORS = (
 
 def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Any:
     """The model in evaluation mode, where the options place it."""
+    if processors() < torch.get_num_threads():
+        # A thread more than a CPU quota keeps busy makes the others wait.
+        torch.set_num_threads(processors())
     device = None if options.device_map else parse_device(options.device)
     if options.device is None and options.device_map is None:
         _note_idle_accelerator(reporter)
