@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from typing_extensions import Unpack
 
@@ -20,7 +20,6 @@ from hfpipe.batch.journal import Journal, check_place
 from hfpipe.batch.lines import Arriving, Line, Lines, open_input
 from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.order import RECORDS_FAILED, Tally, results
-from hfpipe.batch.parity import Parity, answered, compare
 from hfpipe.batch.prompts import Prompts
 from hfpipe.errors import UsageError, nearest
 from hfpipe.generator import Found, Generator, find_model, load_generator, prompt_template
@@ -38,6 +37,9 @@ from hfpipe.types import (
     Silent,
     TextRequest,
 )
+
+if TYPE_CHECKING:
+    from hfpipe.batch.parity import Parity
 
 _USUAL_VARIABLES = ("prompt", "question")
 _SHOW_EVERY_S = 0.1
@@ -371,6 +373,9 @@ class _Job:
 
     def check_parity(self) -> Parity:
         """Compare some answers of the output with those of an exact run of their prompts alone."""
+        # It needs numpy, which a batch does without.
+        from hfpipe.batch.parity import answered, compare
+
         task = self.task
         assert task.input
         assert task.output

@@ -15,7 +15,7 @@ from hfpipe.cli import options as o
 from hfpipe.cli import options_batch as b
 from hfpipe.cli.main import say_when_interrupted
 from hfpipe.cli.startup import leave_out_unused, silence
-from hfpipe.cli.terminal import Answer, Terminal, clear, data, tell
+from hfpipe.cli.terminal import Answer, Terminal, data, tell
 from hfpipe.errors import HFPipeError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def batch(
             summary = run(
                 model or DEFAULT_MODEL,
                 input,
-                path or _to_stdout(),
+                path or _to_stdout(terminal),
                 reporter=terminal,
                 **asdict(loading),
                 **asdict(generation),
@@ -117,14 +117,14 @@ def batch(
     return summary.exit_code
 
 
-def _to_stdout() -> Callable[[bytes], None]:
+def _to_stdout(terminal: Terminal) -> Callable[[bytes], None]:
     """Writes results as the answers that they are. On a terminal nothing may move below them."""
     on_terminal = sys.stdout.isatty()
     answer = Answer()
 
     def write(line: bytes) -> None:
         if on_terminal:
-            clear()
+            terminal.hold_still()
         answer.write(line.decode())
 
     return write

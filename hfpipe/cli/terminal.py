@@ -100,6 +100,10 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.hold_still()
+
+    def hold_still(self) -> None:
+        """Draw nothing that moves from now on."""
         self._moves = False
         clear()
 

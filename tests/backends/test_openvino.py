@@ -620,20 +620,6 @@ def test_the_weight_format_of_an_export(tiny_gpt2_ov):
     assert loading.weight_format(str(tiny_gpt2_ov)) == "float32"
 
 
-def test_of_the_blobs_of_a_model_the_newest_are_kept(tiny_gpt2_ov: Path) -> None:
-    folder = loading.compile_cache(str(tiny_gpt2_ov))
-    for number in range(loading._KEPT_BLOBS + 2):
-        blob = folder / f"{number}.blob"
-        blob.touch()
-        os.utime(blob, (number, 2**33 + number))
-    loading.compile_cache(str(tiny_gpt2_ov))
-    assert {blob.name for blob in folder.iterdir()} == {
-        f"{number}.blob" for number in range(2, loading._KEPT_BLOBS + 2)
-    }
-    for blob in folder.iterdir():
-        blob.unlink()
-
-
 def test_a_model_without_an_end_token_runs_to_the_limit(tiny_gpt2_ov: Path) -> None:
     source = replace(models.resolve(str(tiny_gpt2_ov)), generation_config={}, config={})
     for batch_size in (1, 2):

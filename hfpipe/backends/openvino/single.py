@@ -134,7 +134,7 @@ class _Worker:
             ) from error
 
     def submit(self, request: TokenRequest) -> _Answer:
-        answer = _Answer(request)
+        answer = _Answer(request, self)
         with self._closing:
             if self._closed:
                 answer.send(failure(request.id, closed(OpenVINOBackend.name)))
@@ -163,7 +163,6 @@ class _Worker:
                     raise BackendError(f"OpenVINO ended after {answer.generated} tokens without a reason.")
             except Exception as error:
                 last = failure(request.id, loading.explained(error, self._device))
-            self.steps += answer.generated
             if self.answers.get(request.id) is answer:
                 del self.answers[request.id]
             answer.send(failure(request.id, closed(OpenVINOBackend.name)) if self._closed else last)
@@ -172,9 +171,10 @@ class _Worker:
 class _Answer(genai.StreamerBase):  # type: ignore[misc]
     """Takes tokens out of the engine's thread. It must not raise: an exception here aborts the process."""
 
-    def __init__(self, request: TokenRequest) -> None:
+    def __init__(self, request: TokenRequest, worker: _Worker) -> None:
         super().__init__()
         self.request = request
+        self._worker = worker
         self.events: SimpleQueue[TokenEvent] = SimpleQueue()
         self.generated = 0
         self.cancelled = self.ended = False
@@ -182,6 +182,8 @@ class _Answer(genai.StreamerBase):  # type: ignore[misc]
     def write(self, token: int | list[int]) -> genai.StreamingStatus:
         for one in [token] if isinstance(token, int) else token:
             self.generated += 1
+            # Before the event: whoever has read the last one finds all counted.
+            self._worker.steps += 1
             if not self.cancelled:
                 self.send(TokenEvent(self.request.id, (one,), finish_reason(self.request, self.generated, one)))
         return genai.StreamingStatus.STOP if self.cancelled else genai.StreamingStatus.RUNNING
