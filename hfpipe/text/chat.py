@@ -13,9 +13,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hfpipe.errors import TemplateError
+from hfpipe.text.sandbox import BoundedEnvironment, start_budget
 
 _T = TypeVar("_T")
 # Marks the end of a message that is to be continued.
@@ -43,7 +43,7 @@ class ChatTemplate:
         """The conversation as text, up to where the answer begins, or with `continue_final_message` up to where the
         last message ends. `extra` are further variables, such as tools.
 
-        Raises TemplateError for a template that does not compile, fails, or refuses the conversation.
+        Raises TemplateError for a template that does not compile, fails, refuses the conversation, or has no end.
         """
         messages = list(messages)
         final = str(messages[-1]["content"]) if continue_final_message else ""
@@ -51,6 +51,7 @@ class ChatTemplate:
             messages[-1] = {**messages[-1], "content": final + _FINAL}
         variables = {"tools": None, "documents": None, **self.special_tokens, **extra}
         variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        start_budget(messages)
         text = self._attempt(lambda: _compiled(self.source).render(variables))
         return self._cut(text, final) if continue_final_message else text
 
@@ -101,11 +102,10 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
+    environment.guard_filters()
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

@@ -1,6 +1,7 @@
 """Prompt templates, and chat templates compared with transformers' own rendering."""
 
 import codecs
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -406,6 +407,56 @@ def test_what_a_template_does_wrong_is_its_error(source, message):
         template.render([user("Hi")])
     assert message in caught.value.message
     assert "\n" not in caught.value.message
+
+
+GROW = "{% set ns = namespace(x='ab', l=[1]) %}{% for i in range(60) %}{% set "
+
+
+@pytest.mark.parametrize(
+    ("source", "limit"),
+    [
+        ("{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3, "steps"),
+        ("{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}", "steps"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "(steps|seconds)",
+        ),
+        ("{{ 'x' * 10**10 }}", "characters"),
+        ("{{ ([1] * 10**10) | length }}", "characters"),
+        ("{{ 'x'.ljust(10**10) }}", "characters"),
+        ("{% set f = 'x'.zfill %}{{ f(10**10) }}", "characters"),
+        ("{{ ('a' * 10**6).replace('a', 'a' * 10**6) }}", "characters"),
+        ("{{ ('a' * 10**6).join(range(9999) | map('string')) }}", "characters"),
+        ("{{ range(9999) | map('string') | join('a' * 10**6) }}", "characters"),
+        ("{{ ('a' * 10**6) | replace('a', 'a' * 10**6) }}", "characters"),
+        (GROW + "ns.x = ns.x ~ ns.x %}{% endfor %}", "characters"),
+        (GROW + "ns.x = ns.x + ns.x %}{% endfor %}", "characters"),
+        (GROW + "ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}", "characters"),
+        ("{% set x = 'a' * 10**7 %}{% for i in range(9999) %}{{ x | upper }}{% endfor %}", "characters"),
+        ("{{ range(99999) | map('center', 9999) | list | length }}", "characters"),
+        ("{{ 'x' | center(10**10) }}", "10,000"),
+        ("{{ '%10000000000d' % 1 }}", "width"),
+        ("{{ '%*d' | format(10**10, 1) }}", "width"),
+        ("{{ '{:{}}'.format('x', 10**10) }}", "width"),
+        ("{{ 9 ** (9 ** 9) }}", "bits"),
+    ],
+)
+def test_a_template_without_end_or_measure_is_refused(source, limit):
+    start = time.thread_time()
+    with pytest.raises(TemplateError, match=rf"^The chat template of org/name: .*{limit}.*limit") as caught:
+        ChatTemplate(source, {}, "org/name").render([user("Hi")])
+    assert time.thread_time() - start < 15
+    assert caught.value.hint
+
+
+def test_a_long_conversation_is_within_the_limits():
+    source = (
+        "{% set ns = namespace(s='') %}{% for m in messages if m.content %}"
+        "{% set ns.s = ns.s ~ m.role + ': ' + (m.content | trim) %}{% endfor %}{{ ns.s }}"
+    )
+    long = [user("word " * 400)] * 400 + [user("word " * 2_000_000)]
+    text = ChatTemplate(source, {}, "org/name").render(long)
+    assert text == "".join(f"user: {message['content'].strip()}" for message in long)
 
 
 def test_messages_stay_as_they_were():
