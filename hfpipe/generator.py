@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # Unique in the process: streams in several threads may share one backend.
 _numbers = itertools.count()
+# Characters beyond which a prompt is measured before it is tokenized, which takes seconds a megabyte.
+_LONG = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ class Generator:
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
         if isinstance(request, FailedRequest):
             raise request.error
+        if len(request.prompt) > _LONG and self.source.context_length is not None:
+            self._room(self.tokenizer.least_tokens(request.prompt), "at least ")
         token_ids = self.tokenizer.encode(request.prompt, request.add_special_tokens)
         if not request.prompt or not token_ids:
             raise UsageError("The prompt is empty.")
@@ -193,14 +197,14 @@ class Generator:
                 answers[number] = _Answer(request.id, tokens, self.tokenizer, stops, start)
             yield tokens
 
-    def _room(self, prompt_tokens: int) -> int:
+    def _room(self, prompt_tokens: int, about: str = "") -> int:
         """How many tokens the context leaves for the answer."""
         limit = self.source.context_length
         if limit is None:
             return 2**31
         if prompt_tokens >= limit:
             raise ContextLengthError(
-                f"The prompt has {prompt_tokens} tokens, and the context of {self.source.reference} is {limit}.",
+                f"The prompt has {about}{prompt_tokens} tokens, and the context of {self.source.reference} is {limit}.",
                 hint="Shorten the prompt, or choose a model with a longer context.",
             )
         return limit - prompt_tokens

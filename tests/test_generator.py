@@ -356,6 +356,17 @@ def prompt_of(generator: Generator, tokens: int) -> str:
     return prompt
 
 
+def test_a_prompt_that_cannot_fit_is_not_tokenized(echo, monkeypatch):
+    monkeypatch.setattr(echo.tokenizer, "encode", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(ContextLengthError, match=r"^The prompt has at least \d+ tokens, and the context of .* is 128"):
+        echo.prepare(ask("word " * 2_000_000), "a")
+
+
+def test_a_long_prompt_that_may_fit_is_tokenized(echo):
+    echo.source = replace(echo.source, context_length=3_000_000)
+    assert len(echo.prepare(ask(" " + "word " * 250_000), "a").token_ids) < 3_000_000
+
+
 def test_without_a_limit_there_is_none(tiny_gpt2):
     generator = echoing(tiny_gpt2)
     generator.source = replace(generator.source, context_length=None)

@@ -12,6 +12,7 @@ import tokenizers
 
 from hfpipe import schema
 from hfpipe.errors import UnsupportedModel
+from hfpipe.text.bounds import bytes_per_token
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -56,6 +57,12 @@ class Tokenizer:
         """All of `text` as ids. Half a surrogate pair, as JSON may hold one, is read as U+FFFD."""
         return tuple(self._engine.encode(_without_surrogates(text), add_special_tokens))
 
+    def least_tokens(self, text: str) -> int:
+        """`encode` gives no fewer; a small part of its work. 0 where nothing is certain."""
+        longest = self._bytes_per_token
+        # An added token may swallow the whitespace around it.
+        return -(-len("".join(text.split()).encode(errors="replace")) // longest) if longest else 0
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special tokens and without tidying of spaces."""
         return self._engine.decode(list(ids))
@@ -85,6 +92,10 @@ class Tokenizer:
 
     def has_text(self, token_id: int) -> bool:
         return token_id not in self.special_ids and self._engine.id_to_token(token_id) is not None
+
+    @cached_property
+    def _bytes_per_token(self) -> int | None:
+        return bytes_per_token(self._engine.serialized()) if isinstance(self._engine, _Tokenizers) else None
 
     @cached_property
     def _added_tokens(self) -> Mapping[str, int]:
@@ -155,6 +166,10 @@ class _Tokenizers:
 
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def serialized(self) -> str:
+        text: str = self._tokenizer.to_str()
+        return text
 
 
 class _Transformers:

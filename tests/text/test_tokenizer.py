@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from hfpipe.errors import ModelError, UnsupportedModel
+from hfpipe.text.bounds import bytes_per_token
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 
@@ -231,6 +232,32 @@ def test_a_megabyte_is_encoded(tokenizer_of, family, unit):
     ids = tokenizer_of(family).encode(text, add_special_tokens=False)
     assert ids
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(text=texts | st.sampled_from(["é" * 50, " " * 50 + "a", "<|endoftext|>" * 9, "<tool call>" * 9, "e\u0301" * 50]))
+@quick
+def test_no_text_has_fewer_tokens_than_the_least(tokenizer_of, family, text):
+    tokenizer = tokenizer_of(family)
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_the_least_is_known_where_every_byte_is_spelled(tokenizer_of, families):
+    known = [family for family in FAMILIES if tokenizer_of(family).least_tokens("word " * 1000)]
+    assert known == BYTE_FAMILIES
+    dropping = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    dropping.normalizer = tokenizers.normalizers.Strip()
+    assert bytes_per_token(dropping.to_str()) is None
+    dropping.normalizer = tokenizers.normalizers.NFC()
+    assert bytes_per_token(dropping.to_str()) == 4 * bytes_per_token(families["byte_level"].to_str())
+
+
+def test_whitespace_that_an_added_token_swallows_is_no_token(families, tmp_path):
+    swallowing = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
+    swallowing.add_tokens([AddedToken("<mask>", lstrip=True)])
+    swallowing.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, text = load_tokenizer(tmp_path), " " * 10_000 + "<mask>"
+    assert len(tokenizer.encode(text, add_special_tokens=False)) == tokenizer.least_tokens(text) == 1
 
 
 def test_half_a_surrogate_pair_is_replaced(tokenizer_of):
