@@ -694,7 +694,7 @@ def test_a_model_that_transformers_cannot_run(copy, entries, message):
 
 def test_a_config_that_is_damaged(copy):
     change(copy, num_hidden_layers="two")
-    with pytest.raises(ModelError, match=r"config\.json.*'num_hidden_layers' expected int"):
+    with pytest.raises(ModelError, match=r"config\.json: num_hidden_layers should be a valid integer"):
         load(copy)
 
 
