@@ -128,7 +128,6 @@ def test_who_insists_gets_any_group_size(model):
         ({"dtype": None, "torch_dtype": "bfloat16"}, "fp16"),
         ({"text_config": {"dtype": "bfloat16"}}, "fp16"),
         ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "fp32"),
-        ({"text_config": [5]}, "fp32"),
     ],
 )
 def test_the_format_by_default_is_the_models_own(tmp_path, config, weight_format):
