@@ -823,23 +823,14 @@ def test_on_a_gpu_batches_and_seeds(tiny_llama, options):
     assert together == {request.id: answers(backend, [request])[request.id] for request in REQUESTS}
 
 
-def test_no_more_threads_than_a_cpu_quota_keeps_busy(tiny_gpt2, monkeypatch):
+@pytest.mark.parametrize(("quota", "threads", "used"), [(1, 2, 1), (8, 1, 1)])
+def test_no_more_threads_than_a_cpu_quota_keeps_busy(tiny_gpt2, monkeypatch, quota, threads, used):
+    """Fewer stay as a program has set them."""
     before = torch.get_num_threads()
-    monkeypatch.setattr("hfpipe.backends.torch.loading.processors", lambda: 1)
-    torch.set_num_threads(2)
+    monkeypatch.setattr("hfpipe.backends.torch.loading.processors", lambda: quota)
+    torch.set_num_threads(threads)
     try:
         load(tiny_gpt2).close()
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_threads_stay_as_a_program_has_set_them(tiny_gpt2, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr("hfpipe.backends.torch.loading.processors", lambda: 8)
-    torch.set_num_threads(1)
-    try:
-        load(tiny_gpt2).close()
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(before)
