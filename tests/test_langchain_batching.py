@@ -63,91 +63,52 @@ def text_of(answer: Any) -> str:
 # stream_batch
 
 
-def test_answers_come_with_their_index(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = [text_of(model.invoke(text)) for text in TEXTS]
-    window = Window(model, monkeypatch)
-    found = list(model.stream_batch(TEXTS))
-    assert [index for index, _ in found] != list(range(6)), "short ones are finished first"
-    assert {index: completion.text for index, completion in found} == dict(enumerate(alone))
-    assert all(completion.finish_reason == "stop" and completion.usage for _, completion in found)
+def test_requests_come_back_with_their_index(echo: HFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may share an id, and have the options that are theirs."""
+    alone = [echo.invoke(text, template="raw") for text in TEXTS]
+    window = Window(echo, monkeypatch)
+    requests = [TextRequest("x", text, add_special_tokens=False) for text in TEXTS]
+    requests += [TextRequest("x", ""), TextRequest("x", "one two three", GenerationOptions(stop=("two",)))]
+    found = list(echo.stream_batch(requests))
+    assert [index for index, _ in found] != list(range(8)), "short ones are finished first"
+    texts = {index: completion.text for index, completion in found}
+    assert texts == {**dict(enumerate(alone)), 6: "", 7: "one "}
+    assert [type(completion.error) for index, completion in found if completion.error] == [UsageError]
     assert (len(window.streams), window.most) == (1, WINDOW)
 
 
-def test_inputs_without_end_are_pulled_as_there_is_room(model: Any) -> None:
+def test_requests_without_end_are_pulled_as_there_is_room(echo: HFPipe) -> None:
     pulled = 0
 
-    def inputs() -> Iterator[str]:
+    def requests() -> Iterator[TextRequest]:
         nonlocal pulled
         for number in itertools.count(1):
             pulled = number
-            yield "one two"
+            yield TextRequest("", "one two")
 
-    stream = model.stream_batch(inputs())
+    stream = echo.stream_batch(requests())
     assert pulled == 0
     for finished, (_, completion) in enumerate(itertools.islice(stream, 20), 1):
         assert "one two" in completion.text
         assert pulled <= finished + WINDOW
     stream.close()
-    assert model.generator.backend._active == {}
-    assert model.invoke("one two")
+    assert echo.generator.backend._active == {}
+    assert echo.invoke("one two")
 
 
-def test_failures_stay_apart(model: Any) -> None:
-    wrong = [ToolMessage("1", tool_call_id="a")] if isinstance(model, ChatHFPipe) else ""
-    found = dict(model.stream_batch(["a", wrong, 7, {"role": "user"}, "b", wrong]))
-    assert sorted(found) == list(range(6))
-    assert {index for index, completion in found.items() if completion.error} == {1, 2, 3, 5}
-    for index in (1, 2, 3, 5):
-        assert isinstance(found[index].error, UsageError)
-        assert found[index].finish_reason == "error"
-    assert "b" in found[4].text
-
-
-def test_none_has_no_index(model: Any) -> None:
+def test_none_has_no_index(echo: HFPipe) -> None:
     ended: list[int] = []
 
-    def one_at_a_time() -> Iterator[str | None]:
+    def one_at_a_time() -> Iterator[TextRequest | None]:
         for number, text in enumerate(TEXTS):
             while len(ended) < number:
                 yield None
-            yield text
+            yield TextRequest("", text)
 
-    for index, completion in model.stream_batch(one_at_a_time()):
+    for index, completion in echo.stream_batch(one_at_a_time()):
         ended += [index]
         assert TEXTS[index] in completion.text
     assert ended == list(range(6))
-
-
-def test_options_of_the_model_the_call_and_the_request(tiny_gpt2: Path) -> None:
-    """The later of them goes before the earlier."""
-    llm = hfpipe.load(str(tiny_gpt2), backend="echo", max_tokens=2, stop="three")
-    text = "one two three four five six"
-    inputs = [
-        text,
-        TextRequest("of its own", text),
-        TextRequest("longer", text, GenerationOptions(max_tokens=90)),
-        TextRequest("without", text, GenerationOptions(max_tokens=90, stop=("five",))),
-    ]
-    short = llm.invoke(text)
-    found = {completion.id: completion.text for _, completion in llm.stream_batch(inputs)}
-    assert found == {"0": short, "of its own": short, "longer": "one two ", "without": "one two three four "}
-    found = {completion.id: completion.text for _, completion in llm.stream_batch(inputs, max_tokens=80, stop=["two"])}
-    assert found == {"0": "one ", "of its own": "one ", "longer": "one ", "without": "one two three four "}
-    assert {completion.usage.completion_tokens for _, completion in llm.stream_batch(inputs[:2], max_tokens=1)} == {1}
-
-
-def test_requests_may_share_an_id(echo: HFPipe) -> None:
-    found = list(echo.stream_batch([TextRequest("x", "one two three"), TextRequest("x", "b"), "c"]))
-    assert {(index, answer.id, answer.text) for index, answer in found} == {
-        (0, "x", "one two three"),
-        (1, "x", "b"),
-        (2, "2", "c"),
-    }
-
-
-def test_an_unknown_option_is_said_before_anything_is_pulled(model: Any) -> None:
-    with pytest.raises(UsageError, match="best_of"):
-        model.stream_batch(iter([]), best_of=3)
 
 
 # batch and batch_as_completed

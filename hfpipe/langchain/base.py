@@ -4,6 +4,7 @@ from one stream of the engine, without threads."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from abc import abstractmethod
 from collections import abc
@@ -111,33 +112,16 @@ class LoadedModel(BaseModel):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError("A loaded model cannot be pickled.", hint="Load it in each process, with hfpipe.load(...).")
 
-    def stream_batch(
-        self,
-        inputs: Iterable[LanguageModelInput | TextRequest | None],
-        *,
-        stop: Sequence[str] | None = None,
-        **options: Any,
-    ) -> abc.Generator[tuple[int, Completion], None, None]:
-        """Answer `inputs`, pulled as the engine has room, and yield each with its index as it is finished.
+    def stream_batch(self, requests: Iterable[TextRequest | None]) -> abc.Generator[tuple[int, Completion], None, None]:
+        """Answer `requests`, pulled as the engine has room, and yield each with its index as it is finished.
 
-        One that fails is a Completion with its error. None among the inputs has no index: it means that none is ready,
-        as in Backend.stream. A TextRequest is taken as it is, its own options before the model's. Closing the generator
-        cancels what is in flight. No callbacks run.
+        One that fails is a Completion with its error. None among the requests has no index: it means that none is
+        ready, as in Backend.stream. Closing the generator cancels what is in flight. No callbacks run.
         """
-        common = overridden(self._options, self._of_generation(_with_stop(options, stop)))
-        names: dict[str, str] = {}
-
-        def requests() -> Iterator[TextRequest | None]:
-            index = -1
-            for one in inputs:
-                index += one is not None
-                if isinstance(one, TextRequest):
-                    names[str(index)] = one.id
-                    yield _own_options_first(one, str(index), common)
-                else:
-                    yield None if one is None else self._request_or_error(str(index), one, _with_stop(options, stop))
-
-        return self._numbered(requests(), names)
+        index = itertools.count()
+        numbered = (request and replace(request, id=str(next(index))) for request in requests)
+        for completion in self.generator.generate(numbered):
+            yield int(completion.id), completion
 
     def batch(
         self,
@@ -183,7 +167,7 @@ class LoadedModel(BaseModel):
         runs: dict[str, CallbackManagerForLLMRun] = {}
         configs = get_config_list(config, len(inputs)) if inputs else []
         try:
-            for index, completion in self._numbered(self._begun(inputs, configs, kwargs, runs), {}):
+            for index, completion in self.stream_batch(self._begun(inputs, configs, kwargs, runs)):
                 answer = self._end_run(runs.pop(str(index)), completion)
                 if isinstance(answer, Exception) and not return_exceptions:
                     raise answer
@@ -261,14 +245,6 @@ class LoadedModel(BaseModel):
                 shown = StringPromptValue(text=str(one))
             runs[str(index)] = self._start_run(shown, config, options)
             yield self._request_or_error(str(index), one, options)
-
-    def _numbered(
-        self, requests: Iterator[TextRequest | None], names: dict[str, str]
-    ) -> abc.Generator[tuple[int, Completion], None, None]:
-        """The answers to requests whose ids are numbers, under the names that they had before."""
-        for completion in self.generator.generate(requests):
-            name = names.pop(completion.id, completion.id)
-            yield int(completion.id), replace(completion, id=name)
 
     def _request_or_error(self, request_id: str, one: LanguageModelInput, options: Mapping[str, Any]) -> TextRequest:
         try:
@@ -381,8 +357,3 @@ def _checked(make: Callable[[], _T]) -> _T:
 
 def _with_stop(options: Mapping[str, Any], stop: Sequence[str] | None) -> dict[str, Any]:
     return dict(options) if stop is None else {**options, "stop": stop}
-
-
-def _own_options_first(request: TextRequest, request_id: str, common: GenerationOptions) -> TextRequest:
-    own = {name: value for name, value in asdict(request.options).items() if value not in (None, ())}
-    return replace(request, id=request_id, options=overridden(common, own))
