@@ -1,27 +1,30 @@
-"""A local folder -> ModelSource: its format, its configuration, and whether everything that it needs is there."""
+"""Which files make up a model, and a local folder -> ModelSource, if everything that it needs is there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+import fnmatch
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from hfpipe import schema
 from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.types import ModelFormat, ModelSource
+from hfpipe.types import ModelSource
 
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OPENVINO = "openvino_model.xml"
 # What `hfpipe export` writes beside a model.
 REPORT = "hfpipe.json"
-OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
-PICKLE_HINT = "A pickle can run code. If you trust its author, pass --allow-pickle."
-OPENVINO_ENCODER, OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 
-RUNTIME_PROPERTIES = ("DYNAMIC_QUANTIZATION_GROUP_SIZE",)
-
+_OPENVINO_ENCODER, _OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
+_SAFETENSORS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+_ADAPTER = "adapter_config.json"
+_SMALL = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
+_OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".xml")
+# What another tool reads: the same weights once more, or an adapter beside them.
+_DUPLICATES = ("consolidated", "adapter_")
+_RUNTIME_PROPERTIES = ("DYNAMIC_QUANTIZATION_GROUP_SIZE",)
 _CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -30,9 +33,40 @@ _CONTEXT_KEYS = (
     "max_sequence_length",
     "seq_length",
 )
-# As safetensors has it.
-_MAX_HEADER = 100_000_000
 _POINTER = b"version https://git-lfs"
+_MERGE = "Merge the adapter with its base model first (peft: merge_and_unload)."
+
+
+def choose(names: Collection[str], model: str, *, allow_pickle: bool) -> list[str]:
+    """The files to fetch, of those directly in the root of the repository of `model`, sorted.
+
+    Raises UnsupportedModel for pickles that are not allowed, adapters and weights of other tools, ModelError where
+    there are no weights.
+    """
+    root = {name for name in names if "/" not in name}
+    small = {name for name in root if name.endswith(_SMALL) and not name.endswith(_INDEX)}
+    return sorted({*_weights(root, model, allow_pickle), *small})
+
+
+def _weights(names: set[str], model: str, allow_pickle: bool) -> list[str]:
+    """One set of weights, an index of shards first."""
+    if OPENVINO in names or _OPENVINO_ENCODER in names:
+        return [name for name in names if name.startswith("openvino_")]
+    for whole, parts in ((_SAFETENSORS, "*.safetensors"), (_PICKLE, "pytorch_model-*-of-*.bin")):
+        chosen = [whole] if whole in names else []
+        if not chosen and whole + _INDEX in names:
+            shards = [name for name in fnmatch.filter(names, parts) if not name.startswith(_DUPLICATES)]
+            chosen = [whole + _INDEX, *shards]
+        if chosen and whole == _PICKLE and not allow_pickle:
+            hint = "A pickle can run code. If you trust its author, pass --allow-pickle."
+            raise UnsupportedModel(f"{model} has its weights as pickles only.", hint=hint)
+        if chosen:
+            return chosen
+    if _ADAPTER in names:
+        raise UnsupportedModel(f"{model} is an adapter, not a model.", hint=_MERGE)
+    if others := sorted(name for name in names if name.endswith(_OTHER_WEIGHTS)):
+        raise UnsupportedModel(f"{model} has no weights that hfpipe reads, only {others[0]}.")
+    raise ModelError(f"{model} has no weights: neither {_SAFETENSORS} nor {OPENVINO}.", hint=schema.AGAIN)
 
 
 def inspect_folder(
@@ -44,21 +78,29 @@ def inspect_folder(
     """
     if not folder.is_dir():
         raise ModelNotFound(f"There is no folder {folder}.")
-    _refuse_other_kinds(folder)
-    config = schema.read_object(folder / "config.json", schema.CONFIG)
-    form = _format(folder, allow_pickle)
-    if form == "transformers":
-        _require_plain(folder, config)
-    preferred = folder / "generation_config.json"
+    names = {path.name for path in folder.iterdir()}
+    if not names & {"config.json", _ADAPTER}:
+        ggufs = sorted(folder.glob("*.gguf"))
+        hint = f"Name the file: {ggufs[0]}" if ggufs else "Name the folder that from_pretrained would take."
+        raise ModelError(f"{folder} is not a language model: it has no config.json.", hint=hint)
+    files = _weight_files(folder, allow_pickle)
+    config = schema.read_object(folder / "config.json", schema.Config)
+    is_openvino = files[0].suffix == ".xml"
+    if _ADAPTER in names and not is_openvino:
+        raise UnsupportedModel(f"{folder} has an adapter beside the model, which hfpipe does not apply.", hint=_MERGE)
+    for file in files:
+        _require_whole(file)
+    preferred, report = folder / "generation_config.json", folder / REPORT
+    exported = schema.read_object(report, schema.AnyObject) if report.is_file() else {}
     return ModelSource(
         reference=reference,
         folder=folder,
-        format=form,
+        format="openvino" if is_openvino else "transformers",
         config=config,
-        generation_config=schema.read_object(preferred, schema.GENERATION_CONFIG) if preferred.is_file() else {},
+        generation_config=schema.read_object(preferred, schema.GenerationConfig) if preferred.is_file() else {},
         context_length=context_length(config),
         revision=revision,
-        runtime=_runtime(folder),
+        runtime=_runtime(exported.get("runtime")),
     )
 
 
@@ -96,179 +138,56 @@ def _stretched(config: Mapping[str, Any]) -> int:
     return int(factor * original) if is_yarn and isinstance(factor, (int, float)) and isinstance(original, int) else 0
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    if (folder / "config.json").is_file():
-        return
-    if (folder / "adapter_config.json").is_file():
-        raise UnsupportedModel(*_adapter(folder))
-    if (folder / "model_index.json").is_file():
-        raise UnsupportedModel(f"{folder} is a diffusers pipeline, not a language model.")
-    if ggufs := sorted(folder.glob("*.gguf")):
-        raise ModelError(f"{folder} has no config.json.", hint=f"Name the file: {ggufs[0]}")
-    raise ModelError(
-        f"{folder} is not a model: it has no config.json.",
-        hint="Name the folder that from_pretrained or an export would take.",
-    )
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a checked transformers folder by its name, empty where its weights are pickles."""
+    files = [file for file in _weight_files(folder, allow_pickle=True) if file.suffix == ".safetensors"]
+    return {
+        name: tuple(weights.get_slice(name).get_shape())
+        for weights in map(_opened, files)
+        for name in weights.keys()  # noqa: SIM118 (it is no dict)
+    }
 
 
-def _adapter(folder: Path) -> tuple[str]:
-    content = schema.read_object(folder / "adapter_config.json", schema.ANY_OBJECT)
-    base = content.get("base_model_name_or_path") or "its base model"
-    return (f"{folder} is an adapter for {base}, not a model: merge the two first (peft: merge_and_unload).",)
-
-
-def _format(folder: Path, allow_pickle: bool) -> ModelFormat:
-    if (folder / OPENVINO).is_file():
-        _require_openvino(folder, OPENVINO)
-        return "openvino"
-    if (folder / OPENVINO_ENCODER).is_file():
-        _require_openvino(folder, OPENVINO_ENCODER)
-        _require_openvino(folder, OPENVINO_DECODER)
-        return "openvino"
-    if (folder / SAFETENSORS).is_file():
-        _require_whole(folder / SAFETENSORS)
-    elif (folder / SAFETENSORS_INDEX).is_file():
-        for shard in _shards(folder / SAFETENSORS_INDEX):
-            _require_whole(shard)
-    else:
-        _require_pickle(folder, allow_pickle)
-    return "transformers"
-
-
-# What transformers imports to read weights of a quant_method.
-_QUANTIZERS = {
-    "aqlm": "aqlm",
-    "auto-round": "auto_round",
-    "awq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-    "eetq": "eetq",
-    "gptq": "gptqmodel",
-    "higgs": "flute",
-    "hqq": "hqq",
-    "quanto": "optimum.quanto",
-    "quark": "quark",
-    "spqr": "spqr_quant",
-    "torchao": "torchao",
-    "vptq": "vptq",
-}
-
-
-def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModel for what transformers would leave out without a word, or fail at with a traceback."""
-    if (folder / "adapter_config.json").is_file():
-        raise UnsupportedModel(
-            f"{folder} has an adapter beside the model (adapter_config.json), which hfpipe does not apply.",
-            hint="Merge the two first (peft: merge_and_unload), or remove adapter_config.json to run the model alone.",
-        )
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    package = _QUANTIZERS.get(method) if isinstance(method, str) else None
-    if package and not _is_installed(package):
-        raise UnsupportedModel(
-            f"{folder} is quantized with {method}, and the package {package} that reads it is not installed.",
-            hint=f"Install {package}, or choose the model without quantization.",
-        )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _require_openvino(folder: Path, xml: str) -> None:
-    for path in (folder / xml, (folder / xml).with_suffix(".bin")):
-        if not path.is_file():
-            raise ModelError(f"{path} is missing.", hint=schema.AGAIN)
-        _refuse_pointer(path)
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of which exist."""
-    weights = schema.read_object(index, schema.WEIGHT_INDEX)["weight_map"]
-    shards = [index.parent / name for name in sorted(set(weights.values()))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise ModelError(
-            f"{index.parent} is half-downloaded: {len(missing)} of {len(shards)} weight files are missing "
-            f"({missing[0]}).",
-            hint="Fetch it again.",
-        )
-    return shards
-
-
-def _require_pickle(folder: Path, allow_pickle: bool) -> None:
-    if (folder / PICKLE).is_file():
-        pickles = [folder / PICKLE]
-    elif (folder / PICKLE_INDEX).is_file():
-        pickles = _shards(folder / PICKLE_INDEX)
-    else:
-        raise _no_weights(folder)
-    if not allow_pickle:
-        raise UnsupportedModel(f"{folder} has its weights as pickles only ({pickles[0].name}).", hint=PICKLE_HINT)
-    for path in pickles:
-        _refuse_pointer(path)
-
-
-def _no_weights(folder: Path) -> ModelError:
-    if (folder / "adapter_config.json").is_file():
-        return UnsupportedModel(*_adapter(folder))
-    if (folder / "openvino_language_model.xml").is_file():
-        return UnsupportedModel(f"{folder} is an OpenVINO model of images and text, which hfpipe does not run.")
-    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(OTHER_WEIGHTS))
-    found = f", only {others[0]}" if others else ""
-    return ModelError(f"{folder} has no weights: neither {SAFETENSORS} nor {OPENVINO}{found}.", hint=schema.AGAIN)
+def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """The files of the weights in `folder`, all of which exist."""
+    names = {path.name for path in folder.iterdir()}
+    chosen = _weights(names, str(folder), allow_pickle)
+    if chosen[0].startswith("openvino_"):
+        stems = [OPENVINO] if OPENVINO in names else [_OPENVINO_ENCODER, _OPENVINO_DECODER]
+        chosen = [name for stem in stems for name in (stem, stem.replace(".xml", ".bin"))]
+    elif chosen[0].endswith(_INDEX):
+        index = schema.read_object(folder / chosen[0], schema.WeightIndex)
+        chosen = sorted(set(index["weight_map"].values()))
+    if missing := [name for name in chosen if not (folder / name).is_file()]:
+        count = f"{len(missing)} of {len(chosen)} weight files are missing"
+        raise ModelError(f"{folder} is half-downloaded: {count} ({missing[0]}).", hint="Fetch it again.")
+    return [folder / name for name in chosen]
 
 
 def _require_whole(path: Path) -> None:
-    """Compare the file's size with the end of the last tensor that its header announces."""
-    _refuse_pointer(path)
-    header, start = read_header(path)
-    size, end = path.stat().st_size, start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if size < end:
-        raise ModelError(f"{path} is cut off: {size:,} of {end:,} bytes are there.", hint=schema.AGAIN)
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a checked transformers folder by its name, empty where its weights are pickles."""
-    if (folder / SAFETENSORS_INDEX).is_file() and not (folder / SAFETENSORS).is_file():
-        files = _shards(folder / SAFETENSORS_INDEX)
-    else:
-        files = [path for path in [folder / SAFETENSORS] if path.is_file()]
-    return {name: tuple(tensor["shape"]) for path in files for name, tensor in read_header(path)[0].items()}
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The tensors that a safetensors file announces, each with `dtype`, `shape` and `data_offsets`, and where its data
-    begins. Raises ModelError where it is not one."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_MAX_HEADER, path.stat().st_size):
-            raise ModelError(f"{path} is not a safetensors file.", hint=schema.AGAIN)
-        content = file.read(length)
-    try:
-        return schema.parse_object(content, path, schema.TENSORS), 8 + length
-    except ModelError as error:
-        reason = error.message.removeprefix(str(path)).strip(": .")
-        raise ModelError(f"{path} is not a safetensors file: {reason}.", hint=schema.AGAIN) from error
-
-
-def _refuse_pointer(path: Path) -> None:
+    """Raise ModelError for a Git LFS pointer, and for safetensors that are cut off."""
     try:
         with path.open("rb") as file:
-            pointer = file.read(len(_POINTER)) == _POINTER
+            start = file.read(len(_POINTER))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    if pointer:
+    if start == _POINTER:
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself.", hint="Run: git lfs pull")
+    if path.suffix == ".safetensors":
+        _opened(path)
 
 
-def _runtime(folder: Path) -> dict[str, str]:
+def _opened(path: Path) -> Any:
+    """The header of a safetensors file, which is compared with the file's size."""
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelError(f"{path} is not a whole safetensors file: {reason}.", hint=schema.AGAIN) from error
+
+
+def _runtime(asked: Any) -> dict[str, str]:
     """The properties that an export was measured to run best with. A report may come from anywhere: of what it asks for
     only what concerns arithmetic is taken, and no path or device."""
-    report = schema.read_object(folder / REPORT, schema.ANY_OBJECT) if (folder / REPORT).is_file() else {}
-    runtime = report.get("runtime")
-    if not isinstance(runtime, dict):
-        return {}
-    return {key: value for key, value in runtime.items() if key in RUNTIME_PROPERTIES and isinstance(value, str)}
+    items = asked.items() if isinstance(asked, dict) else ()
+    return {key: value for key, value in items if key in _RUNTIME_PROPERTIES and isinstance(value, str)}

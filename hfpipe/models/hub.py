@@ -26,8 +26,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import connection, names
 from hfpipe.models.download import Meter, fetch_weights, is_weights
-from hfpipe.models.files import choose
-from hfpipe.models.folder import inspect_cached, inspect_folder
+from hfpipe.models.folder import choose, inspect_cached, inspect_folder
 from hfpipe.store import require_space, writing
 from hfpipe.types import ModelSource, Reporter
 

@@ -15,7 +15,7 @@ from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 
 from hfpipe.errors import DownloadError, ModelError, ModelNotFound
-from hfpipe.models.files import choose
+from hfpipe.models.folder import choose
 from hfpipe.models.pypi import Package
 from hfpipe.store import digest, require_space
 from hfpipe.types import Reporter

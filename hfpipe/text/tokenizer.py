@@ -15,7 +15,7 @@ from hfpipe.errors import UnsupportedModel
 from hfpipe.text.bounds import bytes_per_token
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import BaseModel
 
 _TOKEN_OPTIONS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 _SOURCES = ("tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -217,7 +217,7 @@ def _from_file(file: Path) -> Tokenizer:
         raise UnsupportedModel(
             f"Cannot read {file}: {error}", hint="It may be half downloaded, or newer than the installed tokenizers."
         ) from error
-    config = _read(file.with_name("tokenizer_config.json"), schema.TOKENIZER_CONFIG)
+    config = _read(file.with_name("tokenizer_config.json"), schema.TokenizerConfig)
     special_tokens = _special_tokens(file.parent, config)
     _add_tokens(tokenizer, file.parent, config)
     _mark_special(tokenizer, special_tokens.values())
@@ -228,7 +228,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Names and texts; as in transformers, special_tokens_map.json counts in old folders alone."""
     if "added_tokens_decoder" in config:
         return _texts(config)
-    return _texts(config) | _texts(_read(folder / "special_tokens_map.json", schema.ANY_OBJECT))
+    return _texts(config) | _texts(_read(folder / "special_tokens_map.json", schema.AnyObject))
 
 
 def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
@@ -241,7 +241,7 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[s
     """Add what the configuration alone lists, in the order of its ids, as transformers does."""
     listed = config.get("added_tokens_decoder")
     if listed is None:
-        added = _read(folder / "added_tokens.json", schema.ADDED_TOKENS)
+        added = _read(folder / "added_tokens.json", schema.AddedTokens)
         listed = {number: {"content": text, "normalized": False} for text, number in added.items()}
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
@@ -262,7 +262,7 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return {"default": schema.read_text(file)}
-    legacy = _read(folder / "chat_template.json", schema.TOKENIZER_CONFIG)
+    legacy = _read(folder / "chat_template.json", schema.TokenizerConfig)
     return _named_templates(config.get("chat_template")) or _named_templates(legacy.get("chat_template"))
 
 
@@ -275,7 +275,7 @@ def _named_templates(entry: Any) -> dict[str, str]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _read(file: Path, kind: TypeAdapter[Any]) -> dict[str, Any]:
+def _read(file: Path, kind: type[BaseModel]) -> dict[str, Any]:
     return schema.read_object(file, kind) if file.is_file() else {}
 
 

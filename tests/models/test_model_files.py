@@ -104,7 +104,7 @@ def test_a_chat_template_that_is_not_utf_8_is_named(folder):
 def test_a_header_of_weights_that_is_nested_is_refused(folder):
     header = DEEP.encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(ModelError, match=r"model.safetensors is not a safetensors file: is nested too deeply"):
+    with pytest.raises(ModelError, match="model.safetensors is not a whole safetensors file"):
         read(folder)
 
 
@@ -199,13 +199,9 @@ def test_a_context_that_yarn_stretches(key, kind, expected):
     assert context_length({"max_position_embeddings": 64, key: rope}) == expected
 
 
-def test_weights_that_need_a_package_that_is_missing(folder):
-    edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UnsupportedModel, match="is quantized with gptq, and the package gptqmodel"):
-        read(folder)
-
-
 def test_an_adapter_beside_a_model_is_not_left_out_in_silence(folder):
     edit(folder / "adapter_config.json", base_model_name_or_path="org/base", peft_type="LORA")
-    with pytest.raises(UnsupportedModel, match=r"has an adapter beside the model \(adapter_config.json\)"):
+    with pytest.raises(UnsupportedModel, match="has an adapter beside the model") as caught:
         read(folder)
+    # Not "remove its file": from the Hub it would come again.
+    assert caught.value.hint == "Merge the adapter with its base model first (peft: merge_and_unload)."
