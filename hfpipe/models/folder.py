@@ -82,7 +82,7 @@ def inspect_folder(
     if not names & {"config.json", _ADAPTER}:
         ggufs = sorted(folder.glob("*.gguf"))
         hint = f"Name the file: {ggufs[0]}" if ggufs else "Name the folder that from_pretrained would take."
-        raise ModelError(f"{folder} is not a language model: it has no config.json.", hint=hint)
+        raise ModelError(f"{folder} is not a model: it has no config.json.", hint=hint)
     files = _weight_files(folder, allow_pickle)
     config = schema.read_object(folder / "config.json", schema.Config)
     is_openvino = files[0].suffix == ".xml"

@@ -32,7 +32,7 @@ try:
     result = {name: getattr(source, name) for name in source.__slots__} | {"folder": str(source.folder)}
 except HFPipeError as error:
     result = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-heavy = {"huggingface_hub", "gguf", "torch", "transformers", "filelock", "numpy", "subprocess", "hfpipe.models.wheel"}
+heavy = {"huggingface_hub", "gguf", "torch", "transformers", "filelock"}
 heavy = sorted(heavy & set(sys.modules))
 print(json.dumps(result | {"notes": recorder.notes, "steps": recorder.steps, "heavy": heavy}))
 """

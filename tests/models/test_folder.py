@@ -8,7 +8,6 @@ from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models.folder import choose, context_length, inspect_folder
 from tests.fake_models import write_model
 
-
 SMALL = ["config.json", "generation_config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 OTHERS = [
     ".gitattributes",
@@ -46,7 +45,7 @@ def test_one_set_of_weights_and_the_small_files(weights, decoys):
 
 
 @pytest.mark.parametrize("weights", [["pytorch_model.bin"], PICKLES])
-def test_pickles_only_where_they_are_allowed(weights):
+def test_pickles_are_chosen_only_where_they_are_allowed(weights):
     names = [*SMALL, *OTHERS, *weights]
     with pytest.raises(UnsupportedModel, match="org/name has its weights as pickles only") as caught:
         choose(names, "org/name", allow_pickle=False)
@@ -185,7 +184,7 @@ def test_an_adapter(tmp_path):
     ("file", "words"),
     [
         ("README.md", "it has no config.json"),
-        ("model_index.json", "is not a language model"),
+        ("model_index.json", "is not a model: "),
         ("model.gguf", "Name the file: "),
     ],
 )

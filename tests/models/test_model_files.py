@@ -104,7 +104,7 @@ def test_a_chat_template_that_is_not_utf_8_is_named(folder):
 def test_a_header_of_weights_that_is_nested_is_refused(folder):
     header = DEEP.encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(ModelError, match="model.safetensors is not a whole safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a whole safetensors file"):
         read(folder)
 
 
