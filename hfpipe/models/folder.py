@@ -59,7 +59,7 @@ def _weights(names: set[str], model: str, allow_pickle: bool) -> list[str]:
             chosen = [whole + _INDEX, *shards]
         if chosen and whole == _PICKLE and not allow_pickle:
             hint = "A pickle can run code. If you trust its author, pass --allow-pickle."
-            raise UnsupportedModel(f"{model} has its weights as pickles only.", hint=hint)
+            raise UnsupportedModel(f"{model} has its weights as pickles only ({chosen[0]}).", hint=hint)
         if chosen:
             return chosen
     if _ADAPTER in names:

@@ -140,7 +140,7 @@ def test_pickles_are_refused_before_they_are_fetched(hub, ask, repos):
     (repos["gpt2"] / "model.safetensors").unlink()
     refused = ask("gpt2")
     assert refused["error"] == "UnsupportedModel"
-    assert refused["message"] == "gpt2 has its weights as pickles only."
+    assert refused["message"] == "gpt2 has its weights as pickles only (pytorch_model.bin)."
     assert "--allow-pickle" in refused["hint"]
     assert hub.paths("GET") == ["/api/models/gpt2"]
     assert "folder" in ask("gpt2", allow_pickle=True)
