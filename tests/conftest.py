@@ -34,9 +34,11 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ.update(_environment())
 
-# A background job of a script begins with SIGINT ignored, and what it starts would inherit that.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A background job of a script begins with SIGINT ignored, one of nohup with SIGHUP, and what it starts would inherit
+# that. A handler is not inherited, so that a child gets the default.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler)
 
 from pathlib import Path  # noqa: E402
 

@@ -33,6 +33,8 @@ def endless(source, folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**30, "eos_token_id": 10**6}))
     (folder / "generation_config.json").write_text("{}")
+    # The tokenizer's end of text would be one too.
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folder
 
 
