@@ -1,4 +1,4 @@
-"""The generated help blocks of docs/commands.md: `python -m tests.docs` writes them anew."""
+"""What is generated: `python -m tests.docs` writes the help blocks of docs/commands.md and the completions anew."""
 
 import os
 import re
@@ -6,8 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = Path(__file__).parents[1] / "docs" / "commands.md"
+from typer._completion_shared import get_completion_script
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ROOT / "docs" / "commands.md"
+COMPLETIONS = {"bash": "hfpipe.bash", "zsh": "_hfpipe", "fish": "hfpipe.fish"}
 _BLOCK = re.compile(r"(<!-- help: ?(?P<command>.*?) -->\n```text\n).*?(```\n)", re.DOTALL)
+
+# zsh makes the file a function that it calls at every TAB: that has to complete, not only to register itself.
+_REGISTER = "compdef _hfpipe_completion hfpipe"
+_COMPLETE_OR_REGISTER = f"""\
+if [[ $funcstack[1] == _hfpipe ]]; then
+  _hfpipe_completion "$@"
+else
+  {_REGISTER}
+fi"""
 
 
 def help_text(*command: str) -> str:
@@ -28,5 +41,13 @@ def generated(text: str) -> str:
     return _BLOCK.sub(lambda match: match[1] + help_text(*match["command"].split()) + match[3], text)
 
 
+def completion(shell: str) -> str:
+    """The script of `shell`: it asks the hfpipe that is on the PATH."""
+    made = get_completion_script(prog_name="hfpipe", complete_var="_HFPIPE_COMPLETE", shell=shell)
+    return made.strip().replace(_REGISTER, _COMPLETE_OR_REGISTER) + "\n"
+
+
 if __name__ == "__main__":
     COMMANDS.write_text(generated(COMMANDS.read_text()))
+    for _shell, _name in COMPLETIONS.items():
+        (ROOT / "completions" / _name).write_text(completion(_shell))

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from pexpect.fdpexpect import fdspawn
 
-from hfpipe.cli import completions
+from tests import docs
 from tests.cli.shell import run_hfpipe
 
-FOLDER = Path(__file__).parent.parent / "completions"
+FOLDER = docs.ROOT / "completions"
 STARTS = {
     "bash": (["--norc", "--noprofile", "-i"], "source completions/hfpipe.bash"),
     # As a user has it: found in $fpath, and read at the first TAB.
@@ -26,22 +26,11 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize(("shell", "name"), completions.FILES.items())
+@pytest.mark.parametrize(("shell", "name"), docs.COMPLETIONS.items())
 def test_the_stored_scripts_are_fresh(shell, name):
     text = (FOLDER / name).read_text()
-    assert text == completions.script(shell), "python -m hfpipe.cli.completions completions/"
+    assert text == docs.completion(shell), "python -m tests.docs"
     assert "/" not in re.sub(r"[#]!.*", "", text).replace("/dev/null", "")
-
-
-def test_zsh_finds_it_by_its_first_line():
-    assert (FOLDER / "_hfpipe").read_text().startswith("#compdef hfpipe\n")
-
-
-def test_the_command_that_writes_them(tmp_path):
-    run_hfpipe(tmp_path / "new", command=[sys.executable, "-m", "hfpipe.cli.completions"])
-    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {
-        name: (FOLDER / name).read_text() for name in completions.FILES.values()
-    }
 
 
 @pytest.fixture(params=STARTS)

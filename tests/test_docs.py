@@ -12,8 +12,8 @@ from hfpipe.batch import records
 from tests import docs
 from tests.cli.conftest import write_echo_model
 from tests.cli.shell import run_hfpipe
+from tests.docs import ROOT
 
-ROOT = docs.COMMANDS.parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -15,20 +15,20 @@ from hfpipe.cli.batch import batch
 from hfpipe.cli.bench import bench
 from hfpipe.cli.export import export
 from hfpipe.cli.models import models
+from hfpipe.cli.options import with_options
 from hfpipe.cli.run import run
 from hfpipe.errors import UsageError
 
 # In the environment where a shell asks for completions, by the name that Typer gives it.
-COMPLETE = "_HFPIPE_COMPLETE"
+_COMPLETE = "_HFPIPE_COMPLETE"
 # By this way, since a later Typer carries a Click of its own.
 _Misuse: Any = typer.BadParameter.__base__
-
-
 # Commands of other tools, and what does the same here.
+_LISTS = "hfpipe models lists the models in the cache."
 _INSTEAD = {
     "pull": "hfpipe run MODEL downloads a model that is not in the cache yet.",
-    "list": "hfpipe models lists the models in the cache.",
-    "ls": "hfpipe models lists the models in the cache.",
+    "list": _LISTS,
+    "ls": _LISTS,
     "rm": "hfpipe models rm NAME removes a model from the cache.",
     "chat": "hfpipe run MODEL PROMPT answers one prompt.",
 }
@@ -50,7 +50,7 @@ class Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help is in sections. Typer has sections only with Rich, which takes 0.1 s to import."""
+    """A command whose help is in sections: Typer has them only with Rich, which takes 0.1 s to import."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -62,12 +62,9 @@ class Command(TyperCommand):
             with formatter.section(title):
                 formatter.write_dl(records)
 
-
-class CommandWithMore(Command):
-    """A command that keeps what follows `--` as `context.obj`."""
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--" in args:
+        """What follows `--` goes to the exporter: export has it as `context.obj`."""
+        if self.name == "export" and "--" in args:
             here = args.index("--")
             ctx.obj, args = args[here + 1 :], args[:here]
         rest: list[str] = super().parse_args(ctx, args)
@@ -84,11 +81,8 @@ app = typer.Typer(
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command(cls=Command)(run)
-app.command(cls=Command)(batch)
-app.command(cls=CommandWithMore)(export)
-app.command(cls=Command)(bench)
-app.command(cls=Command)(models)
+for _command in (run, batch, export, bench, models):
+    app.command(cls=Command)(with_options(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -112,7 +106,7 @@ def hfpipe_(
 
 def invoke() -> int:
     """Run the command that the process was started with. Raises HFPipeError; gives the exit code."""
-    if os.environ.get(COMPLETE):
+    if os.environ.get(_COMPLETE):
         # Typer would have Rich break the descriptions into lines, each of which is an answer to fish.
         sys.modules["rich"] = None  # type: ignore[assignment]
     try:
@@ -126,7 +120,5 @@ def _hint(error: Any) -> str:
     context, option = error.ctx, getattr(error, "param", None)
     if context and option and getattr(context.get_parameter_source(option.name), "name", "") == "ENVIRONMENT":
         return f"It comes from the environment: {option.envvar}={os.environ[option.envvar]}"
-    command = context.command_path if context else "hfpipe"
-    if hasattr(error, "option_name") and context and "prompt" in (one.name for one in context.command.params):
-        return f"{command} --help lists the options; write -- before a prompt that begins with -."
-    return f"{command} --help lists what can be given."
+    begins = "; write -- before a prompt that begins with -" if hasattr(error, "option_name") else ""
+    return f"{context.command_path if context else 'hfpipe'} --help lists what can be given{begins}."

@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from hfpipe.cli.main import say_when_interrupted
 from hfpipe.cli.startup import leave_out_unused, silence
 from hfpipe.cli.terminal import Answer, Terminal, data, tell
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.types import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
     from hfpipe.batch import Summary
@@ -29,6 +30,7 @@ _EXCERPT = 40
 
 
 def batch(
+    *,
     input: b.InputArg,
     model: o.ModelOpt = None,
     output: b.ResultsOpt = None,
@@ -39,26 +41,9 @@ def batch(
     max_errors: b.MaxErrorsOpt = None,
     verify_parity: b.VerifyParityOpt = None,
     backend: o.BackendOpt = "auto",
-    device: o.DeviceOpt = None,
-    device_map: o.DeviceMapOpt = None,
+    loading: LoadOptions,
+    generation: GenerationOptions,
     batch_size: b.BatchSizeOpt = None,
-    dtype: o.DtypeOpt = None,
-    attn: o.AttnOpt = None,
-    ov_config: o.OvConfigOpt = None,
-    model_kwarg: o.ModelKwargOpt = None,
-    task: o.TaskOpt = None,
-    revision: o.RevisionOpt = None,
-    trust_remote_code: o.TrustOpt = False,
-    allow_pickle: o.PickleOpt = False,
-    exact: o.ExactOpt = False,
-    max_tokens: o.MaxTokensOpt = None,
-    temperature: o.TemperatureOpt = None,
-    top_p: o.TopPOpt = None,
-    top_k: o.TopKOpt = None,
-    min_p: o.MinPOpt = None,
-    repetition_penalty: o.RepetitionPenaltyOpt = None,
-    seed: o.SeedOpt = None,
-    stop: o.StopOpt = None,
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,
@@ -70,10 +55,8 @@ def batch(
 
     The results are at every moment a prefix of the finished file. Run the same command again to resume.
     """
-    given = locals()
-    loading = o.load_options(given, batch_size=batch_size)
-    generation = o.generation_options(given)
-    variables = o.parse_variables(var)
+    loading = replace(loading, backend=backend, batch_size=batch_size)
+    variables = o.pairs("--var", var or ())
     path = None if output is None or str(output) in _STDOUT else output
     if json and path is None:
         raise UsageError(
@@ -81,7 +64,7 @@ def batch(
             hint="Without one, the results are JSON lines on stdout already.",
         )
     silence(verbose=verbose)
-    if not trust_remote_code:
+    if not loading.trust_remote_code:
         leave_out_unused()
     say_when_interrupted(_interrupted(path, restart=restart))
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
@@ -111,7 +94,7 @@ def batch(
         data(jsonlib.dumps(summary.as_dict(), ensure_ascii=False))
     if not quiet:
         tell("\n".join(_described(summary, retry=retry_errors)))
-    if summary.parity and summary.parity.different and exact:
+    if summary.parity and summary.parity.different and loading.exact:
         first, *others = parity_lines(summary.parity)
         raise HFPipeError(f"With --exact all answers must be equal. {first}", details=others)
     return summary.exit_code

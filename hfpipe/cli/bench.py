@@ -22,6 +22,7 @@ from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import OutputClosed, Terminal, data, error, tell
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import WEIGHT_FORMATS
+from hfpipe.types import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
     from hfpipe.bench.report import Report
@@ -152,20 +153,11 @@ FailSlowerOpt = Annotated[Any, _option("--fail-slower", help=_SLOWER, panel=o.OU
 
 
 def bench(
+    *,
     models: ModelsArg,
     backend: BackendsOpt = None,
     weight_format: FormatsOpt = None,
-    device: o.DeviceOpt = None,
-    device_map: o.DeviceMapOpt = None,
-    dtype: o.DtypeOpt = None,
-    attn: o.AttnOpt = None,
-    ov_config: o.OvConfigOpt = None,
-    model_kwarg: o.ModelKwargOpt = None,
-    task: o.TaskOpt = None,
-    revision: o.RevisionOpt = None,
-    trust_remote_code: o.TrustOpt = False,
-    allow_pickle: o.PickleOpt = False,
-    exact: o.ExactOpt = False,
+    loading: LoadOptions,
     prompt_tokens: PromptTokensOpt = None,
     new_tokens: NewTokensOpt = 128,
     batch: BatchOpt = "1,8",
@@ -189,7 +181,6 @@ def bench(
 
     Each is measured in processes of its own, in turn with the others, and compared with the first.
     """
-    loading = o.load_options({**locals(), "backend": "auto"}, batch_size=None)
     forms = [name for name, given in [("--json", json), ("--markdown", markdown), ("--csv", csv)] if given]
     if len(forms) > 1:
         raise UsageError(f"{' and '.join(forms)} cannot be combined: each is all of stdout.", hint="-o writes a file.")
@@ -344,7 +335,6 @@ def main(arguments: dict[str, Any], reporter: object) -> dict[str, Any]:
     """What a cold start takes, for hfpipe.bench: this process (see process.py) is started as `hfpipe run` is, and
     answers `arguments["question"]` with one token. Gives what a Sample is made of."""
     from hfpipe.bench.measure import Watch
-    from hfpipe.types import GenerationOptions, LoadOptions
 
     watch = Watch()
     silence(verbose=False)

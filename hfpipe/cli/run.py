@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,43 +14,26 @@ import typer
 
 from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
-from hfpipe.cli.terminal import Answer, Terminal, table, tell
+from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 from hfpipe.errors import UsageError
-from hfpipe.text.templates import PromptTemplate, Template, parse_template
-from hfpipe.types import Timing, Usage
+from hfpipe.text.templates import Template, parse_template
+from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
 
 if TYPE_CHECKING:
     from hfpipe.generator import Generator
 
-
-TYPED = "COMMANDLINE"
+_AS_IN = 'Give one, as in: hfpipe run smollm2 "What is EEG?"'
 
 
 def run(
     context: typer.Context,
+    *,
     model: o.ModelOrPromptArg = None,
     prompt: o.PromptArg = None,
     model_option: o.ModelOpt = None,
     backend: o.BackendOpt = "auto",
-    device: o.DeviceOpt = None,
-    device_map: o.DeviceMapOpt = None,
-    dtype: o.DtypeOpt = None,
-    attn: o.AttnOpt = None,
-    ov_config: o.OvConfigOpt = None,
-    model_kwarg: o.ModelKwargOpt = None,
-    task: o.TaskOpt = None,
-    revision: o.RevisionOpt = None,
-    trust_remote_code: o.TrustOpt = False,
-    allow_pickle: o.PickleOpt = False,
-    exact: o.ExactOpt = False,
-    max_tokens: o.MaxTokensOpt = None,
-    temperature: o.TemperatureOpt = None,
-    top_p: o.TopPOpt = None,
-    top_k: o.TopKOpt = None,
-    min_p: o.MinPOpt = None,
-    repetition_penalty: o.RepetitionPenaltyOpt = None,
-    seed: o.SeedOpt = None,
-    stop: o.StopOpt = None,
+    loading: LoadOptions,
+    generation: GenerationOptions,
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,
@@ -66,35 +49,39 @@ def run(
 
     Text on stdin goes before PROMPT, or into {input} of the template.
     """
-    given = locals()
-    loading = o.load_options(given, batch_size=1)
-    generation = o.generation_options(given)
-    model_given = context.get_parameter_source("model_option")
-    reference, prompt = _model_and_prompt(model, prompt, model_option, typed=getattr(model_given, "name", "") == TYPED)
-    spec = prompt_spec(prompt, template, o.parse_variables(var))
+    typed = getattr(context.get_parameter_source("model_option"), "name", "") == "COMMANDLINE"
+    reference, prompt = _model_and_prompt(model, prompt, model_option, typed=typed)
+    parsed = None if template is None else parse_template(template)
+    text, variables = _read_prompt(prompt, parsed, o.pairs("--var", var or ()))
     silence(verbose=verbose)
     answer = Answer()
     with Terminal(quiet=quiet, verbose=verbose) as terminal:
-        llm = load_pipe(reference, loading, generation, terminal)
+        llm = load_pipe(reference, replace(loading, backend=backend, batch_size=1), generation, terminal)
     from hfpipe.langchain import Recorder
 
-    used = llm.generator.prompt_template(spec.template, system, spec.variables, chat_template_name)
-    text = used.fill(spec.values(used))
+    used = llm.generator.prompt_template(parsed, system, variables, chat_template_name)
+    text = used.fill(_as_variable(text, used.template, variables))
     if show_prompt:
         tell(text)
     recorder = Recorder()
-    parts = llm.stream(text, {"callbacks": [recorder]}, template="raw", add_special_tokens=used.add_special_tokens)
+    streams = not (json or no_stream)
+    written = []
     with answer:
-        text = _write(parts, answer, stream=not (json or no_stream))
+        for part in llm.stream(
+            text, {"callbacks": [recorder]}, template="raw", add_special_tokens=used.add_special_tokens
+        ):
+            written.append(part)
+            if streams:
+                answer.write(part)
+        if not json:
+            answer.write("\n" if streams else "".join(written) + "\n")
     measured = report(llm.generator, recorder.info)
     if json:
-        answer.write_json({"text": text, **measured})
-    elif no_stream:
-        answer.write(text + "\n")
-    if measured["finish_reason"] == "length" and not json:
+        answer.write_json({"text": "".join(written), **measured})
+    elif measured["finish_reason"] == "length":
         terminal.note(_why_cut(measured["usage"], llm.generator.source.context_length))
     if stats:
-        table(as_rows(measured))
+        tell(columns(as_rows(measured)))
 
 
 def _model_and_prompt(
@@ -105,65 +92,44 @@ def _model_and_prompt(
     if option is not None and second is None:
         return option, first
     if first is None:
-        raise UsageError("Missing argument 'MODEL'.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"')
+        raise UsageError("Missing argument 'MODEL'.", hint=_AS_IN)
     if option is not None and typed:
         raise UsageError(f"The model is given twice: {first} and --model {option}.", hint="Leave one of them out.")
     return first, second
 
 
-@dataclass(frozen=True)
-class PromptSpec:
-    """What the command line says of the prompt before the model is known. A `prompt` of None has no place in the
-    template: `variables` fill it. A `template` of None is the model's own."""
-
-    prompt: str | None
-    template: Template | None
-    variables: Mapping[str, str]
-
-    def values(self, used: PromptTemplate) -> dict[str, str]:
-        """The prompt as the variable of the template that it stands for; `used` has the given ones already."""
-        if self.prompt is None:
-            return {}
-        name = used.template.prompt_variable(self.variables)
-        if name is None:
-            raise _no_place(used.name)
-        return {name: self.prompt}
-
-
-def prompt_spec(prompt: str | None, template: str | None, variables: Mapping[str, str]) -> PromptSpec:
-    """Read stdin, and check what can be checked without a model."""
-    parsed = None if template is None else parse_template(template)
+def _read_prompt(
+    prompt: str | None, template: Template | None, variables: Mapping[str, str]
+) -> tuple[str | None, Mapping[str, str]]:
+    """The prompt and the variables of the template, with what is on stdin. What can be checked before the model is
+    loaded is checked."""
     typed = None if prompt in (None, "-") else _utf8(os.fsencode(prompt), "The prompt")
-    piped = _stdin() if prompt == "-" or not sys.stdin.isatty() else None
-    if parsed and piped and "input" in parsed.variables and "input" not in variables:
+    piped = None
+    if prompt == "-" or not sys.stdin.isatty():
+        # Without the byte order mark and the carriage returns of a file from Windows.
+        piped = _utf8(sys.stdin.buffer.read(), "The prompt on stdin").removeprefix("\ufeff").replace("\r\n", "\n")
+        piped = piped.removesuffix("\n")
+    if template and piped and "input" in template.variables and "input" not in variables:
         variables, piped = {**variables, "input": piped}, None
     # A text that is asked about goes before the question. White space alone is no text.
-    parts = [part for part in (piped, typed) if part is not None and (part.strip() or typed is None)]
-    text = "\n\n".join(parts) if parts or typed is not None else None
-    if parsed is not None and parsed.prompt_variable(variables) is None:
+    text = piped if typed is None else "\n\n".join(part for part in (piped, typed) if part and part.strip())
+    checked = template or parse_template("raw")
+    checked.fill({**variables, **_as_variable(text, checked, variables)})
+    return text, variables
+
+
+def _as_variable(text: str | None, template: Template, variables: Mapping[str, str]) -> Mapping[str, str]:
+    """The prompt as the variable of `template` that it stands for: the one that `variables` leave."""
+    name = template.prompt_variable(variables)
+    if name is None:
         if text:
-            raise _no_place(parsed.name)
-        return PromptSpec(None, parsed, variables)
+            raise UsageError(f"The prompt has no place in {template.name}: --var fills all of its variables.")
+        return {}
     if text is None:
-        raise UsageError(
-            "No prompt is given.", hint='Give one, as in: hfpipe run smollm2 "What is EEG?"; or pipe it in.'
-        )
+        raise UsageError("No prompt is given.", hint=f"{_AS_IN}; or pipe it in.")
     if not text.strip():
         raise UsageError("The prompt is empty.")
-    if parsed is not None:
-        # Now, not once the model is loaded: a variable may be missing.
-        parsed.fill({**variables, parsed.prompt_variable(variables) or "": text})
-    return PromptSpec(text, parsed, variables)
-
-
-def _no_place(template: str) -> UsageError:
-    return UsageError(f"The prompt has no place in {template}: --var fills all of its variables.")
-
-
-def _stdin() -> str:
-    """All of stdin, without the byte order mark and the carriage returns of a file from Windows."""
-    text = _utf8(sys.stdin.buffer.read(), "The prompt on stdin")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+    return {name: text}
 
 
 def _utf8(data: bytes, what: str) -> str:
@@ -171,18 +137,6 @@ def _utf8(data: bytes, what: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} is not UTF-8 text: byte {data[error.start]:#x} at {error.start:,}.") from error
-
-
-def _write(parts: Iterator[str], answer: Answer, *, stream: bool) -> str:
-    """Join the parts; with `stream`, write them as they come, and a newline after the last."""
-    written = []
-    for part in parts:
-        written.append(part)
-        if stream:
-            answer.write(part)
-    if stream:
-        answer.write("\n")
-    return "".join(written)
 
 
 def _why_cut(usage: Mapping[str, int], context_length: int | None) -> str:
@@ -202,6 +156,7 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
 
     usage = Usage(info["usage"]["prompt_tokens"], info["usage"]["completion_tokens"])
     timing = Timing(**info["timing"])
+    prefill, decode = timing.prefill_tps(usage), timing.decode_tps(usage)
     backend = generator.backend.info
     return {
         "finish_reason": info["finish_reason"],
@@ -215,9 +170,9 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
         "detail": dict(backend.detail),
         "load_s": round(generator.load_s, 3),
         "ttft_ms": round(timing.ttft_s * 1000, 1),
-        "cold_ttft_s": _rounded(_since_process_start(timing.first_token), 3),
-        "prefill_tps": _rounded(timing.prefill_tps(usage), 1),
-        "decode_tps": _rounded(timing.decode_tps(usage), 1),
+        "cold_ttft_s": round(_process_age() - (time.perf_counter() - timing.first_token), 3),
+        "prefill_tps": prefill and round(prefill, 1),
+        "decode_tps": decode and round(decode, 1),
         "peak_rss_mb": round(peak_memory() / 1e6, 1),
     }
 
@@ -225,34 +180,20 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
 def as_rows(measured: Mapping[str, Any]) -> dict[str, str]:
     """The account for a person: names and texts."""
     usage, detail = measured["usage"], "".join(f", {key} {value}" for key, value in measured["detail"].items())
+    prefill, decode = (
+        f", {rate} a second" if (rate := measured[f"{part}_tps"]) else "" for part in ("prefill", "decode")
+    )
     return {
         "backend": f"{measured['backend']} ({measured['why']})",
         "runs on": f"{measured['device']}, {measured['dtype']}{detail}",
         "load": f"{measured['load_s']:.2f} s",
-        "first token": f"{measured['ttft_ms']:.0f} ms" + _cold(measured["cold_ttft_s"]),
-        "prompt": f"{usage['prompt_tokens']} tokens" + _rate(measured["prefill_tps"]),
-        "completion": f"{usage['completion_tokens']} tokens" + _rate(measured["decode_tps"]),
+        "first token": f"{measured['ttft_ms']:.0f} ms, {measured['cold_ttft_s']:.2f} s after the process started",
+        "prompt": f"{usage['prompt_tokens']} tokens{prefill}",
+        "completion": f"{usage['completion_tokens']} tokens{decode}",
         "finish reason": measured["finish_reason"],
         "seed": "none, greedy" if measured["seed"] is None else str(measured["seed"]),
         "peak memory": f"{measured['peak_rss_mb']:.0f} MB",
     }
-
-
-def _cold(seconds: float | None) -> str:
-    return "" if seconds is None else f", {seconds:.2f} s after the process started"
-
-
-def _rate(tokens_per_second: float | None) -> str:
-    return "" if tokens_per_second is None else f", {tokens_per_second:.1f} a second"
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
-
-
-def _since_process_start(moment: float) -> float:
-    """Seconds from the start of the process to `moment` of time.perf_counter."""
-    return _process_age() - (time.perf_counter() - moment)
 
 
 def _process_age() -> float:

@@ -148,10 +148,10 @@ class PromptTemplate:
 
     def _chat_variables(self) -> dict[str, Any]:
         own = {*self.template.variables, "prompt", "question"}
-        return {name: _json_or_text(value) for name, value in self.variables.items() if name not in own}
+        return {name: json_or_text(value) for name, value in self.variables.items() if name not in own}
 
 
-def _json_or_text(value: Any) -> Any:
+def json_or_text(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:

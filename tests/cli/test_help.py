@@ -46,7 +46,7 @@ def test_every_option_has_a_variable(command, option, monkeypatch):
     arguments = [one.name for one in command.params if one.param_type_name == "argument"]
     with command.make_context("hfpipe", arguments) as context:
         assert context.params[option.name] == value
-        others = {name for name, given in context.params.items() if given not in (None, False)}
+        others = {name for name, given in context.params.items() if given not in (None, False, [])}
     assert others <= WITH_DEFAULTS | {option.name}
 
 
