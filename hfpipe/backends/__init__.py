@@ -32,7 +32,7 @@ BACKENDS = {
         ("torch", "transformers"),
     ),
     "openvino": Spec(
-        "hfpipe.backends.openvino.single:OpenVINOBackend",
+        "hfpipe.backends.openvino.decoding:OpenVINOBackend",
         frozenset({"transformers", "openvino"}),
         frozenset({"device", "ov_config"}),
         ("openvino", "openvino-genai"),

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
-from hfpipe.types import BackendInfo, FinishReason, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
+from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
+from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
 
 
 class Backend(ABC):
@@ -64,68 +64,20 @@ class Backend(ABC):
         self.close()
 
 
-class Intake:
-    """The requests of one stream as an engine pulls them; `ended` once it is known that no more come."""
-
-    def __init__(self, requests: Iterable[TokenRequest | None]) -> None:
-        self.ended = False
-        self._requests = iter(requests)
-
-    def take(self) -> TokenRequest | None:
-        """The next request; None where none is ready, or no more come."""
-        if self.ended:
-            return None
-        try:
-            return next(self._requests)
-        except StopIteration:
-            self.ended = True
-            return None
-
-
-def finish_reason(request: TokenRequest, generated: int, last: int) -> FinishReason | None:
-    """Whether a request is done after `generated` tokens, of which `last` is the newest."""
-    if last in request.eos_token_ids:
-        return "stop"
-    return "length" if generated >= request.max_tokens else None
-
-
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     """How many token ids a model of this config.json knows; None where it does not say."""
     size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return size if isinstance(size, int) else None
 
 
-def refusal(request: TokenRequest, vocabulary: int | None) -> TokenEvent | None:
-    """The one event of a request that no engine may be given: it could fail all that run beside it, or answer noise."""
-    if not request.token_ids:
-        return failure(request.id, UsageError("The prompt is empty."))
-    if min(request.token_ids) < 0 or (vocabulary is not None and max(request.token_ids) >= vocabulary):
-        return failure(request.id, BackendError(f"The prompt has token ids outside of the model's {vocabulary}."))
-    return None
-
-
-def closed(name: str) -> BackendError:
-    """What streaming from a closed backend raises."""
-    return BackendError(f"The {name} backend has been closed.")
-
-
-def failure(request_id: str, error: Exception) -> TokenEvent:
-    """The last event of a request that `error` ended."""
-    return TokenEvent(request_id, finish_reason="error", error=as_backend_error(error))
-
-
 def as_backend_error(error: Exception) -> HFPipeError:
     """An engine's exception as one line of our own, with the original as its cause."""
     if isinstance(error, HFPipeError):
         return error
-    first_line = str(error).strip().partition("\n")[0] or "no message"
-    kind = OutOfMemory if _is_out_of_memory(error) else BackendError
-    wrapped = kind(f"{type(error).__name__}: {first_line}")
+    text = str(error).strip()
+    phrases = ("out of memory", "not enough memory", "allocate memory", "exceeded max size of memory", "bad_alloc")
+    full = isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in phrases)
+    first_line = text.partition("\n")[0] or "no message"
+    wrapped = (OutOfMemory if full else BackendError)(f"{type(error).__name__}: {first_line}")
     wrapped.__cause__ = error
     return wrapped
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    phrases = ("out of memory", "not enough memory", "allocate memory", "exceeded max size of memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)

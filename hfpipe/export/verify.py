@@ -15,8 +15,8 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from hfpipe.backends.base import Backend
+from hfpipe.backends.openvino.decoding import SingleBackend
 from hfpipe.backends.openvino.loading import PRECISIONS
-from hfpipe.backends.openvino.single import SingleBackend
 from hfpipe.errors import BackendError, ConversionError, HFPipeError
 from hfpipe.generator import open_generator
 from hfpipe.models.folder import OPENVINO

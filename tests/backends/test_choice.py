@@ -115,7 +115,7 @@ def test_a_package_that_is_missing(monkeypatch):
     real = importlib.import_module
 
     def without(name: str) -> object:
-        if name == "hfpipe.backends.openvino.single":
+        if name == "hfpipe.backends.openvino.decoding":
             raise ModuleNotFoundError("No module named 'openvino_genai'", name="openvino_genai")
         return real(name)
 

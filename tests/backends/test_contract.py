@@ -297,26 +297,24 @@ def first_time(tokens: list[int], after: int) -> int:
 
 
 def test_cancel_in_flight(engine):
-    before, answers = engine.steps, {}
+    answers = {}
     for event in engine.stream([ask(1, LONG, max_tokens=LONG)]):
         collect([event], answers)
         if len(answers["r1"].token_ids) == 3:
             engine.cancel("r1")
     assert answers["r1"].reason == "stop"
     assert len(answers["r1"].token_ids) < LONG
-    assert engine.steps - before < LONG
     assert works(engine)
 
 
 def test_cancel_stops_at_once(shared):
     """These engines make a step only when they are asked for the next event."""
-    before, answers = shared.steps, {}
+    answers = {}
     for event in shared.stream([ask(1, LONG, max_tokens=LONG)]):
         collect([event], answers)
         shared.cancel("r1")
     assert answers["r1"] == Answer(answers["r1"].token_ids, "stop")
     assert len(answers["r1"].token_ids) == 1
-    assert shared.steps - before <= 2
 
 
 def test_cancel_one_of_several(shared):
@@ -461,13 +459,12 @@ def test_a_seed_of_63_bits(real):
 
 
 def test_closing_a_stream_early(engine):
-    before = engine.steps
     for _ in range(3):
         stream = engine.stream([ask(n, LONG, max_tokens=LONG) for n in range(6)])
         next(stream)
         stream.close()
     assert works(engine)
-    assert engine.steps - before < 3 * LONG * window(engine)
+    assert engine._active == {}
 
 
 def test_a_stream_that_is_abandoned(engine):

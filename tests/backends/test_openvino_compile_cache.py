@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
@@ -20,10 +19,10 @@ class Notes(Silent):
 
 
 def fail(number):
-    def compile_cache(*_):
+    def cache_folder(*_, **more):
         raise OSError(number, os.strerror(number), "/cache/openvino-compiled")
 
-    return compile_cache
+    return cache_folder
 
 
 @pytest.mark.parametrize(
@@ -34,25 +33,25 @@ def fail(number):
         (errno.ENOSPC, "is full. "),
     ],
 )
-def test_a_place_that_cannot_be_written_is_left_out_and_said(monkeypatch, number, note):
-    monkeypatch.setattr(loading, "compile_cache", fail(number))
+def test_a_place_that_cannot_be_written_is_left_out_and_said(monkeypatch, tmp_path, number, note):
+    monkeypatch.setattr(loading.store, "cache_folder", fail(number))
     reporter = Notes()
-    assert loading.with_compile_cache(Path("model"), "CPU", {"NUM_STREAMS": "1"}, reporter) == {"NUM_STREAMS": "1"}
+    assert loading.with_compile_cache(tmp_path, "CPU", {"NUM_STREAMS": "1"}, reporter) == {"NUM_STREAMS": "1"}
     (said,) = reporter.notes
     assert f"{note}The model is compiled at each start, which takes longer. " in said
     assert "HFPIPE_CACHE" in said
 
 
-def test_other_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(loading, "compile_cache", fail(errno.EIO))
+def test_other_errors_are_not_hidden(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading.store, "cache_folder", fail(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
-        loading.with_compile_cache(Path("model"), "CPU", {}, Silent())
+        loading.with_compile_cache(tmp_path, "CPU", {}, Silent())
 
 
-def test_the_users_own_place_is_left_alone(monkeypatch):
-    monkeypatch.setattr(loading, "compile_cache", fail(errno.EROFS))
+def test_the_users_own_place_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading.store, "cache_folder", fail(errno.EROFS))
     reporter = Notes()
-    assert loading.with_compile_cache(Path("model"), "CPU", {"CACHE_DIR": "mine"}, reporter) == {"CACHE_DIR": "mine"}
+    assert loading.with_compile_cache(tmp_path, "CPU", {"CACHE_DIR": "mine"}, reporter) == {"CACHE_DIR": "mine"}
     assert reporter.notes == []
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
-from hfpipe.backends.kv_cache import SHARE
-from hfpipe.backends.openvino import loading, paged
+from hfpipe.backends.openvino import decoding, loading
+from hfpipe.backends.scheduling import SHARE
 from hfpipe.errors import OutOfMemory
 from hfpipe.types import LoadOptions, TokenEvent, TokenRequest
 
@@ -41,7 +41,7 @@ def room(monkeypatch, engine) -> Room:
         def available() -> int:
             return int(tokens * PER_TOKEN / SHARE) - engine._pipeline.get_metrics().cache_size_in_bytes
 
-        monkeypatch.setattr(paged, "available_memory", available)
+        monkeypatch.setattr(decoding, "available_memory", available)
 
     return leave
 
@@ -191,16 +191,16 @@ def test_streams_share_the_memory_of_the_engine(engine, room):
 
 def test_a_cache_that_the_engine_has_taken_is_room(monkeypatch, engine):
     """It is not given back, and later streams use it again."""
-    monkeypatch.setattr(paged, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 2**40)
     Watched(engine, REQUESTS)
     taken = engine._pipeline.get_metrics().cache_size_in_bytes
     assert taken > 0
-    monkeypatch.setattr(paged, "available_memory", lambda: 0)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 0)
     assert engine._token_budget() == SHARE * taken // PER_TOKEN
 
 
 def test_a_model_that_does_not_say_what_it_takes_has_no_bound(monkeypatch, tiny_llama_ov):
-    monkeypatch.setattr(paged, "available_memory", lambda: 0)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 0)
     source = models.resolve(str(tiny_llama_ov))
     bare = replace(source, config={"vocab_size": source.config["vocab_size"]})
     with backends.load("openvino", bare, LoadOptions(batch_size=8)) as backend:
@@ -252,7 +252,7 @@ def test_the_precision_of_keys_and_values(tmp_path, used, own, per_value):
 def test_the_memory_of_a_gpu_is_its_own(monkeypatch, tiny_llama_ov, tmp_path):
     """The engine itself takes no more of it than there is."""
     folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
-    monkeypatch.setattr(paged.PagedBackend, "__init__", lambda *_: None)
+    monkeypatch.setattr(decoding.PagedBackend, "__init__", lambda *_: None)
     for device, bounded in {"CPU": True, "AUTO": True, "GPU.0": False, "NPU": False}.items():
         monkeypatch.setattr("hfpipe.backends.openvino.loading.check_device", lambda *_, name=device: name)
         assert (opened(folder, batch_size=2)._bytes_per_token is not None) == bounded

@@ -1,1 +1,1 @@
-"""The OpenVINO engine: single.py answers one request at a time, paged.py many at once; loading.py serves both."""
+"""The OpenVINO engine: decoding.py answers one request at a time, or many at once; loading.py loads."""

@@ -16,7 +16,6 @@ from openvino import opset13
 
 from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
-from hfpipe.backends.kv_cache import BYTES_PER_VALUE
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
@@ -26,24 +25,12 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMI
 
 _KEPT_COMPILE_CACHES = 8
 
-# What OpenVINO's names of precisions are called in a processor's flags.
-_AMX = {"bf16": "bf16", "f16": "fp16"}
+# The flags of processors that have AMX for a precision.
+_AMX = {"bf16": "amx_bf16", "f16": "amx_fp16"}
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-# Without a property of _THREADS, so many processors make at least two threads: cores may run two each.
-_SURELY_TWO_THREADS = 8
-_THREADS = {
-    "INFERENCE_NUM_THREADS",
-    "NUM_STREAMS",
-    "PERFORMANCE_HINT",
-    "PERFORMANCE_HINT_NUM_REQUESTS",
-    "ENABLE_HYPER_THREADING",
-    "SCHEDULING_CORE_TYPE",
-}
-_PRECISION = {"INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT"}
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
-_CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 PRECISIONS = {
     "f32": "float32",
     "f16": "float16",
@@ -53,32 +40,40 @@ PRECISIONS = {
     "u4": "int4",
     "i4": "int4",
 }
+_CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
+# Of keys and values. u8 comes with scales: for each token's head, and for each channel of 32 tokens.
+_BYTES_PER_VALUE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.25}
 
 
 def properties(options: LoadOptions, device: str, runtime: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """What the engine is given: the user's ov_config over the export's own `runtime`, and the exact settings where they
     are asked for. With it, why those were chosen that the user did not set."""
-    _check_keys(options.ov_config)
-    chosen, reasons = dict(runtime), dict.fromkeys(runtime, "from the export")
-    if options.exact:
-        for key, value in EXACT.items():
-            if str(options.ov_config.get(key, value)) != value:
-                given = options.ov_config[key]
-                raise UsageError(f"--exact sets {key}={value}; --ov-config {key}={given} contradicts it.")
-        chosen, reasons = dict(EXACT), {}
+    given = options.ov_config
+    for key, value in given.items():
+        # openvino-genai would take these for arguments of its own.
+        if key != key.upper() or not key or key == "ATTENTION_BACKEND" or value is None:
+            raise UsageError(
+                f"--ov-config {key}={value}: this is not a property that can be set.",
+                hint="Properties of OpenVINO are written in capitals, and have a value.",
+            )
+        if options.exact and str(value) != EXACT.get(key, str(value)):
+            raise UsageError(f"--exact sets {key}={EXACT[key]}; --ov-config {key}={value} contradicts it.")
+    chosen, reasons = dict(EXACT if options.exact else runtime), dict[str, str]()
+    if not options.exact:
+        reasons = dict.fromkeys(runtime, "from the export")
     if device == "CPU" and machine.processors() < machine.affinity():
         # OpenVINO knows the affinity of the process, and no quota.
         chosen["INFERENCE_NUM_THREADS"] = str(machine.processors())
         reasons["INFERENCE_NUM_THREADS"] = "the CPU quota"
-    used = {**chosen, **options.ov_config}
+    used = {**chosen, **given}
     if why := _needs_f32(device, used):
-        if "INFERENCE_PRECISION_HINT" in options.ov_config:
+        if "INFERENCE_PRECISION_HINT" in given:
             raise UsageError(
                 f"INFERENCE_PRECISION_HINT={used['INFERENCE_PRECISION_HINT']} cannot be used here: {why}.",
                 hint="Leave it out to compute in f32.",
             )
         used["INFERENCE_PRECISION_HINT"], reasons["INFERENCE_PRECISION_HINT"] = "f32", why
-    return used, {key: why for key, why in reasons.items() if key not in options.ov_config}
+    return used, {key: why for key, why in reasons.items() if key not in given}
 
 
 def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
@@ -92,45 +87,27 @@ def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
         return None
     allowed = next(filter(None, map(os.environ.get, _ISA_VARIABLES)), "DEFAULT").upper()
     masked = not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
-    amx = {kind for kind in ("bf16", "f16") if f"amx_{_AMX[kind]}" in _processor_flags()}
-    many = machine.processors() >= _SURELY_TWO_THREADS and not _THREADS & used.keys()
-    if not masked and (not amx or many):
+    crashing = [precision for precision, flag in _AMX.items() if flag in _processors()]
+    if not masked and not crashing:
         return None
-    precision, threads = _resolved(used)
+    # What these properties come to on the CPU is asked of a tiny model.
+    core, parameter = ov.Core(), opset13.parameter([1], ov.Type.f32)
+    known = {key: used[key] for key in core.get_property("CPU", "SUPPORTED_PROPERTIES") if key in used}
+    compiled = core.compile_model(ov.Model([opset13.relu(parameter)], [parameter]), "CPU", {**known, "CACHE_DIR": ""})
+    threads, streams = (int(compiled.get_property(key)) for key in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if masked and precision in _AMX:
         return f"{precision} does not work with ONEDNN_MAX_CPU_ISA={allowed}"
-    if precision in amx and threads < 2:
+    if precision in crashing and threads // max(streams, 1) < 2:
         return f"{precision} with one thread crashes OpenVINO on this processor"
     return None
 
 
-def _resolved(used: Mapping[str, Any]) -> tuple[str, int]:
-    """The precision and the threads of a stream that these properties come to on the CPU, asked of a tiny model."""
-    parameter = opset13.parameter([1], ov.Type.f32)
-    model = ov.Model([opset13.relu(parameter)], [parameter])
-    asked = {key: used[key] for key in used if key in _THREADS or key in _PRECISION}
-    compiled = ov.Core().compile_model(model, "CPU", asked)
-    threads, streams = (int(compiled.get_property(key)) for key in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
-    return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), threads // max(streams, 1)
-
-
-def _processor_flags() -> set[str]:
-    """Of the first processor; empty where the system does not tell."""
+def _processors() -> str:
+    """What Linux says of the processors; nothing elsewhere."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return set(line.split())
-    return set()
-
-
-def _check_keys(ov_config: Mapping[str, Any]) -> None:
-    """Raise a UsageError for what openvino-genai would take for an argument of its own, not of the device."""
-    for key, value in ov_config.items():
-        if key != key.upper() or not key or key == "ATTENTION_BACKEND" or value is None:
-            raise UsageError(
-                f"--ov-config {key}={value}: this is not a property that can be set.",
-                hint="Properties of OpenVINO are written in capitals, and have a value.",
-            )
+        return Path("/proc/cpuinfo").read_text()
+    return ""
 
 
 def check_device(device: str | None, reporter: Reporter) -> str:
@@ -143,20 +120,13 @@ def check_device(device: str | None, reporter: Reporter) -> str:
         return "CPU"
     name = "CPU" if device in ("-1", "cpu") else f"GPU.{device}" if device.isdecimal() else device.upper()
     kind, _, number = name.partition(".")
-    matching = [one for one in available if one.partition(".")[0] == kind]
-    found = name in available or (matching and number in ("", "0"))
-    if not found and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
+    first = number in ("", "0") and any(one.partition(".")[0] == kind for one in available)
+    if name not in available and not first and kind.partition(":")[0] not in ("AUTO", "HETERO", "MULTI"):
         raise BackendError(
             f"Device {device!r} not found. Available: {', '.join(available)}.",
-            hint=_device_hint(device),
+            hint="Leave --device out to run on the CPU. GPU and NPU need their drivers; cuda is of --backend torch.",
         )
     return name
-
-
-def _device_hint(device: str) -> str:
-    if device.lower().startswith(("cuda", "mps", "xpu")):
-        return "That is a device of --backend torch."
-    return "Leave --device out to run on the CPU. GPU and NPU need their drivers."
 
 
 @contextmanager
@@ -167,20 +137,20 @@ def readable(device: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         known = explained(error, device)
-        raise (_damaged(folder) if folder and type(known) is BackendError else None) or known from error
+        if folder and type(known) is BackendError:
+            _check_model(folder / "openvino_model.xml")
+        raise known from error
 
 
-def _damaged(folder: Path) -> ModelError | None:
-    """What is wrong with the files of a model that OpenVINO cannot read: its own message names none."""
-    file = folder / "openvino_model.xml"
+def _check_model(file: Path) -> None:
+    """Raise ModelError for a file that OpenVINO cannot read: its own message names none."""
     try:
         ov.Core().read_model(file)
     except RuntimeError as error:
         message = _last_line(error)
         # Functions of C++ that read a number.
         reason = "a number in it is too large, or is none" if message.startswith("sto") else message
-        return ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN)
-    return None
+        raise ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN) from error
 
 
 def explained(error: Exception, device: str) -> HFPipeError:
@@ -189,10 +159,14 @@ def explained(error: Exception, device: str) -> HFPipeError:
     if known is error or isinstance(known, OutOfMemory):
         return known
     message = _last_line(error)
-    kind = UsageError if _blames_a_property(message) else BackendError
-    wrapped = kind(f"OpenVINO on {device}: {message}", hint=_hint(kind, device))
-    wrapped.__cause__ = error
-    return wrapped
+    phrases = ("Unsupported property", "Wrong value", "Could not read number", "for property key")
+    if any(phrase in message for phrase in phrases):
+        usual = "PERFORMANCE_HINT, NUM_STREAMS, CACHE_DIR, KV_CACHE_PRECISION, DYNAMIC_QUANTIZATION_GROUP_SIZE"
+        known = UsageError(f"OpenVINO on {device}: {message}", hint=f"Usual keys of --ov-config are {usual}.")
+    else:
+        known = BackendError(f"OpenVINO on {device}: {message}")
+    known.__cause__ = error
+    return known
 
 
 def _last_line(error: Exception) -> str:
@@ -201,43 +175,28 @@ def _last_line(error: Exception) -> str:
     return (said[-1] if said else str(error)).removeprefix("NotFound: ")
 
 
-def _blames_a_property(message: str) -> bool:
-    phrases = ("Unsupported property", "Wrong value", "Could not read number", "for property key")
-    return any(phrase in message for phrase in phrases)
-
-
-def _hint(kind: type[Exception], device: str) -> str | None:
-    if kind is not UsageError:
-        return None
-    known = ("PERFORMANCE_HINT", "NUM_STREAMS", "CACHE_DIR", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-    return f"Usual keys of --ov-config on {device} are {', '.join(known)}."
-
-
 def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """The properties `used`, and a folder for the compiled model where they name none. Where it cannot be written, the
-    model runs without, and a note says so."""
+    model runs without, and a note says so. The least used are removed: each is as large as its model.
+
+    There is a folder for everything that compiling depends on. OpenVINO itself looks for a compiled model by few
+    properties: one compiled in f16, or on AMX in bf16, would be used where f32 is asked for.
+    """
     if "CACHE_DIR" in used:
         return dict(used)
-    try:
-        with store.writing(store.cache_root()):
-            return {"CACHE_DIR": str(compile_cache(folder, device, used)), **used}
-    except HFPipeError as error:
-        reporter.note(f"{error.message} The model is compiled at each start, which takes longer. {error.hint}")
-        return dict(used)
-
-
-def compile_cache(folder: Path, device: str, used: Mapping[str, Any]) -> Path:
-    """The folder of the compiled model for everything that compiling depends on. The least used are removed: each is as
-    large as its model.
-
-    OpenVINO itself looks for a compiled model by few properties: one compiled in f16, or on AMX in bf16, would be used
-    where f32 is asked for.
-    """
     processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
     machine_state = [processor, machine.processors(), {name: os.environ.get(name) for name in _ISA_VARIABLES}]
     properties = {key: str(value) for key, value in used.items()}
-    key = store.key_of(store.identity(folder), ov.__version__, device, properties, machine_state)
-    return store.cache_folder("openvino-compiled", key, model=folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES)
+    try:
+        with store.writing(store.cache_root()):
+            key = store.key_of(store.identity(folder), ov.__version__, device, properties, machine_state)
+            place = store.cache_folder(
+                "openvino-compiled", key, model=folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES
+            )
+    except HFPipeError as error:
+        reporter.note(f"{error.message} The model is compiled at each start, which takes longer. {error.hint}")
+        return dict(used)
+    return {"CACHE_DIR": str(place), **used}
 
 
 def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:
@@ -249,13 +208,8 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
     def export(folder: Path) -> None:
         reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")
         # Text goes in as token ids, which tokenizer.json gives.
-        command = export_command(
-            source,
-            folder,
-            dtype,
-            trust_remote_code=options.trust_remote_code,
-            more=["--disable-convert-tokenizer"],
-        )
+        more = ["--disable-convert-tokenizer"]
+        command = export_command(source, folder, dtype, trust_remote_code=options.trust_remote_code, more=more)
         run_export(source, command, reporter=reporter)
 
     versions = {package: version(package) for package in EXPORTERS}
@@ -263,10 +217,10 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
     return store.build_once("openvino", f"{key}-{dtype}", export, model=source.reference, form=dtype, reporter=reporter)
 
 
-def weight_format(folder: str) -> str:
+def weight_format(folder: Path) -> str:
     """What most of the weights are stored as: float32, float16, bfloat16, int8, int4."""
     counts: Counter[str] = Counter()
-    for kind, size in _CONSTANT.findall((Path(folder) / "openvino_model.xml").read_bytes()):
+    for kind, size in _CONSTANT.findall((folder / "openvino_model.xml").read_bytes()):
         precision = PRECISIONS.get(kind.decode(), kind.decode())
         counts[precision] += int(size) * 8 // int(re.sub(r"\D", "", precision) or 8)
     return counts.most_common(1)[0][0] if counts else "unknown"
@@ -282,4 +236,4 @@ def bytes_per_cached_value(folder: Path, used: Mapping[str, Any]) -> float:
     if not named:
         own = _CACHE_PRECISION.search((folder / "openvino_model.xml").read_bytes())
         named = [own[1].decode() if own else "u8"]
-    return max(BYTES_PER_VALUE.get(precision, max(BYTES_PER_VALUE.values())) for precision in named)
+    return max(_BYTES_PER_VALUE.get(precision, 4.0) for precision in named)

@@ -1,1 +1,1 @@
-"""The torch engine: decoding.py answers requests in batches, loading.py loads, sampling.py draws tokens."""
+"""The torch engine: decoding.py answers requests in batches, loading.py loads."""
