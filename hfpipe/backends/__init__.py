@@ -10,6 +10,9 @@ from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, Usa
 from hfpipe.process import silence_openvino_telemetry
 from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
+# Packages name their own backends in this group of entry points: a name, and the class as module:Class.
+GROUP = "hfpipe.backends"
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -37,11 +40,7 @@ BACKENDS = {
         frozenset({"device", "ov_config"}),
         ("openvino", "openvino-genai"),
     ),
-    "echo": Spec(
-        "hfpipe.backends.echo:EchoBackend",
-        frozenset({"transformers", "openvino"}),
-        frozenset(),
-    ),
+    "echo": Spec("hfpipe.backends.echo:EchoBackend", frozenset({"transformers", "openvino"}), frozenset()),
 }
 
 # What names of architectures end in that are trained for something other than the next token.
@@ -65,13 +64,11 @@ class Choice:
 
 
 def choose(requested: str, model_format: ModelFormat) -> Choice:
-    """The backend for a model of `model_format`; `requested` is a name of BACKENDS or "auto"."""
+    """The backend for a model of `model_format`; `requested` is its name or "auto"."""
     if requested == "auto":
-        if model_format == "openvino":
-            return Choice("openvino", "the folder holds an OpenVINO model")
-        return Choice("torch", "the folder holds a transformers model")
-    check_name(requested)
-    if model_format not in BACKENDS[requested].formats:
+        name = "openvino" if model_format == "openvino" else "torch"
+        return Choice(name, f"the folder holds {'an OpenVINO' if name == 'openvino' else 'a transformers'} model")
+    if model_format not in spec(requested).formats:
         raise UnsupportedModel(
             f"The {requested} backend does not run {model_format} models.",
             hint="Leave --backend out to have the fitting one chosen.",
@@ -79,18 +76,31 @@ def choose(requested: str, model_format: ModelFormat) -> Choice:
     return Choice(requested, "asked for")
 
 
-def check_name(requested: str) -> None:
-    """Raise a UsageError for a backend that does not exist: this needs no model."""
-    if requested not in ("auto", *BACKENDS):
-        known = ", ".join(("auto", *BACKENDS))
-        raise UsageError(f"Unknown backend {requested!r}; known are {known}.", hint=nearest(requested, BACKENDS))
+def spec(name: str) -> Spec:
+    """What is known of the backend `name`, hfpipe's own or of an installed package. Raises a UsageError where there is
+    none."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    # 15 ms, which --help has not to spare.
+    from importlib import metadata
+
+    others = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    if name not in others:
+        known = ("auto", *BACKENDS, *others)
+        raise UsageError(f"Unknown backend {name!r}; known are {', '.join(known)}.", hint=nearest(name, known))
+    backend, package = _imported(name, others[name].value), others[name].dist
+    return Spec(others[name].value, backend.formats, backend.honours, (package.name,) if package else ())
 
 
 def engine(name: str) -> type[Backend]:
     """The class of the backend `name`. The engine itself is imported here, which takes the time that it takes."""
     if name == "openvino":
         silence_openvino_telemetry()
-    module, _, attribute = BACKENDS[name].target.partition(":")
+    return _imported(name, spec(name).target)
+
+
+def _imported(name: str, target: str) -> type[Backend]:
+    module, _, attribute = target.partition(":")
     try:
         backend: type[Backend] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -102,21 +112,15 @@ def engine(name: str) -> type[Backend]:
 
 def versions(name: str) -> dict[str, str]:
     """The versions of what the answers of the backend `name` depend on."""
-    # 15 ms, which --help has not to spare.
     from importlib import metadata
 
-    return {package: metadata.version(package) for package in BACKENDS[name].packages}
+    return {package: metadata.version(package) for package in spec(name).packages}
 
 
 def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporter | None = None) -> Backend:
-    """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped."""
+    """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped; so is a model
+    that does not write text from left to right. Some such models would answer noise."""
     check_options(name, options)
-    _check_kind(source)
-    return engine(name).load(source, options, reporter or Silent())
-
-
-def _check_kind(source: ModelSource) -> None:
-    """Raise UnsupportedModel for what does not write text from left to right. Some such models would answer noise."""
     hint = "Choose a decoder-only (text-generation) model."
     if source.is_encoder_decoder:
         kind = source.config.get("model_type", "this model")
@@ -124,21 +128,21 @@ def _check_kind(source: ModelSource) -> None:
             f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.", hint=hint
         )
     for architecture in source.config.get("architectures") or ():
-        if str(architecture).endswith(_OTHER_TASKS):
+        if architecture.endswith(_OTHER_TASKS):
             raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)
+    return engine(name).load(source, options, reporter or Silent())
 
 
 def check_options(name: str, options: LoadOptions) -> None:
     """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
-    check_name(name)
+    honoured = _COMMON | spec(name).honours
     if options.task not in (None, "text-generation"):
         raise UnsupportedOption(
             f"The {name} backend cannot do --task {options.task!r}.", hint="The one task is text-generation."
         )
     default = LoadOptions()
     for field in fields(LoadOptions):
-        honoured = field.name in _COMMON or field.name in BACKENDS[name].honours
-        if not honoured and getattr(options, field.name) != getattr(default, field.name):
+        if field.name not in honoured and getattr(options, field.name) != getattr(default, field.name):
             flag = "--model-kwarg" if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
             able = [other for other, spec in BACKENDS.items() if field.name in spec.honours]
             raise UnsupportedOption(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
-from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent, TokenRequest
+from hfpipe.types import BackendInfo, LoadOptions, ModelFormat, ModelSource, Reporter, TokenEvent, TokenRequest
 
 
 class Backend(ABC):
@@ -23,6 +23,11 @@ class Backend(ABC):
 
     name: ClassVar[str]
     info: BackendInfo
+
+    # Of a backend from another package: the model formats that it runs, and the load options that it honours beside
+    # the common. Those of hfpipe have them in BACKENDS, so that the engine need not be imported for them.
+    formats: ClassVar[frozenset[ModelFormat]] = frozenset({"transformers"})
+    honours: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod

@@ -136,7 +136,7 @@ def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
 def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None]]:
     """The engines and the weight formats for a model. A transformers model is exported for OpenVINO."""
     for backend in spec.engines:
-        if source.format not in backends.BACKENDS[backend].formats and not spec.backends:
+        if source.format not in backends.spec(backend).formats and not spec.backends:
             continue
         if backend == "openvino" and source.format == "transformers":
             yield from ((backend, name) for name in spec.weight_formats or (own_format(source), *_QUANTIZED))
@@ -173,7 +173,7 @@ def _size(source: ModelSource) -> int:
 
 def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
     """The options, less those that only other engines know."""
-    honours, default = backends.BACKENDS[backend].honours, LoadOptions()
+    honours, default = backends.spec(backend).honours, LoadOptions()
     of_others = frozenset().union(*(spec.honours for spec in backends.BACKENDS.values())) - honours
     return replace(loading, backend=backend, **{name: getattr(default, name) for name in of_others})
 
@@ -246,7 +246,7 @@ def _without_device(spec: Spec) -> dict[str, HFPipeError]:
     It is asked before hours of exports, and in a child: importing an engine takes seconds, and memory.
     """
     device = spec.loading.device
-    asked = [name for name in spec.engines if device and "device" in backends.BACKENDS[name].honours]
+    asked = [name for name in spec.engines if device and "device" in backends.spec(name).honours]
     refused = {name: error for name in asked if (error := _device_error(name, device or ""))}
     if refused and len(refused) == len(spec.engines):
         raise next(iter(refused.values()))

@@ -117,7 +117,7 @@ class Spec:
         if not self.quality and (self.texts or self.reference):
             raise UsageError("--no-quality cannot be combined with --text or --reference.")
         for name in self.backends:
-            backends.check_name(name)
+            backends.spec(name)
         for name in self.weight_formats:
             if name not in WEIGHT_FORMATS:
                 raise UsageError(

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_backend_that_does_not_run_the_format():
     assert "--backend" in raised.value.hint
 
 
-@pytest.mark.parametrize("call", [lambda: backends.choose("troch", "openvino"), lambda: backends.check_name("troch")])
+@pytest.mark.parametrize("call", [lambda: backends.choose("troch", "openvino"), lambda: backends.spec("troch")])
 def test_an_unknown_name_lists_the_known(call):
     with pytest.raises(UsageError) as raised:
         call()
@@ -123,6 +124,52 @@ def test_a_package_that_is_missing(monkeypatch):
     with pytest.raises(BackendError, match="openvino backend needs the package openvino_genai") as raised:
         backends.load("openvino", source(), LoadOptions())
     assert raised.value.hint == "pip install openvino_genai"
+
+
+# Backends of other packages
+
+THEIRS = """
+from hfpipe.backends.echo import EchoBackend
+
+class Parrot(EchoBackend):
+    name = "parrot"
+    formats = frozenset({"transformers"})
+    honours = frozenset({"device"})
+"""
+
+
+@pytest.fixture
+def parrot(tmp_path, monkeypatch) -> None:
+    """An installed package that brings a backend, as CONTRIBUTING.md says."""
+    installed = tmp_path / "hfpipe_parrot-1.5.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: hfpipe-parrot\nVersion: 1.5\n")
+    (installed / "entry_points.txt").write_text(
+        "[hfpipe.backends]\nparrot = hfpipe_parrot:Parrot\nbroken = hfpipe_parrot_missing:Broken\n"
+    )
+    (tmp_path / "hfpipe_parrot.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_backend_of_another_package(parrot):
+    assert backends.choose("parrot", "transformers") == backends.Choice("parrot", "asked for")
+    assert backends.versions("parrot") == {"hfpipe-parrot": "1.5"}
+    assert backends.load("parrot", source(), LoadOptions(device="-1")).name == "parrot"
+    with pytest.raises(UnsupportedModel, match="parrot backend does not run openvino models"):
+        backends.choose("parrot", "openvino")
+    with pytest.raises(UnsupportedOption, match="parrot backend cannot honour --dtype"):
+        backends.load("parrot", source(), LoadOptions(dtype="float32"))
+    with pytest.raises(UsageError, match="known are auto, torch, openvino, echo, parrot, broken") as raised:
+        backends.spec("parot")
+    assert raised.value.hint == "Did you mean 'parrot'?"
+    with pytest.raises(BackendError, match="broken backend needs the package hfpipe_parrot_missing"):
+        backends.choose("broken", "transformers")
+
+
+def test_other_packages_are_not_looked_at_for_a_backend_of_hfpipe(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: pytest.fail("looked up"))
+    for name in backends.BACKENDS:
+        backends.check_options(name, LoadOptions())
 
 
 def test_the_window_is_the_batch_size():
