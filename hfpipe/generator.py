@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Self
+from typing import Any
 
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
-from hfpipe.errors import ContextLengthError, HFPipeError, TemplateError, UsageError, nearest
+from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.models.folder import context_length
 from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling, stop_strings
-from hfpipe.text.decoder import IncrementalDecoder
-from hfpipe.text.stops import StopScanner
-from hfpipe.text.templates import PromptTemplate, Template, parse_template
+from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
     Completion,
-    FinishReason,
     LoadOptions,
     ModelSource,
     Reporter,
@@ -37,66 +32,21 @@ from hfpipe.types import (
     Usage,
 )
 
-if TYPE_CHECKING:
-    from hfpipe.text.chat import ChatTemplate
-
 # Unique in the process: streams in several threads may share one backend.
 _numbers = itertools.count()
-# Characters beyond which a prompt is measured before it is tokenized, which takes seconds a megabyte.
-_LONG = 1_000_000
+# Characters of a prompt, and for each token of the context, beyond which it is measured before all of it is tokenized,
+# which takes seconds and 200 MB a megabyte.
+_LONG, _PER_TOKEN = 1_000_000, 8
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRequest(TextRequest):
-    """What failed before it was a request: it is answered with `error`, in its turn."""
+    """A request that failed before it had a prompt: it is answered with `error`, in its turn."""
 
     error: HFPipeError = field(kw_only=True)
 
 
-def prompt_template(
-    tokenizer: Tokenizer,
-    model: str,
-    template: str | Template | None = None,
-    system: str | None = None,
-    variables: Mapping[str, Any] | None = None,
-    chat_template_name: str | None = None,
-) -> PromptTemplate:
-    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa.
-
-    Raises TemplateError where the model has no such chat template, or several and none was named; UsageError for a
-    `system` message where it has no place.
-    """
-    if isinstance(template, str):
-        template = parse_template(template)
-    must_choose = template is None or template.kind == "chat"
-    chat = _chat_template(tokenizer, model, chat_template_name, must_choose=must_choose)
-    chosen = template or parse_template("chat" if chat else "qa")
-    return PromptTemplate(chosen, model, chat, system, variables or {})
-
-
-def _chat_template(tokenizer: Tokenizer, model: str, name: str | None, *, must_choose: bool) -> ChatTemplate | None:
-    """The chat template called `name`; without a name the default one, or the only one; None where there is none."""
-    templates = tokenizer.chat_templates
-    if name is None and ("default" in templates or len(templates) == 1):
-        name = "default" if "default" in templates else next(iter(templates))
-    if name is not None and name in templates:
-        # Jinja2 is needed only here.
-        from hfpipe.text.chat import ChatTemplate
-
-        return ChatTemplate(templates[name], tokenizer.special_tokens, model)
-    known = ", ".join(templates) or "none"
-    if name is not None:
-        raise TemplateError(
-            f"{model} has no chat template {name!r}.", hint=nearest(name, templates) or f"It has: {known}."
-        )
-    if templates and must_choose:
-        raise TemplateError(
-            f"{model} has several chat templates: {known}.", hint="Choose one by its name (--chat-template-name)."
-        )
-    return None
-
-
-class Generator:
+class Generator(AbstractContextManager["Generator"]):
     """A loaded model that answers prompts. `load_s` is how long loading took, `why` why this backend was chosen."""
 
     def __init__(
@@ -115,10 +65,10 @@ class Generator:
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
         """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
 
-        Each request ends in one event with a finish_reason. One that fails does so in an event with its error. None
-        means none as yet, as in Backend.stream.
+        Each request ends in one event with a finish_reason; one that fails, in an event with its error. A request of
+        None means that none is ready, as in Backend.stream.
         """
-        answers: dict[str, _Answer | _Refused] = {}
+        answers: dict[str, _Answer] = {}
         for event in self.backend.stream(self._admit(requests, answers)):
             answer = answers[event.request_id]
             text = answer.take(event)
@@ -133,17 +83,19 @@ class Generator:
         """Answer `requests`, each as a whole, in the order in which they end."""
         texts: dict[str, list[str]] = {}
         for event in self.stream(requests):
-            texts.setdefault(event.request_id, []).append(event.text)
+            texts.setdefault(event.id, []).append(event.text)
             if event.finish_reason is not None:
-                text = "".join(texts.pop(event.request_id))
-                yield _completion(event, text)
+                text, timing = "".join(texts.pop(event.id)), event.timing
+                yield Completion(event.id, text, event.finish_reason, event.usage, timing, event.error, event.seed)
 
     def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
         if isinstance(request, FailedRequest):
             raise request.error
-        if len(request.prompt) > _LONG and self.source.context_length is not None:
-            self._room(self.tokenizer.least_tokens(request.prompt), "at least ")
+        beyond = max(_LONG, _PER_TOKEN * (self.source.context_length or 0))
+        if len(request.prompt) > beyond and self.source.context_length is not None:
+            # Without the last spaces: a token that follows may swallow them.
+            self._room(len(self.tokenizer.encode(request.prompt[:beyond].rstrip(), False)), "at least ")
         token_ids = self.tokenizer.encode(request.prompt, request.add_special_tokens)
         if not request.prompt or not token_ids:
             raise UsageError("The prompt is empty.")
@@ -156,45 +108,27 @@ class Generator:
             resolve_sampling(options, preferred),
         )
 
-    def prompt_template(
-        self,
-        template: str | Template | None = None,
-        system: str | None = None,
-        variables: Mapping[str, Any] | None = None,
-        chat_template_name: str | None = None,
-    ) -> PromptTemplate:
-        """`prompt_template` for this model."""
-        return prompt_template(self.tokenizer, self.source.reference, template, system, variables, chat_template_name)
-
     def close(self) -> None:
         self.backend.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _admit(
-        self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer | _Refused]
+        self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer]
     ) -> Iterator[TokenRequest | None]:
         """What the backend is given. In place of a bad prompt an empty one, which it refuses at once."""
         for request in requests:
             if request is None:
                 yield None
                 continue
-            start = time.perf_counter()
-            number = str(next(_numbers))
+            start, number, refused = time.perf_counter(), str(next(_numbers)), None
             try:
                 tokens = self.prepare(request, number)
             except HFPipeError as error:
-                tokens = TokenRequest(number, (), 1)
-                answers[number] = _Refused(request.id, error)
-            else:
-                stops = (*request.options.stop, *self._stops)
-                answers[number] = _Answer(request.id, tokens, self.tokenizer, stops, start)
+                tokens, refused = TokenRequest(number, (), 1), error
+            stops = (*request.options.stop, *self._stops)
+            answers[number] = _Answer(request.id, tokens, self.tokenizer, stops, start, refused)
             yield tokens
 
     def _room(self, prompt_tokens: int, about: str = "") -> int:
@@ -215,20 +149,22 @@ class Generator:
         return frozenset(token_id for token_id in ids if token_id is not None)
 
 
-def _completion(last: TextEvent, text: str) -> Completion:
-    assert last.finish_reason is not None
-    return Completion(last.request_id, text, last.finish_reason, last.usage, last.timing, last.error, last.seed)
-
-
 class _Answer:
-    """What is known of one answer while it is generated."""
+    """What is known of one answer while it is generated; `refused` is the error of a bad prompt."""
 
     def __init__(
-        self, request_id: str, tokens: TokenRequest, tokenizer: Tokenizer, stops: Sequence[str], start: float
+        self,
+        request_id: str,
+        tokens: TokenRequest,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        start: float,
+        refused: HFPipeError | None,
     ) -> None:
         self.finished = False
         self._id = request_id
         self._request = tokens
+        self._refused = refused
         self._decoder = IncrementalDecoder(tokenizer, tokens.token_ids)
         self._scanner = StopScanner(stops)
         self._generated = 0
@@ -238,53 +174,28 @@ class _Answer:
         """The text that `event` makes final. After a stop string there is none, whatever the backend still sends."""
         if self.finished:
             return None
-        if event.error is not None:
+        if error := self._refused or event.error:
             self.finished = True
-            return TextEvent(self._id, finish_reason="error", error=event.error)
-        self._count(event)
-        text, stopped = self._scanner.feed(self._text(event))
-        if stopped:
-            return self._end(text, "stop")
-        if event.finish_reason is not None:
-            return self._end(text + self._scanner.flush(), event.finish_reason)
-        return TextEvent(self._id, text) if text else None
-
-    def _count(self, event: TokenEvent) -> None:
-        if not event.token_ids:
-            return
-        self._last = time.perf_counter()
-        if self._generated == 0:
-            self._first = self._last
-        self._generated += len(event.token_ids)
-
-    def _text(self, event: TokenEvent) -> str:
-        ids = [token for token in event.token_ids if token not in self._request.eos_token_ids]
-        text = self._decoder.feed(ids)
-        return text if event.finish_reason is None else text + self._decoder.flush()
-
-    def _end(self, text: str, reason: FinishReason) -> TextEvent:
+            return TextEvent(self._id, finish_reason="error", error=error)
+        if event.token_ids:
+            self._last = time.perf_counter()
+            self._first = self._last if self._generated == 0 else self._first
+            self._generated += len(event.token_ids)
+        text = self._decoder.feed(token for token in event.token_ids if token not in self._request.eos_token_ids)
+        text, stopped = self._scanner.feed(text if event.finish_reason is None else text + self._decoder.flush())
+        reason = "stop" if stopped else event.finish_reason
+        if reason is None:
+            return TextEvent(self._id, text) if text else None
         self.finished = True
         usage = Usage(len(self._request.token_ids), self._generated)
         timing = Timing(self._start, self._first, self._last)
-        sampling = self._request.sampling
-        return TextEvent(self._id, text, reason, usage, timing, seed=sampling.seed if sampling.temperature else None)
-
-
-class _Refused:
-    """A request that never reaches the engine."""
-
-    finished = True
-
-    def __init__(self, request_id: str, error: HFPipeError) -> None:
-        self._event = TextEvent(request_id, finish_reason="error", error=error)
-
-    def take(self, event: TokenEvent) -> TextEvent:
-        return self._event
+        seed = self._request.sampling.seed if self._request.sampling.temperature else None
+        return TextEvent(self._id, text + self._scanner.flush(), reason, usage, timing, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model that is here, with the backend that will run it; `start` is when the search began (perf_counter)."""
+    """A model in a local folder, with the backend that will run it; `start` is when the search began (perf_counter)."""
 
     source: ModelSource
     choice: backends.Choice
@@ -292,12 +203,12 @@ class Found:
 
 
 def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
-    """Find the model, choose the backend, load it and the tokenizer. Raises an HFPipeError that says what failed."""
+    """Find the model, choose the backend, load it and the tokenizer."""
     return load_generator(find_model(reference, options, reporter), options, reporter)
 
 
 def find_model(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Found:
-    """What comes before anything heavy: resolve the reference, and choose the backend."""
+    """Find the model and choose the backend, before anything heavy is imported."""
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)

@@ -263,7 +263,7 @@ class TextEvent:
     """New text of one request. Its last event has a finish_reason, and usage and timing unless it failed early; `seed`
     is what a sampled answer was drawn with, None for a greedy one."""
 
-    request_id: str
+    id: str
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -273,16 +273,10 @@ class TextEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(TextEvent):
     """A whole answer: a request's text events, joined."""
 
-    id: str
-    text: str
-    finish_reason: FinishReason
-    usage: Usage | None = None
-    timing: Timing | None = None
-    error: HFPipeError | None = None
-    seed: int | None = None
+    finish_reason: FinishReason = "stop"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def whole(completions: Iterable[Completion]) -> dict[str, tuple[Any, ...]]:
 
 
 def joined(events: Sequence[TextEvent], request_id: str) -> str:
-    return "".join(event.text for event in events if event.request_id == request_id)
+    return "".join(event.text for event in events if event.id == request_id)
 
 
 # Streams
@@ -138,7 +138,7 @@ def test_several_at_once(generator):
 def test_events_of_several_are_interleaved(opened):
     for engine in ("torch", "openvino-paged"):
         events = opened("gpt2", engine).stream([ask(request_id=f"r{n}", max_tokens=20) for n in range(4)])
-        order = [event.request_id for event in events]
+        order = [event.id for event in events]
         assert order != sorted(order)
         assert set(order) == {"r0", "r1", "r2", "r3"}
 
@@ -352,10 +352,12 @@ def prompt_of(generator: Generator, tokens: int) -> str:
     return prompt
 
 
-def test_a_prompt_that_cannot_fit_is_not_tokenized(echo, monkeypatch):
-    monkeypatch.setattr(echo.tokenizer, "encode", lambda *_: pytest.fail("tokenized"))
+def test_of_a_prompt_that_cannot_fit_only_the_beginning_is_tokenized(echo, monkeypatch):
+    encode, seen = echo.tokenizer.encode, []
+    monkeypatch.setattr(echo.tokenizer, "encode", lambda text, special: seen.append(text) or encode(text, special))
     with pytest.raises(ContextLengthError, match=r"^The prompt has at least \d+ tokens, and the context of .* is 128"):
         echo.prepare(ask("word " * 2_000_000), "a")
+    assert [len(text) for text in seen] == [999_999]
 
 
 def test_a_long_prompt_that_may_fit_is_tokenized(echo):
@@ -400,7 +402,7 @@ def test_errors_do_not_wait_for_a_good_prompt(echo):
             number += 1
 
     stream = echo.stream(requests())
-    assert [next(stream).request_id for _ in range(100)] == [str(n) for n in range(100)]
+    assert [next(stream).id for _ in range(100)] == [str(n) for n in range(100)]
     stream.close()
 
 
@@ -426,7 +428,7 @@ class FailsLate(Backend):
 def test_an_error_after_some_text(echo):
     generator = Generator(FailsLate(), echo.tokenizer, echo.source)
     events = list(generator.stream([ask("One two three"), ask("One two four", "b")]))
-    assert [event.finish_reason for event in events if event.request_id == "a"] == [None, None, "error"]
+    assert [event.finish_reason for event in events if event.id == "a"] == [None, None, "error"]
     assert (
         joined(events, "a")
         == joined(events, "b")

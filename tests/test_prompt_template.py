@@ -3,8 +3,8 @@
 import pytest
 
 from hfpipe.errors import TemplateError, UsageError
-from hfpipe.generator import prompt_template
 from hfpipe.text import chat
+from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import Tokenizer
 from tests import tiny
 

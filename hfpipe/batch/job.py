@@ -22,10 +22,10 @@ from hfpipe.batch.openai_format import OpenAIFormat
 from hfpipe.batch.order import RECORDS_FAILED, Tally, results
 from hfpipe.batch.prompts import Prompts
 from hfpipe.errors import UsageError, nearest
-from hfpipe.generator import Found, Generator, find_model, load_generator, prompt_template
+from hfpipe.generator import Found, Generator, find_model, load_generator
 from hfpipe.sampling import resolve_sampling
 from hfpipe.store import identity
-from hfpipe.text.templates import PromptTemplate, Template, parse_template
+from hfpipe.text.templates import PromptTemplate, Template, parse_template, prompt_template
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from hfpipe.types import (
     Completion,

@@ -20,8 +20,8 @@ from hfpipe.bench.measure import BUSY, Prompt, Task
 from hfpipe.bench.report import Sample
 from hfpipe.bench.spec import Spec
 from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable
-from hfpipe.generator import prompt_template
 from hfpipe.process import run_child
+from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from hfpipe.types import GenerationOptions, ModelSource, Reporter
 

@@ -16,7 +16,7 @@ from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 from hfpipe.errors import UsageError
-from hfpipe.text.templates import Template, parse_template
+from hfpipe.text.templates import Template, parse_template, prompt_template
 from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(
         llm = load_pipe(reference, replace(loading, backend=backend, batch_size=1), generation, terminal)
     from hfpipe.langchain import Recorder
 
-    used = llm.generator.prompt_template(parsed, system, variables, chat_template_name)
+    used = prompt_template(llm.generator.tokenizer, reference, parsed, system, variables, chat_template_name)
     text = used.fill(_as_variable(text, used.template, variables))
     if show_prompt:
         tell(text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 from abc import abstractmethod
 from collections import abc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -26,6 +26,7 @@ from typing_extensions import Self, Unpack
 
 from hfpipe.errors import BackendError, HFPipeError, UsageError, nearest
 from hfpipe.generator import FailedRequest, Generator, open_generator
+from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     Completion,
     GenerationFields,
@@ -81,19 +82,16 @@ class LoadedModel(BaseModel):
     chat_template_name: str | None = None
     variables: Mapping[str, Any] = Field(default_factory=dict)
 
-    # The fields, beside the options of generation, that every call may override.
-    _of_a_call: ClassVar[frozenset[str]] = frozenset({"template", "system", "chat_template_name", "variables"})
+    # The fields that every call may override.
+    _of_a_call: ClassVar[frozenset[str]] = _GENERATION | {"template", "system", "chat_template_name", "variables"}
+    # The method of a callback manager that begins a run.
+    _begins: ClassVar[str]
 
     def __init__(
         self, model: str | Path | None = None, *, generator: Generator | None = None, **options: Unpack[Options]
     ) -> None:
-        given: dict[str, Any] = dict(options)
-        known = {*_LOADING, *type(self).model_fields}
-        if unknown := sorted(given.keys() - known):
-            hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
-            raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
+        given = _checked_generation(cast("dict[str, Any]", options), {*_LOADING, *type(self).model_fields})
         loading = {name: given.pop(name) for name in _LOADING & given.keys()}
-        given |= asdict(overridden(GenerationOptions(), {name: given.pop(name) for name in _GENERATION & given.keys()}))
         if generator is None:
             generator = _load(model, loading)
         elif loading:
@@ -133,6 +131,9 @@ class LoadedModel(BaseModel):
     ) -> list[Any]:
         """All in one batch of the engine, where LangChain's default is a thread for each. With `return_exceptions` an
         input that fails has its error in its place."""
+        if self._is_cached() and not return_exceptions:
+            answers: list[Any] = cast("Any", super()).batch(inputs, config, **kwargs)
+            return answers
         found = dict(self.batch_as_completed(inputs, config, return_exceptions=True, **kwargs))
         answers = [found[index] for index in range(len(inputs))]
         failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
@@ -157,21 +158,35 @@ class LoadedModel(BaseModel):
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> abc.Generator[tuple[int, Any], None, None]:
         """Each answer with its index as it is finished. `max_concurrency` bounds how many are in flight."""
         if self._is_cached():
             # LangChain's own way, which asks the cache.
             theirs = cast("Any", super()).batch_as_completed
             yield from theirs(inputs, config, return_exceptions=return_exceptions, **kwargs)
             return
-        runs: dict[str, CallbackManagerForLLMRun] = {}
-        configs = get_config_list(config, len(inputs)) if inputs else []
+        called = self._called_with(kwargs)
+        runs: dict[int, CallbackManagerForLLMRun] = {}
+
+        def requests() -> Iterator[TextRequest | None]:
+            for index, own in enumerate(get_config_list(config, len(inputs)) if inputs else ()):
+                while len(runs) >= (own.get("max_concurrency") or len(inputs)):
+                    yield None
+                runs[index], request = called._begin(inputs[index], own, kwargs)
+                yield request
+
         try:
-            for index, completion in self.stream_batch(self._begun(inputs, configs, kwargs, runs)):
-                answer = self._end_run(runs.pop(str(index)), completion)
-                if isinstance(answer, Exception) and not return_exceptions:
-                    raise answer
-                yield index, answer
+            for index, completion in self.stream_batch(requests()):
+                run = runs.pop(index)
+                if completion.error:
+                    run.on_llm_error(completion.error)
+                    if not return_exceptions:
+                        raise completion.error
+                    yield index, completion.error
+                else:
+                    generation = self._generation(completion)
+                    run.on_llm_end(LLMResult(generations=[[generation]]))
+                    yield index, generation.message if isinstance(generation, ChatGeneration) else generation.text
         finally:
             for run in runs.values():
                 run.on_llm_error(BackendError("The batch was left before this answer was finished."))
@@ -185,22 +200,25 @@ class LoadedModel(BaseModel):
         **kwargs: Any,
     ) -> AsyncIterator[tuple[int, Any]]:
         answers = self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        # A task that is cancelled leaves a thread behind that is still waiting for the next answer.
-        alone = threading.Lock()
+        loop = asyncio.get_running_loop()
+        # One thread: an answer that a cancelled task no longer waits for is finished before `answers` is closed.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while (answer := await loop.run_in_executor(thread, next, answers, _END)) is not _END:
+                    yield cast("tuple[int, Any]", answer)
+            finally:
+                await loop.run_in_executor(thread, answers.close)
 
-        def pull() -> Any:
-            with alone:
-                return next(answers, _END)
-
-        def close() -> None:
-            with alone:
-                cast("abc.Generator[Any, None, None]", answers).close()
-
-        try:
-            while (answer := await asyncio.to_thread(pull)) is not _END:
-                yield answer
-        finally:
-            await asyncio.to_thread(close)
+    def _stream(
+        self, prompt: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        for event in self.generator.stream([self._called_with(kwargs, stop)._request(prompt)]):
+            if event.error:
+                raise event.error
+            chunk = self._chunk(event)
+            if run_manager:
+                run_manager.on_llm_new_token(event.text, chunk=chunk)
+            yield chunk
 
     @property
     def _options(self) -> GenerationOptions:
@@ -210,47 +228,57 @@ class LoadedModel(BaseModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         """What a cache of answers must tell apart."""
         info = self.generator.backend.info
-        own = {name: getattr(self, name) for name in sorted(self._of_a_call)}
         engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
-        return {"model": self.model, **engine, **own, **asdict(self._options)}
+        return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(self._of_a_call)}}
 
     def _is_cached(self) -> bool:
         cache = cast("Any", self).cache
         return cache is not False and (bool(cache) or get_llm_cache() is not None)
 
-    def _of_generation(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in options.items() if name not in self._of_a_call}
-
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
         """This model with the options of a call as its own. Raises UsageError for one that is not known."""
-        options = _with_stop(options, stop)
-        generation = asdict(overridden(self._options, self._of_generation(options)))
-        own = {name: value for name, value in options.items() if name in self._of_a_call}
-        return self.model_copy(update={**generation, **own}) if options else self
+        given = dict(options) if stop is None else {**options, "stop": stop}
+        return self.model_copy(update=_checked_generation(given, self._of_a_call)) if given else self
 
-    def _begun(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        configs: Sequence[RunnableConfig],
-        options: Mapping[str, Any],
-        runs: dict[str, CallbackManagerForLLMRun],
-    ) -> Iterator[TextRequest | None]:
-        """The requests of `inputs`, each with a run of its own from when the engine takes it."""
-        for index, (one, config) in enumerate(zip(inputs, configs, strict=True)):
-            while len(runs) >= (config.get("max_concurrency") or len(inputs)):
-                yield None
-            try:
-                shown = self._convert_input(one)
-            except UsageError:
-                shown = StringPromptValue(text=str(one))
-            runs[str(index)] = self._start_run(shown, config, options)
-            yield self._request_or_error(str(index), one, options)
+    def _answers(self, requests: Iterable[TextRequest]) -> list[Completion]:
+        """In the order of `requests`. Raises the first error."""
+        completions = [completion for _, completion in sorted(self.stream_batch(requests), key=lambda pair: pair[0])]
+        for completion in completions:
+            if completion.error:
+                raise completion.error
+        return completions
 
-    def _request_or_error(self, request_id: str, one: LanguageModelInput, options: Mapping[str, Any]) -> TextRequest:
+    def _begin(
+        self, one: LanguageModelInput, config: RunnableConfig, options: Mapping[str, Any]
+    ) -> tuple[CallbackManagerForLLMRun, TextRequest]:
+        """Tell the callbacks of `config` that a run begins, and give its request."""
+        shown: PromptValue = StringPromptValue(text=str(one))
         try:
-            return self._called_with(options)._request(request_id, self._convert_input(one))
+            shown = self._convert_input(one)
+            request = self._request(self._prompt(shown))
         except HFPipeError as error:
-            return FailedRequest(request_id, "", error=error)
+            request = FailedRequest("", "", error=error)
+        model = cast("Any", self)
+        metadata = {**(config.get("metadata") or {}), **model._get_ls_params(**options)}
+        manager = CallbackManager.configure(
+            config.get("callbacks"),
+            model.callbacks,
+            model.verbose,
+            config.get("tags"),
+            model.tags,
+            metadata,
+            model.metadata,
+        )
+        (run,) = getattr(manager, self._begins)(
+            model._serialized,
+            [self._prompt(shown)],
+            invocation_params={**self._identifying_params, **options},
+            options=dict(options),
+            name=config.get("run_name"),
+            run_id=config.get("run_id"),
+            batch_size=1,
+        )
+        return run, request
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         try:
@@ -262,43 +290,28 @@ class LoadedModel(BaseModel):
             ) from error
         return value
 
-    def _end_run(self, run: CallbackManagerForLLMRun, completion: Completion) -> Any:
-        """What a Runnable returns for a completion: its output, or the error."""
-        if completion.error:
-            run.on_llm_error(completion.error)
-            return completion.error
-        generation = self._generation(completion)
-        run.on_llm_end(LLMResult(generations=[[generation]]))
-        return generation.message if isinstance(generation, ChatGeneration) else generation.text
+    def _prompt_template(self, template: str | None) -> PromptTemplate:
+        tokenizer, reference = self.generator.tokenizer, self.generator.source.reference
+        return prompt_template(tokenizer, reference, template, self.system, self.variables, self.chat_template_name)
 
     @abstractmethod
-    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
-        """The request of what a prompt gave. Raises an HFPipeError where it has no place in this model."""
+    def _prompt(self, value: PromptValue) -> Any:
+        """A prompt as this model takes it: text, or messages."""
 
     @abstractmethod
-    def _start_run(
-        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
-    ) -> CallbackManagerForLLMRun:
-        """Tell the callbacks of `config` that a run begins."""
+    def _request(self, prompt: Any) -> TextRequest:
+        """The request of a prompt. Raises an HFPipeError where it has no place in this model."""
+
+    @abstractmethod
+    def _chunk(self, event: TextEvent) -> Any:
+        """A part of an answer in LangChain's words."""
 
     @abstractmethod
     def _generation(self, completion: Completion) -> Generation | ChatGeneration:
         """A completion in LangChain's words."""
 
 
-def overridden(options: GenerationOptions, overrides: Mapping[str, Any]) -> GenerationOptions:
-    """`options` with what `overrides` gives; None gives nothing. Raises UsageError for an option that is not known, and
-    for a value of a wrong type."""
-    if unknown := sorted(set(overrides) - _GENERATION):
-        hint = nearest(unknown[0], _GENERATION) or f"Options: {', '.join(sorted(_GENERATION))}."
-        raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if "stop" in given:
-        given["stop"] = tuple(given["stop"]) if isinstance(given["stop"], list | tuple) else (given["stop"],)
-    return replace(options, **given)
-
-
-def generation_info(answer: Completion | TextEvent) -> dict[str, Any]:
+def generation_info(answer: TextEvent) -> dict[str, Any]:
     """What LangChain carries beside a text: finish_reason, the seed if it was sampled, usage, and timing in seconds
     of time.perf_counter."""
     info: dict[str, Any] = {"finish_reason": answer.finish_reason}
@@ -310,28 +323,17 @@ def generation_info(answer: Completion | TextEvent) -> dict[str, Any]:
     return info
 
 
-def callback_manager(model: Any, config: RunnableConfig, options: Mapping[str, Any]) -> CallbackManager:
-    """The callbacks of one run of `model`."""
-    return CallbackManager.configure(
-        config.get("callbacks"),
-        model.callbacks,
-        model.verbose,
-        config.get("tags"),
-        model.tags,
-        {**(config.get("metadata") or {}), **model._get_ls_params(**options)},
-        model.metadata,
-    )
-
-
-def run_arguments(model: Any, config: RunnableConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What callbacks learn of one run, beside its prompt."""
-    return {
-        "invocation_params": {**model._identifying_params, **options},
-        "options": dict(options),
-        "name": config.get("run_name"),
-        "run_id": config.get("run_id"),
-        "batch_size": 1,
-    }
+def _checked_generation(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`options`, where None gives no option of generation. Raises UsageError for one that is not `known`, and for a
+    value of generation that is wrong."""
+    if unknown := sorted(options.keys() - known):
+        hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
+        raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
+    given = {name: value for name, value in options.items() if value is not None or name not in _GENERATION}
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"]) if isinstance(given["stop"], list | tuple) else (given["stop"],)
+    GenerationOptions(**{name: given[name] for name in _GENERATION & given.keys()})
+    return given
 
 
 def _load(model: str | Path | None, loading: dict[str, Any]) -> Generator:
@@ -353,7 +355,3 @@ def _checked(make: Callable[[], _T]) -> _T:
         name = ".".join(map(str, first["loc"]))
         expected = first["msg"].removeprefix("Input should be ").partition(",")[0]
         raise UsageError(f"{name} must be {expected}, not {first['input']!r}.") from None
-
-
-def _with_stop(options: Mapping[str, Any], stop: Sequence[str] | None) -> dict[str, Any]:
-    return dict(options) if stop is None else {**options, "stop": stop}

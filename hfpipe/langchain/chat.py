@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import RunnableConfig
 from typing_extensions import Unpack, override
 
 from hfpipe.errors import UsageError
 from hfpipe.generator import Generator
-from hfpipe.langchain.base import LoadedModel, Options, callback_manager, generation_info, run_arguments
+from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.llm import HFPipe
 from hfpipe.types import Completion, TextEvent, TextRequest
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
 
-class ChatHFPipe(LoadedModel, BaseChatModel):
+class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stream calls prompt is messages here
     """A local model with a chat template as a LangChain chat model.
 
     Messages in a row from the same role are joined, since many templates insist on turns. A last message of the
@@ -52,6 +50,8 @@ class ChatHFPipe(LoadedModel, BaseChatModel):
         >>> tokens = answer.usage_metadata["total_tokens"]
     """
 
+    _begins: ClassVar[str] = "on_chat_model_start"
+
     def __init__(
         self,
         model: str | Path | None = None,
@@ -73,50 +73,35 @@ class ChatHFPipe(LoadedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        (completion,) = self.generator.generate([self._called_with(kwargs, stop)._message_request("0", messages)])
-        if completion.error:
-            raise completion.error
+        model = self._called_with(kwargs, stop)
+        (completion,) = model._answers([model._request(messages)])
         return ChatResult(generations=[self._generation(completion)])
 
     @override
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        for event in self.generator.stream([self._called_with(kwargs, stop)._message_request("0", messages)]):
-            if event.error:
-                raise event.error
-            chunk = ChatGenerationChunk(message=_chunk(event, self.model))
-            if run_manager:
-                run_manager.on_llm_new_token(event.text, chunk=chunk)
-            yield chunk
-
-    def _message_request(self, request_id: str, messages: Sequence[BaseMessage]) -> TextRequest:
-        template = self.generator.prompt_template(
-            self.template or "chat", self.system, self.variables, self.chat_template_name
-        )
-        return TextRequest(request_id, template.render(turns(messages)), self._options, add_special_tokens=False)
+    def _prompt(self, value: PromptValue) -> list[BaseMessage]:
+        return value.to_messages()
 
     @override
-    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
-        return self._message_request(request_id, value.to_messages())
+    def _request(self, prompt: Sequence[BaseMessage]) -> TextRequest:
+        text = self._prompt_template(self.template or "chat").render(turns(prompt))
+        return TextRequest("", text, self._options, add_special_tokens=False)
 
     @override
-    def _start_run(
-        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
-    ) -> CallbackManagerForLLMRun:
-        manager = callback_manager(self, config, options)
-        arguments = run_arguments(self, config, options)
-        (run,) = manager.on_chat_model_start(self._serialized, [value.to_messages()], **arguments)
-        return run
+    def _chunk(self, event: TextEvent) -> ChatGenerationChunk:
+        last: Any = {"chunk_position": "last", **self._facts(event)} if event.finish_reason else {}
+        return ChatGenerationChunk(message=AIMessageChunk(content=event.text, **last))
 
     @override
     def _generation(self, completion: Completion) -> ChatGeneration:
-        usage, metadata = _usage(completion), _metadata(completion, self.model)
-        return ChatGeneration(message=AIMessage(completion.text, usage_metadata=usage, response_metadata=metadata))
+        return ChatGeneration(message=AIMessage(completion.text, **self._facts(completion)))
+
+    def _facts(self, answer: TextEvent) -> dict[str, Any]:
+        """What a message carries beside its text."""
+        metadata, usage = {"model_name": self.model, **generation_info(answer)}, answer.usage
+        if usage is None:
+            return {"response_metadata": metadata}
+        counts = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
+        return {"response_metadata": metadata, "usage_metadata": {**counts, "total_tokens": usage.total_tokens}}
 
     @property
     def _llm_type(self) -> str:
@@ -145,30 +130,3 @@ def _text(message: BaseMessage) -> str:
         if isinstance(block, dict) and block.get("type") != "text":
             raise UsageError(f"Content of type {block.get('type')} is not supported; text is.")
     return "".join(block if isinstance(block, str) else block["text"] for block in blocks)
-
-
-def _chunk(event: TextEvent, model: str) -> AIMessageChunk:
-    if event.finish_reason is None:
-        return AIMessageChunk(content=event.text)
-    return AIMessageChunk(
-        content=event.text,
-        usage_metadata=_usage(event),
-        response_metadata=_metadata(event, model),
-        chunk_position="last",
-    )
-
-
-def _usage(answer: Completion | TextEvent) -> UsageMetadata | None:
-    if answer.usage is None:
-        return None
-    usage = {
-        "input_tokens": answer.usage.prompt_tokens,
-        "output_tokens": answer.usage.completion_tokens,
-        "total_tokens": answer.usage.total_tokens,
-    }
-    # The details, which LangChain does not require, mypy does.
-    return cast("UsageMetadata", usage)
-
-
-def _metadata(answer: Completion | TextEvent, model: str) -> dict[str, Any]:
-    return {"model_name": model, **generation_info(answer)}

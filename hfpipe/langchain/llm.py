@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
-from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import RunnableConfig
 from typing_extensions import Self, Unpack, override
 
 from hfpipe.errors import UsageError
 from hfpipe.generator import Generator, wrap_pipeline
-from hfpipe.langchain.base import LoadedModel, Options, callback_manager, generation_info, run_arguments
-from hfpipe.types import Completion, TextRequest
+from hfpipe.langchain.base import LoadedModel, Options, generation_info
+from hfpipe.types import Completion, TextEvent, TextRequest
 
 if TYPE_CHECKING:
     from transformers import Pipeline
@@ -60,6 +58,7 @@ class HFPipe(LoadedModel, BaseLLM):
 
     add_special_tokens: bool | None = None
     _of_a_call: ClassVar[frozenset[str]] = LoadedModel._of_a_call | {"add_special_tokens"}
+    _begins: ClassVar[str] = "on_llm_start"
 
     def __init__(
         self,
@@ -100,21 +99,6 @@ class HFPipe(LoadedModel, BaseLLM):
         return cls(model_id, batch_size=batch_size, **given)
 
     @override
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        """All in one batch of the engine. With `return_exceptions` an input that fails has its error in its place."""
-        if return_exceptions:
-            return super().batch(inputs, config, return_exceptions=True, **kwargs)
-        # LangChain's own asks its cache for all of them at once.
-        return BaseLLM.batch(self, inputs, config, **kwargs)
-
-    @override
     def generate(
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
@@ -142,55 +126,29 @@ class HFPipe(LoadedModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         model = self._called_with(kwargs, stop)
-        requests = [model._text_request(str(number), prompt) for number, prompt in enumerate(prompts)]
-        done = {completion.id: completion for completion in self.generator.generate(requests)}
-        completions = [done[request.id] for request in requests]
-        for completion in completions:
-            if completion.error:
-                raise completion.error
+        completions = model._answers([model._request(prompt) for prompt in prompts])
         return LLMResult(generations=[[self._generation(completion)] for completion in completions])
 
     @override
-    def _stream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[GenerationChunk]:
-        model = self._called_with(kwargs, stop)
-        for event in self.generator.stream([model._text_request("0", prompt)]):
-            if event.error:
-                raise event.error
-            info = generation_info(event) if event.finish_reason else None
-            chunk = GenerationChunk(text=event.text, generation_info=info)
-            if run_manager:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+    def _prompt(self, value: PromptValue) -> str:
+        return value.to_string()
 
-    def _text_request(self, request_id: str, prompt: str) -> TextRequest:
+    @override
+    def _request(self, prompt: str) -> TextRequest:
         """`prompt` in the template. Where none is chosen, that is the model's chat template, else the text alone."""
-        generator = self.generator
-        template = generator.prompt_template(self.template, self.system, self.variables, self.chat_template_name)
+        template = self._prompt_template(self.template)
         if self.template is None and template.kind != "chat":
-            template = generator.prompt_template("raw", self.system)
+            template = self._prompt_template("raw")
         name = template.template.prompt_variable(self.variables)
         if name is None:
             raise UsageError(f"The prompt has no place in {template.name}: `variables` fill all of it.")
         special = template.add_special_tokens if self.add_special_tokens is None else self.add_special_tokens
-        return TextRequest(request_id, template.fill({name: prompt}), self._options, special)
+        return TextRequest("", template.fill({name: prompt}), self._options, special)
 
     @override
-    def _request(self, request_id: str, value: PromptValue) -> TextRequest:
-        return self._text_request(request_id, value.to_string())
-
-    @override
-    def _start_run(
-        self, value: PromptValue, config: RunnableConfig, options: Mapping[str, Any]
-    ) -> CallbackManagerForLLMRun:
-        manager = callback_manager(self, config, options)
-        (run,) = manager.on_llm_start(self._serialized, [value.to_string()], **run_arguments(self, config, options))
-        return run
+    def _chunk(self, event: TextEvent) -> GenerationChunk:
+        info = generation_info(event) if event.finish_reason else None
+        return GenerationChunk(text=event.text, generation_info=info)
 
     @override
     def _generation(self, completion: Completion) -> Generation:

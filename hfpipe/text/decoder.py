@@ -1,4 +1,4 @@
-"""Token ids to text as they appear."""
+"""Token ids to text as they appear, and its end before a stop string."""
 
 from __future__ import annotations
 
@@ -69,3 +69,34 @@ class IncrementalDecoder:
         unfinished = len(self._bytes.getstate()[0])
         self._bytes.reset()
         return _REPLACEMENT * unfinished
+
+
+class StopScanner:
+    """Ends one answer before its first stop string, and holds back only text that may be the beginning of one.
+
+    The text counts as read character by character, however it is cut: the stop that is complete first wins; of several
+    that end together, the one that began first.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """The text that may be shown now, and whether a stop was found: then the answer has ended."""
+        text = self._held + text
+        places = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if places:
+            self._held = ""
+            return text[: min(places)[1]], True
+        shown = max(0, len(text) - self._longest)
+        while shown < len(text) and not any(stop.startswith(text[shown:]) for stop in self._stops):
+            shown += 1
+        self._held = text[shown:]
+        return text[:shown], False
+
+    def flush(self) -> str:
+        """The text still held back, at the end of an answer that no stop ended."""
+        held, self._held = self._held, ""
+        return held

@@ -1,4 +1,4 @@
-"""Prompt templates: what turns the variables of a request into a prompt."""
+"""Prompt templates: what turns the variables of a request into a prompt, and which one a model is asked in."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hfpipe.errors import MissingVariable, TemplateError, UsageError, nearest
 
 if TYPE_CHECKING:
     from hfpipe.text.chat import ChatTemplate
+    from hfpipe.text.tokenizer import Tokenizer
 
-TemplateKind = Literal["qa", "chat", "raw", "custom"]
-
-BUILT_IN: Mapping[str, tuple[TemplateKind, str]] = {
-    "qa": ("qa", "Question: {question}\n\nAnswer: Let's think step by step."),
-    "chat": ("chat", "{prompt}"),
-    "raw": ("raw", "{prompt}"),
+BUILT_IN = {
+    "qa": "Question: {question}\n\nAnswer: Let's think step by step.",
+    "chat": "{prompt}",
+    "raw": "{prompt}",
 }
 _FORMS = 'A template is qa, chat, raw, a text with {variables} such as "Translate: {question}", or @FILE.'
 _SHORT = 40
@@ -32,10 +31,14 @@ class Template:
     `chat` and `raw` have the one variable `prompt`. For chat it is what the user says: a chat template does the rest.
     """
 
-    kind: TemplateKind
     name: str
     text: str
     variables: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """A name of BUILT_IN, or custom."""
+        return self.name if self.name in BUILT_IN else "custom"
 
     def fill(self, variables: Mapping[str, str]) -> str:
         """The text with every {variable} replaced. Values are taken as they are; what the text lacks is ignored.
@@ -45,10 +48,8 @@ class Template:
         for needed in self.variables:
             if needed not in variables:
                 given = ", ".join(variables) or "nothing"
-                raise MissingVariable(
-                    f"No value for {{{needed}}} in {self.name}; given: {given}.",
-                    hint=f"Give it as --var {needed}=...",
-                )
+                message = f"No value for {{{needed}}} in {self.name}; given: {given}."
+                raise MissingVariable(message, hint=f"Give it as --var {needed}=...")
         return "".join(
             literal + ("" if variable is None else variables[variable]) for literal, variable in _pieces(self.text)
         )
@@ -73,7 +74,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """A template as one model fills it (made by hfpipe.generator.prompt_template).
+    """A template as one model fills it (made by `prompt_template`).
 
     `chat` is the model's own chat template, None where it has none. `system` begins every conversation that has no
     system message of its own. `variables` are values for every prompt: for the fields of `template`, else for the chat
@@ -101,19 +102,18 @@ class PromptTemplate:
             )
         if extra := self._chat_variables():
             known = self.chat.variables
-            for name in extra:
-                if name not in known:
-                    raise TemplateError(
-                        f"The chat template of {self.model} has no variable {name!r}.",
-                        hint=nearest(name, known) or f"It has: {', '.join(sorted(known)) or 'none'}.",
-                    )
+            if unknown := sorted(extra.keys() - known):
+                raise TemplateError(
+                    f"The chat template of {self.model} has no variable {unknown[0]!r}.",
+                    hint=nearest(unknown[0], known) or f"It has: {', '.join(sorted(known)) or 'none'}.",
+                )
 
     @property
     def name(self) -> str:
         return self.template.name
 
     @property
-    def kind(self) -> TemplateKind:
+    def kind(self) -> str:
         return self.template.kind
 
     @property
@@ -151,6 +151,42 @@ class PromptTemplate:
         return {name: json_or_text(value) for name, value in self.variables.items() if name not in own}
 
 
+def prompt_template(
+    tokenizer: Tokenizer,
+    model: str,
+    template: str | Template | None = None,
+    system: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    chat_template_name: str | None = None,
+) -> PromptTemplate:
+    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa.
+
+    Raises TemplateError where the model has no such chat template, or several and none was named; UsageError for a
+    `system` message where it has no place.
+    """
+    if isinstance(template, str):
+        template = parse_template(template)
+    sources, name = tokenizer.chat_templates, chat_template_name
+    known = ", ".join(sources) or "none"
+    if name is not None and name not in sources:
+        raise TemplateError(
+            f"{model} has no chat template {name!r}.", hint=nearest(name, sources) or f"It has: {known}."
+        )
+    if name is None:
+        name = next(iter(sources)) if len(sources) == 1 else "default"
+    chat = None
+    if name in sources:
+        # Jinja2 is needed only here.
+        from hfpipe.text.chat import ChatTemplate
+
+        chat = ChatTemplate(sources[name], tokenizer.special_tokens, model)
+    elif sources and (template is None or template.kind == "chat"):
+        raise TemplateError(
+            f"{model} has several chat templates: {known}.", hint="Choose one by its name (--chat-template-name)."
+        )
+    return PromptTemplate(template or parse_template("chat" if chat else "qa"), model, chat, system, variables or {})
+
+
 def json_or_text(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -165,18 +201,21 @@ def parse_template(text: str) -> Template:
     Raises TemplateError for any other field, for no field at all, and for a file that cannot be read.
     """
     if text in BUILT_IN:
-        kind, body = BUILT_IN[text]
-        return Template(kind, text, body, _variables(body, text))
-    if text.startswith("@"):
-        return _custom(_read(Path(text[1:]), text), text, hint=_FORMS)
-    return _custom(text, f'the template "{_shortened(text)}"', hint=nearest(text.lower(), BUILT_IN) or _FORMS)
-
-
-def _custom(body: str, name: str, hint: str) -> Template:
-    variables = _variables(body, name)
+        body, name, hint = BUILT_IN[text], text, None
+    elif text.startswith("@"):
+        body, name, hint = _read(Path(text[1:]), text), text, _FORMS
+    else:
+        body, name = text, f'the template "{_shortened(text)}"'
+        hint = nearest(text.lower(), BUILT_IN) or _FORMS
+    try:
+        variables = tuple(dict.fromkeys(variable for _, variable in _pieces(body) if variable is not None))
+    except ValueError as error:
+        raise TemplateError(
+            f"Cannot use {name}: {error}.", hint="Fields are plain, as in {question}; write {{ and }} for braces."
+        ) from error
     if not variables:
         raise TemplateError(f"There is no {{variable}} in {name}.", hint=hint)
-    return Template("custom", name, body, variables)
+    return Template(name, body, variables)
 
 
 def _read(path: Path, name: str) -> str:
@@ -186,15 +225,6 @@ def _read(path: Path, name: str) -> str:
         raise TemplateError(f"Cannot read the template {name}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise TemplateError(f"Cannot read the template {name}: it is not UTF-8 text.") from error
-
-
-def _variables(body: str, name: str) -> tuple[str, ...]:
-    try:
-        return tuple(dict.fromkeys(variable for _, variable in _pieces(body) if variable is not None))
-    except ValueError as error:
-        raise TemplateError(
-            f"Cannot use {name}: {error}.", hint="Fields are plain, as in {question}; write {{ and }} for braces."
-        ) from error
 
 
 def _pieces(body: str) -> Iterator[tuple[str, str | None]]:

@@ -32,5 +32,5 @@ def test_from_the_command_to_a_token_are_at_most_twelve_frames(plain_model):
     walk = json.loads(ended.err.decode().splitlines()[-1])
     walk = walk[: walk.index("hfpipe.cli.run:run") + 1]
     assert walk[0] == "hfpipe.backends.echo:stream"
-    assert "hfpipe.langchain.llm:_stream" in walk
+    assert "hfpipe.langchain.base:_stream" in walk
     assert len(walk) <= 12, walk

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfpipe.errors import HFPipeError, ModelError, UnsupportedModel
-from hfpipe.generator import open_generator, prompt_template
+from hfpipe.generator import open_generator
 from hfpipe.models.folder import context_length, inspect_folder
+from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, TextRequest
 from tests import tiny

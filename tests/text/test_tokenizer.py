@@ -13,9 +13,8 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from hfpipe.errors import ModelError, UnsupportedModel
-from hfpipe.text.bounds import bytes_per_token
 from hfpipe.text.decoder import IncrementalDecoder
-from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
+from hfpipe.text.tokenizer import from_transformers, load_tokenizer
 
 FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped", "metaspace", "word_piece", "word_ends"]
 BYTE_FAMILIES = ["byte_level", "byte_fallback", "byte_fallback_unstripped"]
@@ -234,32 +233,6 @@ def test_a_megabyte_is_encoded(tokenizer_of, family, unit):
     assert time.perf_counter() - start < 20
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@given(text=texts | st.sampled_from(["é" * 50, " " * 50 + "a", "<|endoftext|>" * 9, "<tool call>" * 9, "e\u0301" * 50]))
-@quick
-def test_no_text_has_fewer_tokens_than_the_least(tokenizer_of, family, text):
-    tokenizer = tokenizer_of(family)
-    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def test_the_least_is_known_where_every_byte_is_spelled(tokenizer_of, families):
-    known = [family for family in FAMILIES if tokenizer_of(family).least_tokens("word " * 1000)]
-    assert known == BYTE_FAMILIES
-    dropping = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
-    dropping.normalizer = tokenizers.normalizers.Strip()
-    assert bytes_per_token(dropping.to_str()) is None
-    dropping.normalizer = tokenizers.normalizers.NFC()
-    assert bytes_per_token(dropping.to_str()) == 4 * bytes_per_token(families["byte_level"].to_str())
-
-
-def test_whitespace_that_an_added_token_swallows_is_no_token(families, tmp_path):
-    swallowing = tokenizers.Tokenizer.from_str(families["byte_level"].to_str())
-    swallowing.add_tokens([AddedToken("<mask>", lstrip=True)])
-    swallowing.save(str(tmp_path / "tokenizer.json"))
-    tokenizer, text = load_tokenizer(tmp_path), " " * 10_000 + "<mask>"
-    assert len(tokenizer.encode(text, add_special_tokens=False)) == tokenizer.least_tokens(text) == 1
-
-
 def test_half_a_surrogate_pair_is_replaced(tokenizer_of):
     tokenizer = tokenizer_of("byte_level")
     ids = tokenizer.encode("a\ud83d b \ud83d\ude00", add_special_tokens=False)
@@ -351,7 +324,7 @@ def test_a_configuration_that_cannot_be_read(tmp_path, families):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, hfpipe.text.tokenizer, hfpipe.text.templates, hfpipe.text.stops\n"
+        "import sys, hfpipe.text.tokenizer, hfpipe.text.templates\n"
         "print({'torch', 'transformers', 'jinja2', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -446,8 +419,3 @@ def test_equals_auto_tokenizer(transformers, tmp_path, families, config):
         )
     assert tokenizer.special_tokens == auto.special_tokens_map
     assert tokenizer.special_ids >= set(auto.all_special_ids)
-
-
-def test_wraps_any_engine(families):
-    """Tokenizer asks nothing of its engine but the protocol."""
-    assert isinstance(from_transformers(Fast(families["word_piece"])), Tokenizer)
