@@ -84,15 +84,12 @@ def real_path(path: Path) -> Path:
 @contextmanager
 def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     """Turn a full disk, and a place that cannot be written, into errors; `variable` says where else to write."""
-    elsewhere = "choose another output folder." if variable == "OUTPUT" else f"set {variable} to another folder."
+    elsewhere = _elsewhere(variable)
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
-            raise HFPipeError(
-                f"The disk of {folder} is full.",
-                hint=f"Free some space, or {elsewhere}",
-            ) from error
+            raise HFPipeError(f"The disk of {folder} is full.", hint=f"Free some space, or {elsewhere}") from error
         if error.errno in _FORBIDDEN | _IMPOSSIBLE:
             # mkdir says that a file in its way exists.
             reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
@@ -100,6 +97,10 @@ def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
                 f"Cannot write to {error.filename or folder}: {reason}.", hint=elsewhere[0].upper() + elsewhere[1:]
             ) from error
         raise
+
+
+def _elsewhere(variable: str) -> str:
+    return "choose another output folder." if variable == "OUTPUT" else f"set {variable} to another folder."
 
 
 def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE_CACHE") -> None:
@@ -110,7 +111,7 @@ def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE
     if free < size:
         raise HFPipeError(
             f"{what} needs {size_text(size)}, and the disk of {folder} has {size_text(free)} left.",
-            hint=f"Free some space, or set {variable} to a folder on another disk.",
+            hint=f"Free some space, or {_elsewhere(variable)}",
         )
 
 

@@ -50,7 +50,7 @@ class ModelSource:
 
     `reference` is what the user wrote; `revision` a commit hash where one is known; `config` is config.json;
     `generation_config` is generation_config.json, empty where there is none; `context_length` counts tokens, None where
-    the model sets no limit; `runtime` holds the OpenVINO properties that an export brings with it.
+    the model sets no limit.
     """
 
     reference: str
@@ -60,7 +60,6 @@ class ModelSource:
     generation_config: Mapping[str, Any]
     context_length: int | None
     revision: str | None = None
-    runtime: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_encoder_decoder(self) -> bool:

@@ -499,7 +499,7 @@ def test_the_room_that_a_disk_has(tmp_path):
         HFPipeError, match=r"(?m)^The download needs 1000000000\.0 GB, and the disk of .* left\.$"
     ) as caught:
         store.require_space(tmp_path / "a", 10**18, "The download", variable="HF_HOME")
-    assert caught.value.hint == "Free some space, or set HF_HOME to a folder on another disk."
+    assert caught.value.hint == "Free some space, or set HF_HOME to another folder."
 
 
 # What the cache holds

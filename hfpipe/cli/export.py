@@ -4,40 +4,79 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from hfpipe.cli import options as o
-from hfpipe.cli import options_export as x
 from hfpipe.cli.main import unwinding
 from hfpipe.cli.startup import silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, shown
-from hfpipe.export import Report
+from hfpipe.errors import UsageError
+from hfpipe.export import WEIGHT_FORMATS, ExportOptions, Options, Report
 from hfpipe.store import size_text
 
 if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
 
 
+def _complete_weight_format(incomplete: str) -> list[str]:
+    return [name for name in WEIGHT_FORMATS if name.startswith(incomplete)]
+
+
+_quantization, _export = partial(o.option, panel="Quantization"), partial(o.option, panel="Export")
+_FORMAT = f"{', '.join(WEIGHT_FORMATS)}. Default: the model's own precision."
+_GROUP = (
+    "Weights that share a scale (int4); auto: the largest of 128, 64, 32 that divides every layer; -1: a whole channel."
+)
+_SCALES = "Scales that fit the activations (int4); the default where there is text to calibrate on."
+_TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
+_FORCE = "Replace an export that hfpipe made, and try what will probably fail."
+
+OutputArg = Annotated[
+    Path | None,
+    typer.Argument(metavar="[OUTPUT]", help="The folder to make. Default: NAME-ov-FORMAT.", show_default=False),
+]
+FormatOpt = Annotated[
+    str | None,
+    _quantization("--weight-format", help=_FORMAT, metavar="FORMAT", autocompletion=_complete_weight_format),
+]
+GroupSizeOpt = Annotated[str, _quantization("--group-size", help=_GROUP, metavar="N|auto")]
+SymOpt = Annotated[bool, _quantization("--sym", help="Symmetric, without zero points.")]
+RatioOpt = Annotated[
+    float | None,
+    _quantization("--ratio", help="The share of the layers' weights in 4 bits; the rest is in 8.", metavar="R"),
+]
+AwqOpt = Annotated[bool, _quantization("--awq", help="Activation-aware scaling (int4).")]
+ScaleEstimationOpt = Annotated[bool, _quantization("--scale-estimation", help=_SCALES)]
+GptqOpt = Annotated[bool, _quantization("--gptq", help="GPTQ (int4); the slowest.")]
+CalibrationOpt = Annotated[Path | None, _quantization("--calibration", help=_TEXT, metavar="FILE")]
+DataFreeOpt = Annotated[bool, _quantization("--data-free", help="No calibration: quick, but loses more quality.")]
+NoVerifyOpt = Annotated[bool, _export("--no-verify", help="Do not run the export or compare it with its source.")]
+DryRunOpt = Annotated[bool, _export("--dry-run", help="Print the plan and export nothing.")]
+ForceOpt = Annotated[bool, _export("--force", help=_FORCE)]
+
+
 def export(
     context: typer.Context,
     model: o.ModelArg,
-    output: x.OutputFolderArg = None,
-    weight_format: x.WeightFormatOpt = None,
-    group_size: x.GroupSizeOpt = "auto",
-    sym: x.SymOpt = False,
-    ratio: x.RatioOpt = None,
-    awq: x.AwqOpt = False,
-    scale_estimation: x.ScaleEstimationOpt = False,
-    gptq: x.GptqOpt = False,
-    calibration: x.CalibrationOpt = None,
-    data_free: x.DataFreeOpt = False,
-    no_verify: x.NoVerifyOpt = False,
-    dry_run: x.DryRunOpt = False,
-    force: x.ForceOpt = False,
+    output: OutputArg = None,
+    weight_format: FormatOpt = None,
+    group_size: GroupSizeOpt = "auto",
+    sym: SymOpt = False,
+    ratio: RatioOpt = None,
+    awq: AwqOpt = False,
+    scale_estimation: ScaleEstimationOpt = False,
+    gptq: GptqOpt = False,
+    calibration: CalibrationOpt = None,
+    data_free: DataFreeOpt = False,
+    no_verify: NoVerifyOpt = False,
+    dry_run: DryRunOpt = False,
+    force: ForceOpt = False,
     revision: o.RevisionOpt = None,
     trust_remote_code: o.TrustOpt = False,
     allow_pickle: o.PickleOpt = False,
@@ -49,38 +88,28 @@ def export(
 
     What follows -- goes to optimum-cli as it is.
     """
-    given = locals()
-    options = x.export_options(given, context.obj or ())
+    given = {**locals(), "group_size": _group_size(group_size), "extra": tuple(context.obj or ())}
+    options = cast(Options, {field.name: given[field.name] for field in fields(ExportOptions)})
     silence(verbose=verbose)
     import hfpipe
     from hfpipe.export import exporter, planned
 
-    verify = not no_verify
+    how: Any = {"verify": not no_verify, "force": force}
+    rows: Mapping[str, Any]
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
+        how["reporter"] = terminal
         if dry_run:
-            plan = planned(model, output, revision=revision, verify=verify, force=force, reporter=terminal, **options)
+            plan = planned(model, output, revision=revision, **how, **options)
             terminal.stage("Asking the exporter")
-            exporter.check(plan, verify=verify, force=force, reporter=terminal)
+            exporter.check(plan, **how)
             terminal.stage(None)
-            _print(plan_as_data(plan) if json else plan_as_text(plan), json=json)
-            return
-        with unwinding():
-            done = hfpipe.export(
-                model,
-                output,
-                revision=revision,
-                verify=verify,
-                force=force,
-                verbose=verbose,
-                reporter=terminal,
-                **options,
-            )
-        for warning in done.warnings:
-            terminal.note(f"Warning: {warning}")
-    _print({"folder": str(done.folder), "made": done.made, **done.data} if json else result(done), json=json)
-
-
-def _print(rows: Mapping[str, Any], *, json: bool) -> None:
+            rows = plan_as_data(plan) if json else plan_as_text(plan)
+        else:
+            with unwinding():
+                done = hfpipe.export(model, output, revision=revision, verbose=verbose, **how, **options)
+            for warning in done.warnings:
+                terminal.note(f"Warning: {warning}")
+            rows = {"folder": str(done.folder), "made": done.made, **done.data} if json else result(done)
     with Answer() as answer:
         if json:
             answer.write_json(rows)
@@ -88,24 +117,11 @@ def _print(rows: Mapping[str, Any], *, json: bool) -> None:
             answer.write(columns(rows) + "\n")
 
 
-def plan_as_text(plan: Plan) -> dict[str, str]:
-    """The plan, in names and texts."""
-    from hfpipe.machine import available_memory, free_disk
-
-    output = f"{plan.output}, which exists" if plan.output.exists() else str(plan.output)
-    rows = {"model": plan.source.reference, "output": output, "weights": plan.weight_format}
-    if plan.quantization:
-        rows["weights"] += f": {plan.quantization.describe()}"
-        texts = plan.calibration
-        rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
-    if plan.estimate:
-        rows |= {
-            "size": f"about {size_text(plan.estimate.size)}",
-            "disk": f"about {size_text(plan.estimate.disk)}; {size_text(free_disk(plan.output.parent))} free",
-            "memory": f"about {size_text(plan.estimate.memory)}; {size_text(available_memory())} free",
-            "time": f"about {_duration(plan.estimate.seconds)}, and the verification",
-        }
-    return rows | {"command": shlex.join(["optimum-cli", "export", "openvino", *plan.command(plan.output)])}
+def _group_size(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError as error:
+        raise UsageError(f"--group-size must be a number or auto, not {text!r}.") from error
 
 
 def plan_as_data(plan: Plan) -> dict[str, Any]:
@@ -127,60 +143,51 @@ def plan_as_data(plan: Plan) -> dict[str, Any]:
     }
 
 
+def plan_as_text(plan: Plan) -> dict[str, str]:
+    """The plan, in names and texts."""
+    data, texts = plan_as_data(plan), plan.calibration
+    rows = {
+        "model": data["model"],
+        "output": f"{plan.output}, which exists" if data["exists"] else data["output"],
+        "weights": ", ".join([plan.weight_format, *(f"{name} in 8 bits" for name in plan.in_8_bits)]),
+    }
+    if plan.weight_format == "int4":
+        rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
+    if estimate := plan.estimate:
+        rows |= {
+            "size": f"about {size_text(estimate.size)}",
+            "disk": f"about {size_text(estimate.disk)}; {size_text(data['free_disk'])} free",
+            "memory": f"about {size_text(estimate.memory)}; {size_text(data['available_memory'])} free",
+            "time": f"about {timedelta(seconds=round(estimate.seconds))}, and the verification",
+        }
+    return rows | {"command": shlex.join(["optimum-cli", "export", "openvino", *data["optimum_cli"]])}
+
+
 def result(done: Report) -> dict[str, str]:
     """A finished export, in names and texts."""
-    report = done.data
-    folder = _from_here(done.folder)
+    report, here = done.data, Path.cwd()
+    folder = str(done.folder.relative_to(here) if done.folder.is_relative_to(here) else done.folder)
     rows = {"export": folder if done.made else f"{folder}, which exists already: nothing to do"}
     rows["size"] = size_text(report["size"])
     if "weights" in report:
         rows["weights"] = ", ".join(f"{share:.1%} {name}" for name, share in report["weights"].items())
     if quality := report.get("quality"):
-        rows |= _quality(quality)
-    if "answer" in report:
-        rows["answer"] = shown(f"{report['answer']['prompt']}{report['answer']['text']}".replace("\n", " "))
-    if "tokenizer" in report:
-        rows["tokenizer"] = _tokenizer(report["tokenizer"])
-    if runtime := report.get("runtime"):
-        rows["runtime"] = _runtime(runtime, report["runtime_measured"])
+        error = quality["perplexity_change_error"]
+        rows["perplexity"] = (
+            f"{quality['perplexity']:.2f}, the source's {quality['reference_perplexity']:.2f}: "
+            f"{quality['perplexity_change']:+.1%}{f' (±{error:.1%})' if error else ''}"
+        )
+        kinds = quality["kinds"].items()
+        rows["of it"] = ", ".join(f"{kind} {change['perplexity_change']:+.1%}" for kind, change in kinds)
+        rows["next token"] = f"equal for {quality['same_top']:.1%}; KL divergence {quality['mean_kl']:.4f}"
+    if answer := report.get("answer"):
+        rows["answer"] = shown(f"{answer['prompt']}{answer['text']}".replace("\n", " "))
+    if tokenizer := report.get("tokenizer"):
+        differing = ", ".join(tokenizer.get("differing", ()))
+        gives = f"gives other ids ({differing} text)" if differing else "gives the same ids as the model's"
+        used = "; hfpipe uses the model's" if differing or tokenizer["missing"] else ""
+        rows["tokenizer"] = f"OpenVINO's own {'is missing' if tokenizer['missing'] else gives}{used}"
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
     made = "copied from the cache; when it was made: " if "copied" in report else ""
     rows["time"] = f"{made}{times}; {size_text(report['peak_memory'])} of memory for the export"
     return rows | {"run it": f'hfpipe run {shlex.quote(folder)} "..."'}
-
-
-def _from_here(folder: Path) -> str:
-    here = Path.cwd()
-    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-
-
-def _quality(quality: Mapping[str, Any]) -> dict[str, str]:
-    kinds = ", ".join(f"{kind} {change['perplexity_change']:+.1%}" for kind, change in quality["kinds"].items())
-    error = quality["perplexity_change_error"]
-    margin = f" (±{error:.1%})" if error else ""
-    return {
-        "perplexity": f"{quality['perplexity']:.2f}, the source's {quality['reference_perplexity']:.2f}: "
-        f"{quality['perplexity_change']:+.1%}{margin}",
-        "of it": kinds,
-        "next token": f"equal for {quality['same_top']:.1%}; KL divergence {quality['mean_kl']:.4f}",
-    }
-
-
-def _tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    if tokenizer["missing"]:
-        return "OpenVINO's own is missing; hfpipe uses the model's"
-    if tokenizer["differing"]:
-        return f"OpenVINO's own gives other ids ({', '.join(tokenizer['differing'])} text); hfpipe uses the model's"
-    return "OpenVINO's own gives the same ids as the model's"
-
-
-def _runtime(runtime: Mapping[str, str], measured: list[Mapping[str, Any]]) -> str:
-    chosen = next(one for one in measured if one["properties"] == runtime)
-    options = ", ".join(f"{key}={value}" for key, value in runtime.items())
-    return f"{options}: prompts {chosen['prefill_ratio']:.2f} times as fast, generation {chosen['decode_ratio']:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"

@@ -1,10 +1,6 @@
 """Exports for OpenVINO that are planned, atomic and verified: `hfpipe.export(model, output)`.
 
-quantization.py  the shapes of a model's weights, calibration text, and 4-bit quantization decided from both
-plan.py          what will be done, checked before a weight is read, and what it will take
-exporter.py      the work: convert, verify, report, rename; and exports in the cache
-verify.py        a child process: the export compared with its source, and measured
-report.py        hfpipe.json
+plan.py decides what will be done, exporter.py does it, verify.py measures it in a child, report.py is hfpipe.json.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
 
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
-_PER_CHANNEL = -1
+_OF_TEXT = ("calibration", "scale_estimation", "gptq")
 # What hfpipe itself tells optimum-cli: a second value would make the plan and the report wrong.
 _RESERVED = re.compile(r"-m|--(?:model|weight-format|task|library|quant-mode)(?![a-z-])")
 
@@ -73,34 +69,28 @@ class ExportOptions:
             raise UsageError(
                 f"Unknown weight format {self.weight_format!r}.", hint=f"Known formats: {', '.join(WEIGHT_FORMATS)}."
             )
-        if self.group_size is not None and self.group_size != _PER_CHANNEL and self.group_size < 1:
+        if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
             raise UsageError(f"--group-size must be positive, or -1 for whole channels, not {self.group_size}.")
         if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise UsageError(
-                f"--ratio must be above 0 and at most 1 (all in 4 bits), not {self.ratio}.",
-                hint="--weight-format int8 has all in 8 bits.",
-            )
-        needs_text = {"calibration": self.calibration, "scale_estimation": self.scale_estimation, "gptq": self.gptq}
-        int4_only = {"group_size": self.group_size, "ratio": self.ratio, "awq": self.awq, "data_free": self.data_free}
+            raise UsageError(f"--ratio must be above 0 and at most 1 (all in 4 bits), not {self.ratio}.")
         if self.weight_format != "int4":
-            _refuse("--weight-format int4", {**int4_only, **needs_text})
+            self._refuse("--weight-format int4", "group_size", "ratio", "awq", "data_free", *_OF_TEXT)
         if self.weight_format not in ("int4", "int8"):
-            _refuse("--weight-format int4 or int8", {"sym": self.sym})
+            self._refuse("--weight-format int4 or int8", "sym")
         if self.data_free:
-            _refuse("calibration text, which --data-free leaves out", needs_text)
+            self._refuse("calibration text, which --data-free leaves out", *_OF_TEXT)
         for word in self.extra:
             if named := _RESERVED.match(word):
                 raise UsageError(f"{named[0]} is set by hfpipe and cannot be given after --.")
 
+    def _refuse(self, needed: str, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                raise UsageError(f"--{name.replace('_', '-')} needs {needed}.")
+
     def passes_on(self, name: str) -> bool:
         """Whether an option of optimum-cli's own is in `extra`."""
         return any(word.partition("=")[0] == name for word in self.extra)
-
-
-def _refuse(needed: str, given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise UsageError(f"--{name.replace('_', '-')} needs {needed}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,9 @@ def _existing(plan: Plan, *, force: bool, verify: bool) -> Report | None:
     # The old export may be among them.
     store.remove_leftovers(output.parent)
     if output.exists() and not force:
-        difference, existing = reports.difference(plan, output, verify=verify)
-        if existing and not difference:
-            return Report(output, existing, made=False)
+        difference = reports.difference(plan, output, verify=verify)
+        if difference is None:
+            return Report(output, reports.read(output) or {}, made=False)
         if not output.is_dir() or any(output.iterdir()):
             raise HFPipeError(
                 f"{output} exists and {difference}.",
@@ -101,6 +101,76 @@ def _making(plan: Plan, reporter: Reporter) -> Iterator[store.Work]:
         ) from error
 
 
+def _make(
+    plan: Plan,
+    work: store.Work,
+    verify: bool,
+    reference: Callable[[], Reference] | None,
+    verbose: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    begun = time.perf_counter()
+    reporter.stage("Starting optimum-cli")
+    # The system's place for temporary files may be too small for a model.
+    environment = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work.scratch))
+    # Everything is local, except a dataset or code that the user names.
+    if not (plan.options.trust_remote_code or plan.options.passes_on("--dataset")):
+        environment["HF_HUB_OFFLINE"] = "1"
+    peak_memory = run_export(
+        plan.source,
+        plan.command(work.folder),
+        calibration=plan.calibration.samples if plan.calibration else (),
+        in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
+        reporter=reporter,
+        verbose=verbose,
+        environment=environment,
+        disk=plan.output.parent,
+        variable=plan.variable,
+    )
+    seconds = {"export": round(time.perf_counter() - begun, 1)}
+    report = reports.describe(plan, work.folder) | {"seconds": seconds, "peak_memory": peak_memory}
+    if verify:
+        begun = time.perf_counter()
+        report |= _verify(plan, work, reference, verbose, reporter)
+        seconds["verification"] = round(time.perf_counter() - begun, 1)
+    return report
+
+
+def _verify(
+    plan: Plan, work: store.Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Compare the export with its source. Where the source cannot be scored, a warning says that this is missing."""
+    scored, folder, warnings = work.scratch / "reference", None, []
+    try:
+        if reference:
+            folder = reference().folder
+        else:
+            reporter.stage("Scoring the source")
+            scored.mkdir()
+            trust, pickles = plan.options.trust_remote_code, plan.options.allow_pickle
+            made = make_reference(
+                plan.source, scored, trust_remote_code=trust, allow_pickle=pickles, reporter=reporter, verbose=verbose
+            )
+            folder = made.folder
+    except HFPipeError as error:
+        # What it wrote may be what filled the disk.
+        shutil.rmtree(scored, ignore_errors=True)
+        reason = error.message.replace(str(scored), str(plan.output.parent))
+        warnings.append(f"Not compared with its source, which could not be scored: {reason}")
+    reporter.stage("Loading the export")
+    arguments = {
+        "name": plan.output.name,
+        "folder": str(work.folder),
+        "source_folder": str(plan.source.folder.absolute()),
+        "reference_folder": str(folder) if folder else None,
+        "temporary": str(work.scratch),
+        "trust_remote_code": plan.options.trust_remote_code,
+    }
+    what = f"The verification of {plan.output.name}"
+    measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
+    return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
+
+
 # Exports in the cache
 
 
@@ -114,10 +184,8 @@ def find(plan: Plan, *, verify: bool) -> Report | None:
     """The export in the cache that `plan` would make, wherever to; also a verified one where `verify` is False."""
     for verified in (True,) if verify else (True, False):
         folder = _place(plan, verified=verified)
-        if store.cached(_CACHE, folder.name):
-            difference, report = reports.difference(plan, folder, verify=verify)
-            if report and not difference:
-                return Report(folder, report, made=False)
+        if store.cached(_CACHE, folder.name) and not reports.difference(plan, folder, verify=verify):
+            return Report(folder, reports.read(folder) or {}, made=False)
     return None
 
 
@@ -125,9 +193,8 @@ def _place(plan: Plan, *, verified: bool) -> Path:
     """By all that the export depends on."""
     source = store.identity(plan.source.folder)
     key = store.key_of(source, plan.request(), verified, reports.versions(), reports.FORMAT)
-    return store.cache_place(
-        _CACHE, f"{default_output(plan.source.reference, plan.weight_format).name.lstrip('.')}-{key}"
-    )
+    name = default_output(plan.source.reference, plan.weight_format).name.lstrip(".")
+    return store.cache_place(_CACHE, f"{name}-{key}")
 
 
 def _copy(cached: Report, plan: Plan, work: store.Work, reporter: Reporter) -> dict[str, Any]:
@@ -141,94 +208,3 @@ def _copy(cached: Report, plan: Plan, work: store.Work, reporter: Reporter) -> d
         shutil.copyfile(cached.folder / name, copy)
     source = {**cached.data["source"], **reports.described_source(plan.source)}
     return {**cached.data, "source": source, "copied": reports.now()}
-
-
-# A new export
-
-
-def _make(
-    plan: Plan,
-    work: store.Work,
-    verify: bool,
-    reference: Callable[[], Reference] | None,
-    verbose: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "export"):
-        peak_memory = _convert(plan, work, verbose, reporter)
-    report = reports.describe(plan, work.folder) | {"seconds": seconds, "peak_memory": peak_memory}
-    if verify:
-        with _timed(seconds, "verification"):
-            report |= _verify(plan, work, reference, verbose, reporter)
-    return report
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - begun, 1)
-
-
-def _convert(plan: Plan, work: store.Work, verbose: bool, reporter: Reporter) -> int:
-    """Gives the peak memory in bytes."""
-    reporter.stage("Starting optimum-cli")
-    # Everything is local, except a dataset or code that the user names.
-    downloads = plan.options.trust_remote_code or plan.options.passes_on("--dataset")
-    offline = {} if downloads else {"HF_HUB_OFFLINE": "1"}
-    return run_export(
-        plan.source,
-        plan.command(work.folder),
-        calibration=plan.calibration.samples if plan.calibration else (),
-        in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
-        reporter=reporter,
-        verbose=verbose,
-        # The system's place for temporary files may be too small for a model.
-        environment=dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work.scratch)) | offline,
-        disk=plan.output.parent,
-        variable=plan.variable,
-    )
-
-
-def _verify(
-    plan: Plan, work: store.Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
-) -> dict[str, Any]:
-    """Compare the export with its source. Where the source cannot be scored, a warning says that this is missing."""
-    folder, warnings = None, []
-    try:
-        folder = str((reference() if reference else _score_source(plan, work, verbose, reporter)).folder)
-    except HFPipeError as error:
-        reason = error.message.replace(str(work.scratch / "reference"), str(plan.output.parent))
-        warnings.append(f"Not compared with its source, which could not be scored: {reason}")
-    reporter.stage("Loading the export")
-    arguments = {
-        "name": plan.output.name,
-        "folder": str(work.folder),
-        "source_folder": str(plan.source.folder.absolute()),
-        "reference_folder": folder,
-        "temporary": str(work.scratch),
-        "trust_remote_code": plan.options.trust_remote_code,
-    }
-    what = f"The verification of {plan.output.name}"
-    measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
-    return {**measured, "warnings": [*warnings, *measured.get("warnings", []), *reports.warnings(measured, plan)]}
-
-
-def _score_source(plan: Plan, work: store.Work, verbose: bool, reporter: Reporter) -> Reference:
-    reporter.stage("Scoring the source")
-    folder = work.scratch / "reference"
-    folder.mkdir()
-    try:
-        return make_reference(
-            plan.source,
-            folder,
-            trust_remote_code=plan.options.trust_remote_code,
-            allow_pickle=plan.options.allow_pickle,
-            reporter=reporter,
-            verbose=verbose,
-        )
-    except HFPipeError:
-        # What it wrote may be what filled the disk.
-        shutil.rmtree(folder)
-        raise

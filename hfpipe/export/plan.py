@@ -11,26 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
+from hfpipe import quality
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino.optimum_cli import export_command, own_format
-from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.export import ExportOptions
 from hfpipe.export.quantization import (
     Calibration,
-    Quantization,
     Shapes,
+    calibration,
     calibration_seconds,
     classify,
     decide,
     export_bytes,
-    gptq_seconds,
 )
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.models.folder import tensor_shapes
-from hfpipe.quality.texts import START_BYTES
-from hfpipe.store import real_path, size_text, writing
+from hfpipe.store import real_path, require_space, size_text, writing
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
@@ -38,8 +35,8 @@ from hfpipe.types import ModelSource
 _READ_TIMES = 1.2
 _CALIBRATION_BYTES_PER_WEIGHT = 8
 _START_S = 12.0
-_CONVERSION_S_PER_WEIGHT = 8e-8
-_QUANTIZATION_S_PER_WEIGHT = 8e-8
+# Of converting; quantizing takes as long again.
+_S_PER_WEIGHT = 8e-8
 
 # The tokens of the held-out text, the source's log-probabilities of which are on disk in 16 bits.
 _SCORED_TOKENS = 8000
@@ -48,6 +45,7 @@ _COMPILED = 3
 _CERTAIN = 0.9
 # What a user can change: this argument, or a variable.
 _OUTPUT = "OUTPUT"
+_FLAGS = ("sym", "awq", "scale_estimation", "gptq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,71 +57,47 @@ class Estimate:
     memory: int
     seconds: float
 
-    def verified(self, source: ModelSource) -> Self:
-        """With the disk that a verification takes."""
-        reference = _SCORED_TOKENS * (vocabulary_size(source.config) or 0) * 2
-        return replace(self, disk=max(self.disk, self.size * (1 + _COMPILED) + reference))
-
-
-def estimated(shapes: Shapes, weight_format: str, quantization: Quantization | None, own_format: str) -> Estimate:
-    """`own_format` is that of the model's own precision, in which optimum-cli writes it before it quantizes."""
-    own = export_bytes(shapes, own_format, -1, 1.0)
-    seconds = _START_S + shapes.parameters * _CONVERSION_S_PER_WEIGHT
-    size = export_bytes(shapes, weight_format, -1, 1.0)
-    if weight_format in ("fp32", "fp16"):
-        return Estimate(size, size, START_BYTES + round(_READ_TIMES * max(own, size)), seconds)
-    if quantization:
-        in_8_bits = shapes.share_of(quantization.in_8_bits, quantization.group_size)
-        ratio = max(0.0, quantization.ratio - in_8_bits)
-        size = export_bytes(shapes, weight_format, quantization.group_size, ratio, sym=quantization.sym)
-    seconds += shapes.parameters * _QUANTIZATION_S_PER_WEIGHT
-    memory = START_BYTES + round(_READ_TIMES * own)
-    if quantization and quantization.calibration:
-        memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
-        seconds += gptq_seconds(shapes) if quantization.gptq else calibration_seconds(shapes)
-    return Estimate(size, own + size, memory, seconds)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An export, decided. Weights in pickles have no estimate. `variable` is what the user can set to have the output
-    elsewhere."""
+    """An export, decided: `options` has None no more where it concerns the weight format.
+
+    Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with `adjust`, those that the group size
+    does not divide take a smaller one. Weights in pickles have no estimate. `variable` is what the user can set to have
+    the output elsewhere.
+    """
 
     source: ModelSource
     output: Path
     options: ExportOptions
-    weight_format: str
-    quantization: Quantization | None
-    estimate: Estimate | None
+    calibration: Calibration | None
+    in_8_bits: tuple[str, ...]
+    adjust: bool
+    variable: str
+    estimate: Estimate | None = None
     warnings: tuple[str, ...] = ()
-    variable: str = _OUTPUT
-
-    def command(self, folder: Path) -> list[str]:
-        """What follows `optimum-cli export openvino`."""
-        # Any option of compression has optimum-cli leave its table of models' own settings alone.
-        ours = ["--group-size", "-1"] if self.weight_format == "int8" else []
-        ours += ["--sym"] if self.weight_format == "int8" and self.options.sym else []
-        ours += self.quantization.arguments() if self.quantization else []
-        return export_command(
-            self.source,
-            folder,
-            self.weight_format,
-            trust_remote_code=self.options.trust_remote_code,
-            more=[*ours, *self.options.extra],
-        )
 
     @property
-    def calibration(self) -> Calibration | None:
-        return self.quantization.calibration if self.quantization else None
-
-    @property
-    def in_8_bits(self) -> tuple[str, ...]:
-        return self.quantization.in_8_bits if self.quantization else ()
+    def weight_format(self) -> str:
+        return self.options.weight_format or own_format(self.source)
 
     @property
     def is_cached(self) -> bool:
         """Whether the output is in hfpipe's own cache."""
         return self.variable != _OUTPUT
+
+    def command(self, folder: Path) -> list[str]:
+        """What follows `optimum-cli export openvino`."""
+        ours = []
+        if self.weight_format == "int8":
+            # Any option of compression has optimum-cli leave its table of models' own settings alone.
+            ours = ["--group-size", "-1"]
+        elif self.weight_format == "int4":
+            ours = ["--group-size", str(self.options.group_size), "--ratio", str(self.options.ratio)]
+        ours += ["--group-size-fallback", "adjust"] if self.adjust else []
+        ours += ["--" + name.replace("_", "-") for name in _FLAGS if getattr(self.options, name)]
+        more, trust = [*ours, *self.options.extra], self.options.trust_remote_code
+        return export_command(self.source, folder, self.weight_format, trust_remote_code=trust, more=more)
 
     def request(self) -> dict[str, Any]:
         """What distinguishes one export of a model from another."""
@@ -153,24 +127,6 @@ def make_plan(
 ) -> Plan:
     """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail, unless
     `force`."""
-    _check_source(source)
-    weight_format = options.weight_format or own_format(source)
-    tensors = tensor_shapes(source.folder)
-    shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
-    quantization = decide(options, shapes, force=force) if weight_format == "int4" else None
-    output = (output or default_output(source.reference, weight_format)).absolute()
-    with writing(output.parent, variable=variable):
-        output = real_path(output) if output.is_symlink() else output
-    estimate = None
-    if shapes:
-        export = estimated(shapes, weight_format, quantization, own_format(source))
-        estimate = export.verified(source) if verify else export
-        _check_disk(estimate, output, force, variable)
-    warnings = tuple(_warnings(shapes, quantization, estimate, output, options))
-    return Plan(source, output, options, weight_format, quantization, estimate, warnings, variable)
-
-
-def _check_source(source: ModelSource) -> None:
     if source.format == "openvino":
         raise UsageError(
             f"{source.reference} is already an OpenVINO model.", hint="Export the model that it was made from."
@@ -179,36 +135,55 @@ def _check_source(source: ModelSource) -> None:
         raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
     # Without one, optimum-cli would make a tokenizer that knows no word.
     require_tokenizer(source.folder)
+    weight_format = options.weight_format or own_format(source)
+    output = (output or default_output(source.reference, weight_format)).absolute()
+    with writing(output.parent, variable=variable):
+        output = real_path(output) if output.is_symlink() else output
+    tensors = tensor_shapes(source.folder)
+    shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
+    texts, in_8_bits, adjust = None, tuple[str, ...](), False
+    if weight_format == "int4":
+        is_auto, texts = options.group_size is None, calibration(options, shapes)
+        in_8_bits = shapes.sensitive() if shapes and texts and options.ratio is None else ()
+        options = decide(options, shapes, texts, in_8_bits, force)
+        adjust = is_auto and (shapes is None or bool(shapes.undivided(options.group_size or -1)))
+    plan = Plan(source, output, options, texts, in_8_bits, adjust, variable)
+    estimate = _estimate(plan, shapes, verify) if shapes else None
+    if estimate and not force:
+        require_space(output.parent, round(_CERTAIN * estimate.size), "The export", variable=variable)
+    return replace(plan, estimate=estimate, warnings=tuple(_warnings(plan, shapes, estimate)))
 
 
-def _check_disk(estimate: Estimate, output: Path, force: bool, variable: str) -> None:
-    free = free_disk(output.parent)
-    if free < _CERTAIN * estimate.size and not force:
-        elsewhere = "choose an output folder on another disk, or try it with force (--force)"
-        if variable != _OUTPUT:
-            elsewhere = f"or set {variable} to a folder on another disk"
-        raise HFPipeError(
-            f"The export needs about {size_text(estimate.size)}, and {output.parent} has {size_text(free)} left.",
-            hint=f"Free some space, {elsewhere}.",
-        )
+def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
+    # optimum-cli writes a model in its own precision before it quantizes.
+    own = export_bytes(shapes, own_format(plan.source))
+    size = disk = export_bytes(shapes, plan.weight_format, plan.options, plan.in_8_bits)
+    seconds, held = _START_S + shapes.parameters * _S_PER_WEIGHT, max(own, size)
+    if plan.weight_format in ("int8", "int4"):
+        seconds, held, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own, own + size
+    memory = quality.START_BYTES + round(_READ_TIMES * held)
+    if plan.calibration:
+        memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
+        seconds += calibration_seconds(shapes, gptq=plan.options.gptq)
+    if verify:
+        reference = _SCORED_TOKENS * (vocabulary_size(plan.source.config) or 0) * 2
+        disk = max(disk, size * (1 + _COMPILED) + reference)
+    return Estimate(size, disk, memory, seconds)
 
 
-def _warnings(
-    shapes: Shapes | None,
-    quantization: Quantization | None,
-    estimate: Estimate | None,
-    output: Path,
-    options: ExportOptions,
-) -> Iterator[str]:
+def _warnings(plan: Plan, shapes: Shapes | None, estimate: Estimate | None) -> Iterator[str]:
+    options = plan.options
     if estimate:
-        free, available = free_disk(output.parent), available_memory()
+        free, available = free_disk(plan.output.parent), available_memory()
         if free < estimate.disk:
-            yield f"The export may need {size_text(estimate.disk)} of disk; {output.parent} has {size_text(free)} left."
+            yield f"The export may need {size_text(estimate.disk)} of disk; {size_text(free)} is free."
         if available < estimate.memory:
             yield f"The export may need {size_text(estimate.memory)} of memory; {size_text(available)} is free."
-    if shapes and quantization and quantization.adjust:
+    if shapes and plan.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
-    if quantization and not quantization.calibration and not (options.data_free or options.passes_on("--dataset")):
-        minutes = round(calibration_seconds(shapes) / 60) if shapes else None
-        reason = f"would take about {minutes} minutes" if minutes else "takes an unknown time for this model"
-        yield f"Quantizing without calibration, which {reason}. --scale-estimation calibrates, and loses less quality."
+    if plan.weight_format == "int4" and not (plan.calibration or options.data_free or options.passes_on("--dataset")):
+        minutes = f"about {calibration_seconds(shapes) / 60:.0f}" if shapes else "an unknown number of"
+        yield (
+            f"Quantizing without calibration, which would take {minutes} minutes. --scale-estimation calibrates, "
+            "and loses less quality."
+        )

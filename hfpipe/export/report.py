@@ -18,9 +18,7 @@ from hfpipe.types import ModelSource
 
 # 2: it lists the files, so that --force can tell them from a stranger's.
 FORMAT = 2
-_PACKAGES = (*EXPORTERS, "openvino-genai")
 _LOUD_LOSS = 0.10
-_FINER = {"int8": "fp16", "fp16": "fp32"}
 
 
 def described_source(source: ModelSource) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def described_source(source: ModelSource) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of the packages that an export depends on."""
-    return {package: version(package) for package in _PACKAGES}
+    return {package: version(package) for package in (*EXPORTERS, "openvino-genai")}
 
 
 def now() -> str:
@@ -63,29 +61,15 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     """What the user should know before using an export that was measured like this."""
     change = measured.get("quality", {}).get("perplexity_change", 0.0)
     if change > _LOUD_LOSS:
-        yield f"This export is much worse than its source: {change:+.0%} perplexity. {_remedy(plan)}"
-    tokenizer = measured["tokenizer"]
-    if tokenizer["missing"] and not plan.options.passes_on("--disable-convert-tokenizer"):
         yield (
-            f"OpenVINO's own tokenizer could not be made ({', '.join(tokenizer['missing'])} is missing). "
-            "hfpipe does not need it; other programs may."
+            f"This export is much worse than its source: {change:+.0%} perplexity. Try a --weight-format of more bits, "
+            "or for int4 --calibration FILE, a smaller --ratio or --group-size 32."
         )
-    # A difference in one kind of text is usual; this is another tokenizer.
-    if len(tokenizer.get("differing", ())) > 1:
-        yield (
-            f"OpenVINO's own tokenizer gives other ids than the model's ({', '.join(tokenizer['differing'])} text). "
-            "hfpipe uses the model's; other programs may give wrong answers."
-        )
-
-
-def _remedy(plan: Plan) -> str:
-    quantization = plan.quantization
-    if quantization is None:
-        finer = _FINER.get(plan.weight_format)
-        return f"Try --weight-format {finer}." if finer else "--backend torch runs the source itself."
-    if quantization.calibration is None:
-        return "Try it with --calibration FILE or --scale-estimation, or with --weight-format int8."
-    return f"Try --ratio {quantization.ratio / 2:.2g}, --group-size 32, or --weight-format int8."
+    missing = measured["tokenizer"]["missing"] and not plan.options.passes_on("--disable-convert-tokenizer")
+    # A difference in one kind of text is usual; more are another tokenizer.
+    if missing or len(measured["tokenizer"].get("differing", ())) > 1:
+        said = "is missing" if missing else "gives other ids"
+        yield f"OpenVINO's own tokenizer {said}: hfpipe uses the model's, other programs may give wrong answers."
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
@@ -102,21 +86,19 @@ def read(folder: Path) -> dict[str, Any] | None:
     return report if known and all(isinstance(report.get(key), dict) for key in ("source", "files")) else None
 
 
-def difference(plan: Plan, folder: Path, *, verify: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """How the export in `folder` differs from the one that is planned, and its report."""
+def difference(plan: Plan, folder: Path, *, verify: bool) -> str | None:
+    """How the export in `folder` differs from the one that is planned; None where it does not."""
     existing = read(folder)
     if existing is None:
-        return "is not a finished export of this hfpipe", None
+        return "is not a finished export of this hfpipe"
     if existing["request"] != plan.request():
-        return "was made with other options", existing
+        return "was made with other options"
     if existing["source"].get("sha256") != store.identity(plan.source.folder):
-        return "was made of another model, or of another state of it", existing
+        return "was made of another model, or of another state of it"
     weights = {name: digest for name, digest in existing["files"].items() if name.endswith(".bin")}
     if not weights or weights != {path.name: store.digest(path) for path in folder.glob("*.bin")}:
-        return "has other weights than when it was made", existing
-    if verify and "answer" not in existing:
-        return "was made without verification", existing
-    return None, existing
+        return "has other weights than when it was made"
+    return "was made without verification" if verify and "answer" not in existing else None
 
 
 def check_replaceable(output: Path) -> None:

@@ -24,7 +24,7 @@ _SMALL = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
 _OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".xml")
 # What another tool reads: the same weights once more, or an adapter beside them.
 _DUPLICATES = ("consolidated", "adapter_")
-_RUNTIME_PROPERTIES = ("DYNAMIC_QUANTIZATION_GROUP_SIZE",)
+
 _CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -90,8 +90,7 @@ def inspect_folder(
         raise UnsupportedModel(f"{folder} has an adapter beside the model, which hfpipe does not apply.", hint=_MERGE)
     for file in files:
         _require_whole(file)
-    preferred, report = folder / "generation_config.json", folder / REPORT
-    exported = schema.read_object(report, schema.AnyObject) if report.is_file() else {}
+    preferred = folder / "generation_config.json"
     return ModelSource(
         reference=reference,
         folder=folder,
@@ -100,7 +99,6 @@ def inspect_folder(
         generation_config=schema.read_object(preferred, schema.GenerationConfig) if preferred.is_file() else {},
         context_length=context_length(config),
         revision=revision,
-        runtime=_runtime(exported.get("runtime")),
     )
 
 
@@ -184,10 +182,3 @@ def _opened(path: Path) -> Any:
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise ModelError(f"{path} is not a whole safetensors file: {reason}.", hint=schema.AGAIN) from error
-
-
-def _runtime(asked: Any) -> dict[str, str]:
-    """The properties that an export was measured to run best with. A report may come from anywhere: of what it asks for
-    only what concerns arithmetic is taken, and no path or device."""
-    items = asked.items() if isinstance(asked, dict) else ()
-    return {key: value for key, value in items if key in _RUNTIME_PROPERTIES and isinstance(value, str)}

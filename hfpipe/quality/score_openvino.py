@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +10,53 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino.loading import check_device, readable
-from hfpipe.backends.openvino.loading import properties as engine_properties
+from hfpipe.backends.openvino import loading
 from hfpipe.errors import UnsupportedModel
-from hfpipe.quality.compare import Comparison, Quality, log_softmax
-from hfpipe.quality.reference import Reference, Window
-from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
+from hfpipe.quality.compare import Quality, Reference, Window, compare, log_softmax, reported
+from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 
-def compare(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
+def score(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
     """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference."""
-    device = check_device(options.device, reporter)
-    with readable(device):
-        used, _ = engine_properties(options, device, source.runtime if device == "CPU" else {})
-    return score(source.folder, used, reference, device=device, reporter=reporter)
+    return score_folder(source.folder, options, reference, reporter)
 
 
-def score(
-    folder: Path,
-    properties: Mapping[str, Any],
-    reference: Reference,
-    *,
-    device: str = "CPU",
-    reporter: Reporter | None = None,
-) -> Quality:
-    """Compare the model in `folder`, compiled for an OpenVINO device with these properties, with the reference.
-
-    openvino sends telemetry as it is imported, unless silence_openvino_telemetry() was called before.
-    """
-    reporter = reporter or Silent()
-    comparison, task = Comparison(), f"Scoring {folder.name}"
-    with readable(device, folder):
-        used, _ = engine_properties(LoadOptions(ov_config=properties), device, {})
-        model = _Model(folder, used, device)
-        done = 0
-        for window, log_probabilities in reference.scored():
-            reporter.progress(task, done, reference.tokens, "steps")
-            comparison.add(window, log_probabilities, model.logits(window))
-            done += len(window.targets)
-        reporter.progress(task, done, reference.tokens, "steps")
-    return comparison.quality()
+def score_folder(folder: Path, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
+    """As `score`. openvino sends telemetry as it is imported, unless silence_openvino_telemetry() was called before."""
+    device = loading.check_device(options.device, reporter)
+    with loading.readable(device, folder):
+        logits_of = _compiled(folder, device, options)
+        read = reported(reference.windows, f"Scoring {folder.name}", reporter)
+        return compare(reference, (logits_of(window) for window in read))
 
 
-def check_numbers(folder: Path, token_ids: Sequence[int], *, device: str = "CPU") -> None:
+def check_numbers(folder: Path, token_ids: Sequence[int]) -> None:
     """Raise BackendError where the model in `folder` computes no numbers after these tokens."""
-    with readable(device, folder):
-        window = Window("", (*token_ids, 0), 1)
-        log_softmax(_Model(folder, {}, device).logits(window))
+    with loading.readable("CPU", folder):
+        log_softmax(_compiled(folder, "CPU", LoadOptions())(Window("", (*token_ids, 0), 1)))
 
 
-class _Model:
-    """A compiled model that reads one window at a time, and remembers none."""
+def _compiled(folder: Path, device: str, options: LoadOptions) -> Callable[[Window], NDArray[Any]]:
+    """What gives, for a window, floats [scored tokens, vocabulary]: the logits of its targets, until the next one."""
+    used, _ = loading.properties(options, device, loading.tuned(folder, device))
+    compiled = ov.Core().compile_model(folder / "openvino_model.xml", device, used)
+    names = {port.any_name for port in compiled.inputs}
+    request = compiled.create_infer_request()
 
-    def __init__(self, folder: Path, properties: Mapping[str, Any], device: str) -> None:
-        compiled = ov.Core().compile_model(folder / "openvino_model.xml", device, dict(properties))
-        self._names = [port.any_name for port in compiled.inputs]
-        self._request = compiled.create_infer_request()
-
-    def logits(self, window: Window) -> NDArray[Any]:
-        """Floats [scored tokens, vocabulary]: the logits of the window's targets, until the next window."""
-        known = _inputs(window)
-        if strange := set(self._names) - set(known):
+    def logits_of(window: Window) -> NDArray[Any]:
+        ids = np.array([window.inputs], dtype=np.int64)
+        # All that a language model of optimum's may take, of which it has some.
+        known = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        if strange := names - set(known):
             raise UnsupportedModel(f"This OpenVINO model takes {', '.join(sorted(strange))}, and cannot be measured.")
-        self._request.reset_state()
-        self._request.infer({name: known[name] for name in self._names})
-        logits: NDArray[Any] = self._request.get_tensor("logits").data[0]
+        request.reset_state()
+        request.infer({name: known[name] for name in names})
+        logits: NDArray[Any] = request.get_tensor("logits").data[0]
         return logits[-len(window.targets) :]
 
-
-def _inputs(window: Window) -> dict[str, NDArray[Any]]:
-    """All that a language model of optimum's may take, of which it has some."""
-    ids = np.array([window.inputs], dtype=np.int64)
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
-        "beam_idx": np.zeros(1, dtype=np.int32),
-    }
+    return logits_of

@@ -1,4 +1,7 @@
-"""A transformers folder -> the reference that others are measured against. Runs in a child process (see child.py)."""
+"""A transformers folder -> the reference that others are measured against, or a comparison with one.
+
+`main` runs in a child process (see process.py).
+"""
 
 from __future__ import annotations
 
@@ -13,48 +16,39 @@ from numpy.typing import NDArray
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.torch.loading import forward_parameters, input_device, load_model
 from hfpipe.models.folder import inspect_folder
-from hfpipe.quality.compare import Comparison, Quality
-from hfpipe.quality.reference import Reference, Window, model_windows, scored_tokens, write_reference
-from hfpipe.quality.texts import held_out
+from hfpipe.quality.compare import Quality, Reference, Window, compare, reported, windows, write_reference
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> None:
-    """Score the model in `arguments["source"]`, and write the reference into the folder `arguments["folder"]`.
+    """Score `texts` by kind with the model in `arguments["source"]`, and write the reference into the folder
+    `arguments["folder"]`.
 
-    `reference` is what the user calls the model; `dtype` what it runs in on the CPU, float32 or bfloat16; `texts` are
-    those to score by kind, null for the held-out ones. `trust_remote_code` and `allow_pickle` are as in LoadOptions.
+    `reference` is what the user calls the model; `dtype` what it runs in on the CPU, float32 or bfloat16.
+    `trust_remote_code` and `allow_pickle` are as in LoadOptions.
     """
     trust, pickles = arguments["trust_remote_code"], arguments["allow_pickle"]
     source = inspect_folder(Path(arguments["source"]), arguments["reference"], allow_pickle=pickles)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust)
-    texts = held_out() if arguments["texts"] is None else arguments["texts"]
-    windows = model_windows(tokenizer, texts, source.context_length)
+    scored = windows(tokenizer, arguments["texts"], source.context_length)
     options = LoadOptions(device="cpu", dtype=arguments["dtype"], trust_remote_code=trust, allow_pickle=pickles)
     model = load_model(source, options, reporter)
-    logits = _logits_of_all(model, source, windows, reporter)
-    write_reference(Path(arguments["folder"]), windows, logits, dtype=str(model.dtype).removeprefix("torch."))
+    logits = _logits(model, source, scored, reporter)
+    write_reference(Path(arguments["folder"]), scored, logits, dtype=str(model.dtype).removeprefix("torch."))
 
 
-def compare(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
+def score(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
     """Compare a transformers model, loaded with these options, with the reference."""
-    model, comparison = load_model(source, options, reporter), Comparison()
-    logits = _logits_of_all(model, source, reference.windows, reporter)
-    for (window, log_probabilities), ours in zip(reference.scored(), logits, strict=True):
-        comparison.add(window, log_probabilities, ours)
-    return comparison.quality()
+    model = load_model(source, options, reporter)
+    return compare(reference, _logits(model, source, reference.windows, reporter))
 
 
-def _logits_of_all(
+def _logits(
     model: Any, source: ModelSource, windows: Sequence[Window], reporter: Reporter
 ) -> Iterator[NDArray[np.float32]]:
-    done, total = 0, scored_tokens(windows)
-    for window in windows:
-        reporter.progress(f"Scoring {source.reference}", done, total, "steps")
+    for window in reported(windows, f"Scoring {source.reference}", reporter):
         yield window_logits(model, window, input_device(model))
-        done += len(window.targets)
-    reporter.progress(f"Scoring {source.reference}", done, total, "steps")
 
 
 @torch.inference_mode()

@@ -290,25 +290,21 @@ def test_a_cpu_quota_bounds_the_threads(monkeypatch, allowed, given, used):
     assert reasons.get("INFERENCE_NUM_THREADS") == ("the CPU quota" if used == "1" else None)
 
 
-@pytest.fixture
-def with_runtime(tiny_llama_ov, tmp_path) -> Path:
-    """An export that brings a runtime option with it."""
-    folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "exported"))
-    (folder / "hfpipe.json").write_text('{"runtime": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}}')
-    return folder
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({}, "64 (from the export)"),
+        ({}, "64 (measured on this machine)"),
         ({"ov_config": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}}, "32"),
         ({"exact": True}, "0"),
     ],
 )
-def test_options_of_the_export_give_way_to_the_users(with_runtime, cache, mode, options, shown):
-    with load(with_runtime, MODES[mode], **options) as backend:
+def test_what_this_machine_was_measured_to_run_best_with(tiny_llama_ov, tmp_path, cache, mode, options, shown):
+    """It is known for copies too, gives way to the user's own, and is not in the model's folder."""
+    folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "exported"))
+    (folder / "hfpipe.json").write_text('{"runtime": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}}')
+    loading.keep_tuned(tiny_llama_ov, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"})
+    with load(folder, MODES[mode], **options) as backend:
         assert backend.info.detail["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == shown
 
 

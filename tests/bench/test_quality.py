@@ -12,7 +12,7 @@ from hfpipe.bench.quality import References, measure_quality
 from hfpipe.bench.report import Configuration
 from hfpipe.errors import BackendError, ConversionError, UnsupportedModel
 from hfpipe.quality import Reference
-from hfpipe.quality.reference import Window
+from hfpipe.quality.compare import Window
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 from tests.tiny_exports import in_this_process

@@ -81,7 +81,7 @@ def test_another_version_of_a_package_makes_it_anew(model, monkeypatch):
 def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
     source, options = models.resolve(str(model)), ExportOptions("int8")
     assert plan_to_cache(source, options, verify=True).variable == "HFPIPE_CACHE"
-    monkeypatch.setattr("hfpipe.export.plan.free_disk", lambda folder: 1)
+    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: 1)
     with pytest.raises(HFPipeError) as caught:
         plan_to_cache(source, options, verify=True)
-    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to a folder on another disk."
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."

@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfpipe.errors import UsageError
-from hfpipe.export import quantization
-from hfpipe.export.quantization import from_file
+from hfpipe.export import ExportOptions, quantization
 
 LONGEST, MOST = 512, 128
 PIECES = st.sampled_from(
     ["a", "word", "longer words", " ", "  ", "\n", "\n\n", "\t", "é", "漢字", "🙂", "x" * 300, " " * 700]
 )
 DOCUMENTS = st.lists(PIECES, max_size=40).map("".join)
+
+
+def from_file(path):
+    return quantization.calibration(ExportOptions("int4", calibration=path), None)
 
 
 def samples(tmp_path, content, name="text.txt"):
@@ -74,24 +77,10 @@ def test_records_that_are_all_empty(tmp_path):
         samples(tmp_path, '{"text": ""}\n{"text": " "}\n', "x.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"text": ', "line 3, is not JSON: Expecting value at column 10."),
-        ("one", "line 3, is not JSON: Expecting value at column 1."),
-        ("[" * 100_000, "line 3, is not JSON: "),
-        ('{"question": "one"}', 'line 3, has neither "text" nor "prompt"'),
-        ('{"text": 1}', 'line 3, has neither "text" nor "prompt"'),
-        ('["text"]', 'line 3, has neither "text" nor "prompt"'),
-        ('"text"', 'line 3, has neither "text" nor "prompt"'),
-    ],
-    ids=["cut", "text", "deep", "question", "number", "list", "string"],
-)
-def test_a_wrong_record_is_named_by_its_line(tmp_path, line, said):
-    with pytest.raises(UsageError) as caught:
+@pytest.mark.parametrize("line", ['{"text": ', "one", "[" * 100_000, '{"question": "one"}', '{"text": 1}', '"text"'])
+def test_a_wrong_record_is_named_by_its_line(tmp_path, line):
+    with pytest.raises(UsageError, match='line 3, is not a JSON object with a "text" or a "prompt"'):
         samples(tmp_path, f'{{"text": "one"}}\n\n{line}\n', "x.jsonl")
-    assert said in caught.value.message
-    assert "\n" not in caught.value.message
 
 
 def test_bytes_that_are_not_text(tmp_path):
@@ -164,7 +153,7 @@ def test_of_many_samples_those_are_taken_that_lie_evenly():
 
 
 def test_the_built_in_text_has_several_kinds():
-    found = quantization.built_in()
+    found = quantization.calibration(ExportOptions("int4", gptq=True), None)
     assert found.name == "built-in"
     assert 20 < len(found.samples) <= MOST
     assert any("def " in sample for sample in found.samples)
@@ -178,4 +167,3 @@ def test_the_digest_is_of_the_samples_alone(tmp_path):
     assert a.name == str(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text("one, two")
     assert from_file(tmp_path / "a.txt").digest != a.digest
-    assert spread(["ab", "c"]) != spread(["a", "bc"])

@@ -64,9 +64,8 @@ def test_group_sizes_that_mean_nothing(group_size):
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_ratios_out_of_range(ratio):
-    with pytest.raises(UsageError, match="above 0 and at most 1") as caught:
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
         ExportOptions("int4", ratio=ratio)
-    assert "int8" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["calibration", "scale_estimation", "gptq"])

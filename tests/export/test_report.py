@@ -42,10 +42,6 @@ def warned(plan, **measured):
     return list(reports.warnings({"tokenizer": WHOLE, **measured}, plan))
 
 
-def worse(change):
-    return {"quality": {"perplexity_change": change}}
-
-
 # The file
 
 
@@ -90,43 +86,23 @@ def test_what_hfpipe_has_not_written_is_no_report(tmp_path, text):
 # Warnings
 
 
-@pytest.mark.parametrize("change", [-0.5, 0.0, 0.1])
-def test_a_little_worse_is_no_warning(model, change):
-    assert warned(plan(model), **worse(change)) == []
-
-
-@pytest.mark.parametrize(
-    ("weight_format", "options", "remedy"),
-    [
-        ("fp32", {}, "--backend torch"),
-        ("fp16", {}, "Try --weight-format fp32."),
-        ("int8", {}, "Try --weight-format fp16."),
-        ("int4", {"data_free": True}, "--calibration FILE"),
-        ("int4", {}, "--weight-format int8"),
-    ],
-)
-def test_much_worse_is_said_with_what_to_try(model, weight_format, options, remedy):
-    (line,) = warned(plan(model, weight_format, **options), **worse(0.25))
-    assert line.startswith("This export is much worse than its source: +25% perplexity.")
-    assert remedy in line
-
-
-def test_what_could_not_be_measured_is_no_warning(model):
+def test_only_what_is_much_worse_is_said(model):
     assert warned(plan(model)) == []
+    for change in (-0.5, 0.0, 0.1):
+        assert warned(plan(model), quality={"perplexity_change": change}) == []
+    (line,) = warned(plan(model), quality={"perplexity_change": 0.25})
+    assert line.startswith("This export is much worse than its source: +25% perplexity. Try a --weight-format of more")
 
 
-def test_a_tokenizer_that_could_not_be_made(model):
+def test_a_tokenizer_that_is_missing_or_another_one(model):
     missing = {"missing": ["openvino_tokenizer.xml"]}
     (line,) = warned(plan(model), tokenizer=missing)
-    assert "openvino_tokenizer.xml is missing" in line
+    assert line.startswith("OpenVINO's own tokenizer is missing: ")
     assert warned(plan(model, extra=("--disable-convert-tokenizer",)), tokenizer=missing) == []
-
-
-def test_a_tokenizer_that_is_another_one(model):
-    """A difference in one kind of text is usual."""
+    # A difference in one kind of text is usual.
     assert warned(plan(model), tokenizer={"missing": [], "differing": ["dialogue"]}) == []
     (line,) = warned(plan(model), tokenizer={"missing": [], "differing": ["code", "prose"]})
-    assert line.startswith("OpenVINO's own tokenizer gives other ids than the model's (code, prose text).")
+    assert line.startswith("OpenVINO's own tokenizer gives other ids: ")
 
 
 # What is printed
@@ -213,7 +189,7 @@ def test_a_plan_in_words(model):
     rows = plan_as_text(plan(model, "int4"))
     assert rows["model"] == str(model)
     assert rows["output"] == str(model.parent / "out")
-    assert rows["weights"].startswith("int4: groups of ")
+    assert rows["weights"] == "int4"
     assert rows["calibration"].startswith("built-in, ")
     assert rows["command"].startswith(f"optimum-cli export openvino --model {model} ")
     assert rows["command"].endswith(f" {model.parent / 'out'}")

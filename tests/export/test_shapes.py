@@ -2,6 +2,7 @@
 
 import pytest
 
+from hfpipe.export import ExportOptions
 from hfpipe.export.quantization import Layer, Shapes, classify, export_bytes
 
 LLAMA = {
@@ -94,9 +95,14 @@ def test_each_expert_is_a_layer():
     assert shapes.rest == 0
 
 
-def test_experts_in_one_tensor():
-    (layer,) = classify({"model.layers.0.block_sparse_moe.input_linear.weight": (4, 192, 64)}, "granitemoe").layers
-    assert (layer.width, layer.parameters) == (64, 4 * 192 * 64)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("block_sparse_moe.input_linear.weight", (4, 192, 64)), ("mlp.experts.gate_up_proj", (8, 64, 192))],
+)
+def test_experts_in_one_tensor(name, shape):
+    """The latter have their inputs in the middle."""
+    (layer,) = classify({f"model.layers.0.{name}": shape}, "x").layers
+    assert (layer.width, layer.parameters) == (64, shape[0] * 64 * 192)
 
 
 # Group sizes
@@ -126,39 +132,37 @@ def test_the_layers_that_a_group_size_does_not_divide():
     assert of_widths(64).undivided(128)
 
 
-def test_the_share_of_layers_that_stay_in_8_bits():
-    shapes = of_widths(48, 64, 96, 192)
-    assert shapes.share_of(["layer1", "layer2"]) == 160 / 400
-    assert shapes.share_of([], 32) == 48 / 400
-    assert shapes.share_of(["layer0", "layer1"], 64) == (48 + 64 + 96) / 400
-    assert shapes.share_of([]) == Shapes((), 0, 0).share_of(["x"]) == 0
-
-
 # Sizes
+
+
+def in_int4(shapes, group_size, ratio=1.0, *, sym=False, in_8_bits=()):
+    return export_bytes(shapes, "int4", ExportOptions("int4", group_size, sym=sym, ratio=ratio), in_8_bits)
 
 
 def test_sizes_by_hand():
     shapes = Shapes((Layer("a", 64, 64 * 100),), tables=1000, rest=10)
-    assert export_bytes(shapes, "fp32", -1, 1.0) == 4 * 7410
-    assert export_bytes(shapes, "fp16", -1, 1.0) == 2 * 7410
-    assert export_bytes(shapes, "int8", -1, 1.0) == 7400 + 20
+    assert export_bytes(shapes, "fp32") == 4 * 7410
+    assert export_bytes(shapes, "fp16") == 2 * 7410
+    assert export_bytes(shapes, "int8") == 7400 + 20
     # 100 groups of 64: for each 32 bytes of weights, 2 of a scale, half of a zero point.
-    assert export_bytes(shapes, "int4", 64, 1.0) == 100 * 34.5 + 1000 + 20
-    assert export_bytes(shapes, "int4", 64, 1.0, sym=True) == 100 * 34 + 1000 + 20
-    assert export_bytes(shapes, "int4", 64, 0.5) == (100 * 34.5 + 6400) / 2 + 1000 + 20
+    assert in_int4(shapes, 64) == 100 * 34.5 + 1000 + 20
+    assert in_int4(shapes, 64, sym=True) == 100 * 34 + 1000 + 20
+    assert in_int4(shapes, 64, 0.5) == (100 * 34.5 + 6400) / 2 + 1000 + 20
+
+
+def test_layers_that_stay_in_8_bits_are_counted_so():
+    """Those that are named, and those that the group size does not divide; each once."""
+    shapes = of_widths(48, 64, 96, 192)
+    assert in_int4(shapes, -1, in_8_bits=("layer0", "layer1", "layer2", "layer3")) == 400
+    assert in_int4(shapes, 64, in_8_bits=("layer0", "layer1")) == round(400 - 192 * (0.5 - 2.5 / 64))
+    assert in_int4(shapes, 32) == round(400 - (400 - 48) * (0.5 - 2.5 / 32))
 
 
 def test_less_is_smaller():
     shapes = classify(LLAMA | HEAD, "llama")
-    sizes = [export_bytes(shapes, name, -1, 1.0) for name in ("fp32", "fp16", "int8", "int4")]
+    sizes = [export_bytes(shapes, name) for name in ("fp32", "fp16", "int8")] + [in_int4(shapes, -1)]
     assert sizes == sorted(sizes, reverse=True)
-    groups = [export_bytes(shapes, "int4", size, 1.0) for size in (32, 64, -1)]
+    groups = [in_int4(shapes, size) for size in (16, 32, -1)]
     assert groups == sorted(groups, reverse=True)
-    ratios = [export_bytes(shapes, "int4", 32, ratio) for ratio in (0.1, 0.5, 1.0)]
+    ratios = [in_int4(shapes, 32, ratio) for ratio in (0.1, 0.5, 1.0)]
     assert ratios == sorted(ratios, reverse=True)
-
-
-def test_experts_in_one_tensor_have_their_inputs_in_the_middle():
-    shapes = classify({"model.layers.0.mlp.experts.gate_up_proj": (8, 64, 192)}, "gpt_oss")
-    (layer,) = shapes.layers
-    assert (layer.width, layer.parameters) == (64, 8 * 64 * 192)

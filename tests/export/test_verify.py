@@ -1,15 +1,18 @@
-"""What a verification sees: an engine that fails, and a tokenizer that is not the source's."""
+"""What a verification sees: the machine's fastest way, an engine that fails, a tokenizer that is not the source's."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from hfpipe.backends.openvino import loading
 from hfpipe.backends.openvino.conversion import copy_tokenizer
 from hfpipe.errors import BackendError, ConversionError
+from hfpipe.export import verify
 from hfpipe.export.verify import speed, tokenizer_report
-from hfpipe.types import TokenEvent
+from hfpipe.types import Silent, TokenEvent
 
 
 class Engine:
@@ -38,6 +41,42 @@ def test_a_speed_is_that_of_the_prompt_and_of_the_tokens_after_the_first():
     prefill, decode = speed(Engine([TokenEvent("speed", (number,)) for number in range(3)]), np.arange(4))
     assert prefill > 0
     assert decode > 0
+
+
+# Prompt tokens and generated tokens a second of the three candidates, in each round.
+SLOW, FAST, MIXED = (100.0, 10.0), (130.0, 10.0), (200.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "divergence", "chosen"),
+    [
+        ([[SLOW, FAST, SLOW]] * 3, 0.1, "64"),
+        ([[SLOW, FAST, (140.0, 10.0)]] * 3, 0.1, "128"),
+        ([[SLOW, FAST, SLOW]] * 3, 0.2, None),
+        ([[SLOW, SLOW, MIXED]] * 3, 0.1, None),
+        ([[SLOW, FAST, SLOW]] * 2 + [[FAST, SLOW, SLOW]], 0.1, None),
+    ],
+    ids=["faster", "fastest", "worse", "slower at the other", "not in each round"],
+)
+def test_the_fastest_way_is_kept_for_this_machine_alone(export, tmp_path, monkeypatch, rounds, divergence, chosen):
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(verify, "_speeds", lambda *_: np.array(rounds))
+    monkeypatch.setattr(verify, "score_folder", lambda *_: SimpleNamespace(mean_kl=divergence))
+    before = sorted(path.name for path in export.iterdir())
+    verify.tune(export, SimpleNamespace(mean_kl=0.1), SimpleNamespace(vocabulary=8), tmp_path, Silent())
+    found = loading.tuned(export, "CPU")
+    assert found == ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": chosen} if chosen else {})
+    assert loading.tuned(export, "GPU.0") == {}
+    assert sorted(path.name for path in export.iterdir()) == before
+    monkeypatch.setattr(loading.ov, "__version__", "another")
+    assert loading.tuned(export, "CPU") == {}
+
+
+def test_speeds_are_measured_in_turn(export, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "_ROUNDS", 1)
+    found = verify._speeds(export, 100, tmp_path, Silent())
+    assert found.shape == (1, 3, 2)
+    assert (found > 0).all()
 
 
 @pytest.fixture

@@ -104,20 +104,8 @@ def test_a_transformers_folder(folder):
     assert not source.is_encoder_decoder
 
 
-@pytest.mark.parametrize(
-    ("report", "runtime"),
-    [
-        ({"runtime": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}),
-        ({"runtime": {"CACHE_DIR": "/etc", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}}, {}),
-        ({"runtime": ["CACHE_DIR"]}, {}),
-        ({}, {}),
-    ],
-)
-def test_an_export_may_bring_arithmetic_and_no_paths(folder, report, runtime):
-    (folder / "hfpipe.json").write_text(json.dumps(report))
-    source = inspect_folder(folder, "model")
-    assert source.runtime == runtime
-    assert source.generation_config == {}
+def test_no_generation_config_is_an_empty_one(folder):
+    assert inspect_folder(folder, "model").generation_config == {}
 
 
 def test_shards(tmp_path):

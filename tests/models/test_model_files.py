@@ -17,7 +17,7 @@ from tests import tiny
 from tests.fake_models import write_model
 
 DEEP = '{"a": ' * 100_000 + "1" + "}" * 100_000
-FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "hfpipe.json", "added_tokens.json")
+FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "added_tokens.json")
 
 
 def make(folder):
@@ -132,7 +132,6 @@ KEYS = st.sampled_from(
         "added_tokens_decoder",
         "eos_token",
         "bos_token",
-        "runtime",
     ]
 )
 

@@ -2,16 +2,16 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfpipe.errors import BackendError, UnsupportedModel
-from hfpipe.quality import compare
-from hfpipe.quality.compare import Comparison, log_softmax, row_chunks
-from hfpipe.quality.reference import Window
+from hfpipe.errors import BackendError, HFPipeError, UnsupportedModel
+from hfpipe.quality import compare as module
+from hfpipe.quality.compare import Window, compare, log_softmax, read_reference, row_chunks, write_reference
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=30, deadline=None)
@@ -21,10 +21,14 @@ def window(targets, kind="prose"):
     return Window(kind, (0, *map(int, targets)), 1)
 
 
+def compared(*given):
+    """Of windows, each with its log-probabilities and a candidate's logits."""
+    reference = SimpleNamespace(scored=lambda: [(window, theirs) for window, theirs, _ in given])
+    return compare(reference, [ours for *_, ours in given])
+
+
 def quality(reference, logits, targets):
-    comparison = Comparison()
-    comparison.add(window(targets), reference, logits)
-    return comparison.quality()
+    return compared((window(targets), reference, logits))
 
 
 def exact(logits):
@@ -105,16 +109,14 @@ def test_the_standard_error_is_the_spread_over_texts():
 
 def test_kinds_are_told_apart_and_add_up():
     rng = np.random.default_rng(2)
-    together, apart = Comparison(), {"code": Comparison(), "prose": Comparison()}
+    given = []
     for kind, noise in [("prose", 0.1), ("code", 1.0), ("prose", 0.1)]:
         theirs = rng.normal(0, 2, (20, 50))
-        arguments = window(rng.integers(0, 50, 20), kind), theirs, theirs + rng.normal(0, noise, theirs.shape)
-        together.add(*arguments)
-        apart[kind].add(*arguments)
-    whole = together.quality()
+        given.append((window(rng.integers(0, 50, 20), kind), theirs, theirs + rng.normal(0, noise, theirs.shape)))
+    whole = compared(*given)
     assert list(whole.kinds) == ["prose", "code"]
     for kind, change in whole.kinds.items():
-        alone = apart[kind].quality().as_dict()
+        alone = compared(*(one for one in given if one[0].kind == kind)).as_dict()
         assert {name: alone[name] for name in vars_of(change)} == vars_of(change)
     assert whole.kinds["prose"].mean_kl < whole.mean_kl < whole.kinds["code"].mean_kl
     assert whole.tokens == 60
@@ -161,7 +163,7 @@ def test_padding_of_the_vocabulary_does_not_count():
 def test_a_token_that_one_model_lacks(ids):
     """Scored or not: beyond its vocabulary a model reads anything."""
     with pytest.raises(UnsupportedModel, match="has the token 9, and one of them has 9 tokens"):
-        Comparison().add(Window("prose", ids, 1), np.zeros((2, 9)), np.zeros((2, 12)))
+        compared((Window("prose", ids, 1), np.zeros((2, 9)), np.zeros((2, 12))))
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 64])
@@ -170,7 +172,7 @@ def test_however_many_rows_are_worked_on_at_once(monkeypatch, rows_at_once):
     theirs, targets = rng.normal(0, 2, (10, 20)), rng.integers(0, 20, 10)
     ours = theirs + rng.normal(0, 0.1, theirs.shape)
     expected = quality(theirs, ours, targets)
-    monkeypatch.setattr(compare, "_CHUNK", 20 * rows_at_once)
+    monkeypatch.setattr(module, "_CHUNK", 20 * rows_at_once)
     assert quality(theirs, ours, targets) == expected
 
 
@@ -178,7 +180,7 @@ def test_however_many_rows_are_worked_on_at_once(monkeypatch, rows_at_once):
 def test_chunks_are_small_and_cover_all_rows(rows, width):
     chunks = list(row_chunks(rows, width))
     assert [row for chunk in chunks for row in range(rows)[chunk]] == list(range(rows))
-    assert all((chunk.stop - chunk.start) * width <= max(compare._CHUNK, width) for chunk in chunks)
+    assert all((chunk.stop - chunk.start) * width <= max(module._CHUNK, width) for chunk in chunks)
 
 
 # Log-probabilities
@@ -205,3 +207,52 @@ def test_a_token_that_is_ruled_out_keeps_a_finite_logarithm():
 def test_logits_that_are_no_numbers(row):
     with pytest.raises(BackendError, match="NaN or infinity"):
         log_softmax(np.array([[0, 0], row], dtype=np.float32))
+
+
+# The reference on disk
+
+
+WINDOWS = [Window("code", tuple(range(12)), 1), Window("prose", tuple(range(20)), 5)]
+WIDTH = 300
+
+
+def random_logits(seed=0, scale=3.0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, scale, (len(window.targets), WIDTH)).astype(np.float32) for window in WINDOWS]
+
+
+def test_what_is_written_is_read(tmp_path):
+    logits = random_logits()
+    written = write_reference(tmp_path, WINDOWS, iter(logits), dtype="float32")
+    read = read_reference(tmp_path)
+    assert read == written
+    assert (read.windows, read.vocabulary, read.dtype, read.tokens) == (tuple(WINDOWS), WIDTH, "float32", 26)
+    for (window, rows), expected, given_ in zip(read.scored(), logits, WINDOWS, strict=True):
+        assert window == given_
+        assert rows.dtype == np.float16
+        np.testing.assert_array_equal(rows, log_softmax(expected).astype(np.float16))
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) == 26 * WIDTH * 2
+
+
+@given(seeds, st.floats(0, 5), st.floats(0, 0.5))
+@few
+def test_rounding_hardly_changes_a_divergence(tmp_path_factory, seed, scale, noise):
+    """Against a model as good as equal, and against others, 1e-4 nats at most."""
+    logits = random_logits(seed, scale)
+    rng = np.random.default_rng(seed)
+    ours = [theirs + rng.normal(0, noise, theirs.shape) for theirs in logits]
+    reference = write_reference(tmp_path_factory.mktemp("reference"), WINDOWS, logits, dtype="float32")
+    before = compared(*zip(WINDOWS, map(log_softmax, logits), ours, strict=True))
+    after = compare(reference, ours)
+    assert abs(after.mean_kl - before.mean_kl) < 1e-4
+    assert after.reference_perplexity == pytest.approx(before.reference_perplexity, rel=1e-2)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "log_probabilities.f16").symlink_to("/dev/full")
+    with pytest.raises(HFPipeError, match=f"^The disk of {tmp_path} is full"):
+        write_reference(tmp_path, WINDOWS, random_logits(), dtype="float32")
+    assert not (tmp_path / "reference.json").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(HFPipeError, match="Cannot write to"):
+        write_reference(tmp_path / "file", WINDOWS, random_logits(), dtype="float32")

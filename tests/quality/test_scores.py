@@ -1,6 +1,5 @@
 """Real models: torch as the reference, OpenVINO against it."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +11,10 @@ from openvino import opset13 as ops
 from safetensors.torch import load_file, save_file
 
 from hfpipe import models, quality
-from hfpipe.backends.openvino.loading import EXACT
+from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError, UnsupportedModel, UsageError
 from hfpipe.quality import score_openvino, score_torch
-from hfpipe.quality.reference import Window, read_reference
+from hfpipe.quality.compare import Window, read_reference
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 
@@ -44,6 +43,10 @@ def reference_of(model: Path, folder: Path, **more):
     return read_reference(folder)
 
 
+def score(folder, reference, *, reporter=None, **options):
+    return score_openvino.score_folder(folder, LoadOptions(**options), reference, reporter or Silent())
+
+
 @pytest.fixture(scope="module")
 def reference(tiny_llama, tmp_path_factory):
     return reference_of(tiny_llama, tmp_path_factory.mktemp("reference"))
@@ -56,7 +59,7 @@ def test_an_exact_export_has_changed_nothing(request, tmp_path, model):
     reference = reference_of(source, tmp_path)
     assert reference.dtype == "float32"
     assert reference.vocabulary == tiny.VOCABULARY
-    found = score_openvino.score(export, EXACT, reference)
+    found = score(export, reference, exact=True)
     assert found.tokens == reference.tokens > 500
     assert found.mean_kl < 1e-6
     assert found.same_top == 1
@@ -100,7 +103,7 @@ def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, t
     for noise in (0.001, 0.01, 0.1):
         model = perturbed(tiny_llama, tmp_path / f"model-{noise}", noise)
         (tmp_path / f"{noise}").mkdir()
-        found.append(score_openvino.score(tiny_llama_ov, EXACT, reference_of(model, tmp_path / f"{noise}")))
+        found.append(score(tiny_llama_ov, reference_of(model, tmp_path / f"{noise}"), exact=True))
     assert 1e-6 < found[0].mean_kl < found[1].mean_kl / 10 < found[2].mean_kl / 100
     assert 1 > found[1].same_top > found[2].same_top
 
@@ -108,13 +111,13 @@ def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, t
 def test_the_reference_runs_in_the_dtype_that_is_asked_for(tiny_llama, tiny_llama_ov, tmp_path):
     reference = reference_of(tiny_llama, tmp_path, dtype="bfloat16")
     assert reference.dtype == "bfloat16"
-    assert score_openvino.score(tiny_llama_ov, EXACT, reference).mean_kl > 1e-6
+    assert score(tiny_llama_ov, reference, exact=True).mean_kl > 1e-6
 
 
 def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
     progress = Progress()
     reference = reference_of(tiny_llama, tmp_path, reporter=progress)
-    score_openvino.score(tiny_llama_ov, {}, reference, reporter=progress)
+    score(tiny_llama_ov, reference, reporter=progress)
     ours = [step for step in progress.steps if step[0] != "Scoring tiny"]
     theirs = [step for step in progress.steps if step[0] == "Scoring tiny"]
     assert {step[0] for step in ours} == {f"Scoring {tiny_llama_ov.name}"}
@@ -122,13 +125,6 @@ def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
         assert steps[0][1:] == (0, reference.tokens, "steps")
         assert steps[-1][1:] == (reference.tokens, reference.tokens, "steps")
         assert [step[1] for step in steps] == sorted({step[1] for step in steps})
-
-
-def test_the_reference_is_made_in_a_child_process(tiny_llama, tiny_llama_ov, tmp_path, reference):
-    source = models.resolve(str(tiny_llama))
-    made = quality.make_reference(source, tmp_path, texts=TEXTS)
-    assert (made.windows, made.vocabulary, made.dtype) == (reference.windows, reference.vocabulary, reference.dtype)
-    assert score_openvino.score(tiny_llama_ov, EXACT, made).mean_kl < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -149,15 +145,10 @@ def test_a_model_as_a_backend_loads_it(tiny_llama, tiny_llama_ov, reference, opt
     assert found.kinds["prose"].tokens < found.tokens == reference.tokens
 
 
-def test_the_runtime_options_of_an_export_are_those_it_is_compared_with(tiny_llama_ov, reference):
-    source = replace(models.resolve(str(tiny_llama_ov)), runtime={"NO_SUCH": "1"})
+def test_what_this_machine_runs_it_best_with_is_what_is_compared(tiny_llama_ov, reference, monkeypatch):
+    monkeypatch.setattr(loading, "tuned", lambda *_: {"NO_SUCH": "1"})
     with pytest.raises(UsageError, match="NO_SUCH"):
-        score_openvino.compare(source, LoadOptions(backend="openvino"), reference, Silent())
-
-
-def test_the_held_out_texts_are_those_measured_on(tiny_llama, tmp_path):
-    reference = reference_of(tiny_llama, tmp_path, texts=None)
-    assert {window.kind for window in reference.windows} == set(quality.held_out())
+        score(tiny_llama_ov, reference)
 
 
 # What models may lack
@@ -196,19 +187,19 @@ def stateless(folder: Path, *names: str) -> Path:
 
 
 def test_a_model_without_positions_or_state(tmp_path, reference):
-    found = score_openvino.score(stateless(tmp_path, "input_ids"), {}, reference)
+    found = score(stateless(tmp_path, "input_ids"), reference)
     assert found.tokens == reference.tokens
     assert found.mean_kl > 0.1
 
 
 def test_a_model_with_other_inputs(tmp_path, reference):
     with pytest.raises(UnsupportedModel, match="takes pixel_values, and cannot"):
-        score_openvino.score(stateless(tmp_path, "input_ids", "pixel_values"), {}, reference)
+        score(stateless(tmp_path, "input_ids", "pixel_values"), reference)
 
 
 def test_a_property_that_does_not_exist(tiny_llama_ov, reference):
     with pytest.raises(UsageError, match="OpenVINO on CPU"):
-        score_openvino.score(tiny_llama_ov, {"NO_SUCH": "1"}, reference)
+        score(tiny_llama_ov, reference, ov_config={"NO_SUCH": "1"})
 
 
 def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):

@@ -1,5 +1,7 @@
 """Windows: each token is scored once, with context before it."""
 
+from itertools import count
+
 import pytest
 import tokenizers
 from hypothesis import given
@@ -7,46 +9,51 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from hfpipe.errors import HFPipeError
-from hfpipe.quality.reference import CONTEXT, LENGTH, Window, model_windows, prefix_of, windows
-from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.quality.compare import CONTEXT, LENGTH, Window, windows
+from hfpipe.text.tokenizer import load_tokenizer
 from tests import tiny
 
 PREFIXES = [(), (-1,), (-1, -2)]
 counts = st.lists(st.integers(0, 200), min_size=1, max_size=4)
 
 
-def cut(counts, **settings):
-    """Windows of texts that have so many tokens, each token's id its place in the text."""
-    return windows({str(i): "x" * count for i, count in enumerate(counts)}, lambda text: range(len(text)), **settings)
+class Counting:
+    """A tokenizer whose token is a character, and its id the place in the text."""
+
+    def __init__(self, prefix=()):
+        self.prefix = prefix
+
+    def encode(self, text, add_special_tokens):
+        return (*(self.prefix if add_special_tokens else ()), *range(len(text)))
 
 
-@given(counts, st.sampled_from(PREFIXES), st.integers(2, 64), st.data())
-def test_every_token_is_scored_once_after_as_much_context(counts, prefix, room, data):
-    context = data.draw(st.integers(0, room - 1))
-    first = 0 if prefix else 1
+def cut(counts, length, prefix=()):
+    return windows(Counting(prefix), {str(i): "x" * count for i, count in enumerate(counts)}, length)
+
+
+@given(counts, st.sampled_from(PREFIXES), st.integers(5, 64))
+def test_every_token_is_scored_once_after_as_much_context(counts, prefix, length):
+    first, context = (0 if prefix else 1), length // 4
     if max(counts) <= first:
         counts = [*counts, 10]
-    found = cut(counts, prefix=prefix, length=room + len(prefix), context=context)
-    for kind, count in enumerate(counts):
+    found = cut(counts, length, prefix)
+    for kind, number in enumerate(counts):
         of_this = [window for window in found if window.kind == str(kind)]
-        assert [token for window in of_this for token in window.targets] == list(range(first, count))
+        assert [token for window in of_this for token in window.targets] == list(range(first, number))
         for window in of_this:
             assert window.token_ids[: len(prefix)] == prefix
             body = window.token_ids[len(prefix) :]
             assert body == tuple(range(body[0], body[-1] + 1))
-            assert len(window.token_ids) <= room + len(prefix)
+            assert len(window.token_ids) <= length
             assert window.scored_from >= 1
-            before = window.targets[0] - body[0]
-            assert before >= context or body[0] == 0
+            assert window.targets[0] - body[0] >= context or body[0] == 0
 
 
 def test_the_stride_is_what_the_context_leaves():
-    found = cut([26], prefix=(-1,), length=11, context=4)
+    found = cut([26], 17, (-1,))
     assert [(window.token_ids[1], window.targets[0], window.token_ids[-1]) for window in found] == [
-        (0, 0, 9),
-        (6, 10, 15),
-        (12, 16, 21),
-        (18, 22, 25),
+        (0, 0, 15),
+        (12, 16, 25),
     ]
 
 
@@ -57,29 +64,17 @@ def test_what_goes_in_and_what_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("count", "settings"),
-    [
-        (0, {}),
-        (1, {}),
-        (0, {"prefix": (-1,)}),
-        (50, {"length": 1, "context": 0}),
-        (50, {"length": 8, "context": 8}),
-        (50, {"length": 2, "prefix": (-1, -2), "context": 0}),
-    ],
+    ("counts", "length", "prefix"),
+    [([], 9, ()), ([0], 9, ()), ([1], 9, ()), ([0], 9, (-1,)), ([50], 1, ()), ([50], 2, (-1, -2))],
 )
-def test_nothing_to_score_is_an_error(count, settings):
+def test_nothing_to_score_is_an_error(counts, length, prefix):
     with pytest.raises(HFPipeError, match="nothing to measure"):
-        cut([count], **settings)
-
-
-def test_no_texts_are_an_error():
-    with pytest.raises(HFPipeError, match="nothing to measure"):
-        windows({}, list)
+        cut(counts, length, prefix)
 
 
 @pytest.mark.parametrize(("limit", "length"), [(None, LENGTH), (4096, LENGTH), (LENGTH, LENGTH), (128, 128), (9, 9)])
 def test_a_short_context_shortens_the_windows(tiny_gpt2, limit, length):
-    found = model_windows(load_tokenizer(tiny_gpt2), {"prose": " ".join(tiny.SENTENCES * 40)}, limit)
+    found = windows(load_tokenizer(tiny_gpt2), {"prose": " ".join(tiny.SENTENCES * 40)}, limit)
     assert {len(window.token_ids) for window in found[:-1]} == {length}
     assert {window.scored_from for window in found[1:]} == {min(CONTEXT, length // 4)}
 
@@ -104,18 +99,16 @@ def bert_like(**template):
 )
 def test_the_prefix_is_what_the_tokenizer_puts_before_a_text(tmp_path, template, prefix):
     bert_like(**template).save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_tokenizer(tmp_path)
-    assert prefix_of(tokenizer) == prefix
-    (window,) = model_windows(tokenizer, {"x": "a a a"})
+    (window,) = windows(load_tokenizer(tmp_path), {"x": "a a a"})
     assert window == Window("x", (*prefix, 3, 3, 3), len(prefix) or 1)
 
 
 def test_a_tokenizer_that_changes_the_text_has_no_prefix():
-    class Strange(Tokenizer):
-        def __init__(self):
-            pass
+    ids = count(1)
 
+    class Strange:
         def encode(self, text, add_special_tokens):
-            return (7, 8) if add_special_tokens else (1,)
+            return (next(ids), next(ids))
 
-    assert prefix_of(Strange()) == ()
+    (window,) = windows(Strange(), {"x": "text"})
+    assert len(window.token_ids) == 2

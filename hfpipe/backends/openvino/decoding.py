@@ -51,8 +51,7 @@ class OpenVINOBackend(Engine):
         folder = loading.model_folder(source, options, reporter)
         mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
         with loading.readable(device, folder):
-            # An export's own properties were measured on a CPU.
-            used, reasons = loading.properties(options, device, source.runtime if device == "CPU" else {})
+            used, reasons = loading.properties(options, device, loading.tuned(folder, device))
             if mode is SingleBackend:
                 used = loading.with_compile_cache(folder, device, used, reporter)
             backend: Self = mode(str(folder), device, used, options.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -23,7 +24,7 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
-_KEPT_COMPILE_CACHES = 8
+_KEPT_COMPILE_CACHES, _KEPT_TUNINGS = 8, 100
 
 # The flags of processors that have AMX for a precision.
 _AMX = {"bf16": "amx_bf16", "f16": "amx_fp16"}
@@ -45,9 +46,9 @@ _CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 _BYTES_PER_VALUE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.25}
 
 
-def properties(options: LoadOptions, device: str, runtime: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the engine is given: the user's ov_config over the export's own `runtime`, and the exact settings where they
-    are asked for. With it, why those were chosen that the user did not set."""
+def properties(options: LoadOptions, device: str, tuned: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the engine is given: the user's ov_config over what is `tuned`, and the exact settings where they are asked
+    for. With it, why those were chosen that the user did not set."""
     given = options.ov_config
     for key, value in given.items():
         # openvino-genai would take these for arguments of its own.
@@ -58,9 +59,9 @@ def properties(options: LoadOptions, device: str, runtime: Mapping[str, str]) ->
             )
         if options.exact and str(value) != EXACT.get(key, str(value)):
             raise UsageError(f"--exact sets {key}={EXACT[key]}; --ov-config {key}={value} contradicts it.")
-    chosen, reasons = dict(EXACT if options.exact else runtime), dict[str, str]()
+    chosen, reasons = dict(EXACT if options.exact else tuned), dict[str, str]()
     if not options.exact:
-        reasons = dict.fromkeys(runtime, "from the export")
+        reasons = dict.fromkeys(tuned, "measured on this machine")
     if device == "CPU" and machine.processors() < machine.affinity():
         # OpenVINO knows the affinity of the process, and no quota.
         chosen["INFERENCE_NUM_THREADS"] = str(machine.processors())
@@ -74,6 +75,31 @@ def properties(options: LoadOptions, device: str, runtime: Mapping[str, str]) ->
             )
         used["INFERENCE_PRECISION_HINT"], reasons["INFERENCE_PRECISION_HINT"] = "f32", why
     return used, {key: why for key, why in reasons.items() if key not in given}
+
+
+def tuned(folder: Path, device: str) -> dict[str, str]:
+    """What this machine was measured to run the model in `folder` best with: what `keep_tuned` was given last."""
+    known: dict[str, str] = {}
+    if device == "CPU":
+        with suppress(OSError, ValueError, HFPipeError):
+            known = json.loads(_tuning(folder).read_text())
+    return known
+
+
+def keep_tuned(folder: Path, properties: Mapping[str, str]) -> None:
+    """Have these properties be used from now on where this machine loads the model in `folder`, or a copy of it."""
+    # A cache that cannot be written costs speed, not the answer.
+    with suppress(OSError, HFPipeError):
+        file = _tuning(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        store.replace_file(file, json.dumps(dict(properties)).encode())
+        store.keep_newest(file.parent, _KEPT_TUNINGS)
+
+
+def _tuning(folder: Path) -> Path:
+    model = [store.digest(folder / f"openvino_model.{end}") for end in ("xml", "bin")]
+    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return store.cache_root() / "tuning" / store.key_of(model, ov.__version__, processor, machine.processors())
 
 
 def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
