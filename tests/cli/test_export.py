@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import tiny
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
 from tests.fake_models import write_model
 from tests.hub import LoopbackHub
@@ -268,33 +267,3 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(tiny_llama, tmp_path, weigh
     assert (ended.code, ended.out) == (1, b"")
     assert ended.error == f"The disk of {tmp_path / 'deep'} is full."
     assert ended.hint == "Free some space, or choose another output folder."
-
-
-def test_too_little_memory_is_one_line(tiny_llama, tmp_path):
-    model = of_zeros(tiny_llama, tmp_path / "model", rows=16_000_000)
-    limited = ["bash", "-c", 'ulimit -d 4000000; exec "$@"', "bash", *HFPIPE]
-    args = ("export", model, tmp_path / "out", "--weight-format", "fp32", "--force", "-q")
-    ended = run_hfpipe(*args, command=limited, env={"OMP_NUM_THREADS": "2"})
-    assert (ended.code, ended.out) == (1, b"")
-    assert ended.error == f"The export of {model} ran out of memory."
-    assert names(tmp_path) == ["model"]
-
-
-def of_zeros(model, folder, rows):
-    """The model with so many tokens: gigabytes of weights that take no disk, being a hole in their file."""
-    shutil.copytree(model, folder)
-    config = json.loads((model / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
-    with (model / "model.safetensors").open("rb") as file:
-        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    end = 0
-    for name, tensor in tensors.items():
-        if name != "__metadata__":
-            tensor["shape"] = [rows if size == tiny.VOCABULARY else size for size in tensor["shape"]]
-            begin, end = end, end + 4 * math.prod(tensor["shape"])
-            tensor["data_offsets"] = [begin, end]
-    header = json.dumps(tensors).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + end)
-    return folder
