@@ -4,21 +4,42 @@
         subprocess.run([...], env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(empty), "HF_HUB_OFFLINE": "0"})
         assert hub.paths("GET") == [...]
 
-huggingface_hub reads its variables when it is imported: test it in a subprocess.
+huggingface_hub reads its variables when it is imported: `settings` reads them anew in this process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
+
+from huggingface_hub import close_session, constants
+
+
+@contextmanager
+def settings(**environment: str) -> Iterator[None]:
+    """huggingface_hub, in this process, under more variables."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        importlib.reload(constants)
+        close_session()
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        importlib.reload(constants)
+        close_session()
+
 
 _API = re.compile(r"/api/models/(?P<id>.+?)(?:/revision/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -39,9 +60,9 @@ class Request:
 class LoopbackHub:
     """Serves the files of `repos` (id -> folder), at the branch `main` and at the commit that `commit` gives.
 
-    `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"). Each GET of a file of more than
-    1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed. Without `ranges`
-    the Range header counts for nothing. With `pause_s` a file waits so many seconds after its first half.
+    `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"), or to (200, page). Each GET of a file
+    of more than 1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed.
+    Without `ranges` the Range header counts for nothing. With `pause_s` a file waits so long after its first half.
     """
 
     repos: Mapping[str, Path]
@@ -118,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._file(**match.groupdict()) if "file" in match.groupdict() else self._info(match["id"])
 
     def _refuse(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+        self._send(status, code.encode() if status == 200 else b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
     def _info(self, repo: str) -> None:
         siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.hub.files(repo)]

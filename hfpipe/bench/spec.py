@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from hfpipe.batch.lines import Lines, open_input
 from hfpipe.batch.records import Record
 from hfpipe.errors import HFPipeError, UsageError, nearest
 from hfpipe.export import WEIGHT_FORMATS
-from hfpipe.models.names import is_hub_id
+from hfpipe.models import is_hub_id
 from hfpipe.types import LoadOptions
 
 _BACKENDS = ("torch", "openvino")
@@ -143,7 +142,7 @@ class Spec:
 
     def revision(self, model: str) -> str | None:
         """The revision of the one Hub model; the other models have none."""
-        return self.loading.revision if is_hub_id(model, os.path.expanduser(model)) else None
+        return self.loading.revision if is_hub_id(model) else None
 
     def _check_revision(self) -> None:
         count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})

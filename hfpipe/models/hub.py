@@ -1,38 +1,55 @@
 """Models of the Hugging Face Hub, through huggingface_hub: its cache, token, endpoint and offline setting hold.
 
-What is to be fetched is decided over the list of files, before any weight is. A model that is complete in the cache
-costs one small request, and none offline.
+What is to be fetched is decided over the list of files. A model that is complete in the cache costs one small request,
+and none offline. huggingface_hub 1.21 starts a cut file anew in the next run: here what came of a weight file stays
+beside its blob, and the next request asks for the rest.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 import httpx
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    hf_raise_for_status,
+    tqdm,
+)
 
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.models import connection, names
-from hfpipe.models.download import Meter, fetch_weights, is_weights
+from hfpipe.models import hint_for
 from hfpipe.models.folder import choose, inspect_cached, inspect_folder
-from hfpipe.store import require_space, writing
+from hfpipe.store import lock, require_space, writing
 from hfpipe.types import ModelSource, Reporter
 
 _TIMEOUT_S = 10.0
-_AGAIN = "Run it again to go on where it stopped."
+_RETRIES, _PAUSE_S = 3, 1.0
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
+_CERTIFICATES, _PROXIES = ("SSL_CERT_FILE", "SSL_CERT_DIR"), ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 class _NoBar(tqdm):
@@ -42,53 +59,93 @@ class _NoBar(tqdm):
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
 
+class _Meter:
+    """Bytes of one download over all of its files: as much of a tqdm as huggingface_hub uses for one file."""
+
+    def __init__(self, reporter: Reporter, task: str, total: int) -> None:
+        self.reporter, self._task, self._total, self._done = reporter, task, total, 0
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: float | None = 1) -> None:
+        self._done += int(count or 0)
+        self.reporter.progress(self._task, min(self._done, self._total), self._total)
+
+
 def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: Reporter) -> ModelSource:
     """The Hub model `reference`, downloaded where the cache lacks it; its revision is the commit's hash."""
     with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
         try:
             info = _info(reference, revision)
-        except (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled, DownloadError) as error:
+        except (httpx.HTTPError, OfflineModeIsEnabled, DownloadError) as error:
             return _from_cache(reference, revision, allow_pickle, reporter, error)
-        folder = _download(reference, revision, info, allow_pickle, reporter)
+        try:
+            folder = _fetch(reference, revision, info, allow_pickle, reporter)
+        except HfHubHTTPError as error:
+            raise _translated(reference, revision, error) from error
+        except (httpx.HTTPError, OSError) as error:
+            if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            hint = "Run it again to go on where it stopped."
+            raise DownloadError(f"The download of {reference} was cut off: {reason}", hint=hint) from error
     return inspect_cached(folder, reference, folder.name, allow_pickle, remove=folder.parents[1])
 
 
 def _info(reference: str, revision: str | None) -> ModelInfo:
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled()
-    connection.check()
-    return HfApi().model_info(reference, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        where = "HF_TOKEN" if os.environ.get("HF_TOKEN") else constants.HF_TOKEN_PATH
+        raise DownloadError(f"The token in {where} has characters that no token has.", hint=_LOGIN)
+    try:
+        return HfApi().model_info(reference, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+    except httpx.HTTPError:
+        raise
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DownloadError(
+            f"What {constants.ENDPOINT} answered is not a Hub's answer.",
+            hint="Check HF_ENDPOINT, and whether a proxy wants you to log in first.",
+        ) from error
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        suspects = _CERTIFICATES if isinstance(error, OSError) else _PROXIES
+        names = [name for name, value in os.environ.items() if value and name.upper() in suspects]
+        # What is said of an address may show a proxy's password.
+        reason = f" ({error})" if isinstance(error, (ImportError, OSError)) else ""
+        raise DownloadError(
+            f"{constants.ENDPOINT} cannot be asked with {', '.join(names) or 'these settings'} as set{reason}.",
+            hint="Correct or unset it. The address of a proxy is http://HOST:PORT.",
+        ) from error
 
 
 def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: bool, reporter: Reporter) -> Path:
-    sizes = {file.rfilename: file.size for file in info.siblings or []}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     wanted = choose(sizes, reference, allow_pickle=allow_pickle)
     folder = _cached(reference, revision)
     if folder and folder.name == info.sha and all((folder / name).exists() for name in wanted):
         return folder
-    snapshot = Path(constants.HF_HUB_CACHE, f"models--{reference.replace('/', '--')}", "snapshots", str(info.sha))
+    snapshot = _repository(reference) / "snapshots" / str(info.sha)
     missing = [name for name in wanted if not (snapshot / name).exists()]
-    lacking = [sizes[name] for name in missing]
-    meter = Meter(reporter, f"Downloading {reference}", None if None in lacking else sum(filter(None, lacking)))
-    require_space(Path(constants.HF_HUB_CACHE), meter.total or 0, "The download", variable="HF_HOME")
-    for name in filter(is_weights, missing):
-        fetch_weights(reference, name, str(info.sha), meter)
-    # What stands is not fetched again: this brings the small files, links the weights and remembers the revision.
+    task, total = f"Downloading {reference}", sum(sizes[name] for name in missing)
+    require_space(Path(constants.HF_HUB_CACHE), total, "The download", variable="HF_HOME")
+    meter = _Meter(reporter, task, total)
+    for name in missing:
+        # One at a time and in the main thread, where Ctrl-C stops it at once.
+        if name.endswith((".safetensors", ".bin")):
+            _fetch_weights(reference, name, str(info.sha), meter)
+    # What exists is not fetched again: this brings the small files, links the weights and remembers the revision.
     folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted, tqdm_class=_NoBar))
-    meter.finish()
+    reporter.progress(task, total, total)
     return folder
 
 
-def _download(reference: str, revision: str | None, info: ModelInfo, allow_pickle: bool, reporter: Reporter) -> Path:
-    try:
-        return _fetch(reference, revision, info, allow_pickle, reporter)
-    except HfHubHTTPError as error:
-        raise _translated(reference, revision, error) from error
-    except (httpx.HTTPError, OSError) as error:
-        if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DownloadError(f"The download of {reference} was cut off: {reason}", hint=_AGAIN) from error
+def _repository(reference: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, f"models--{reference.replace('/', '--')}")
 
 
 def _cached(reference: str, revision: str | None) -> Path | None:
@@ -98,19 +155,81 @@ def _cached(reference: str, revision: str | None) -> Path | None:
         return None
 
 
+def _fetch_weights(reference: str, name: str, commit: str, meter: _Meter) -> None:
+    """Have the blob of one file in the cache. Raises httpx.HTTPError, and leaves what has come, where it is cut."""
+    metadata = get_hf_file_metadata(hf_hub_url(reference, name, revision=commit))
+    has_xet = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+    if metadata.etag is None or (metadata.xet_file_data is not None and has_xet):
+        # Xet is faster, and keeps what has come in a cache of its own.
+        try:
+            hf_hub_download(reference, name, revision=commit, tqdm_class=lambda *_, **__: meter)  # type: ignore[call-overload]
+        except RuntimeError as error:
+            # What hf_xet raises for a network that fails.
+            raise httpx.NetworkError(str(error)) from error
+        return
+    blob = _repository(reference) / "blobs" / metadata.etag
+    # The lock that huggingface_hub takes for this blob.
+    locked = Path(constants.HF_HUB_CACHE, ".locks", _repository(reference).name, f"{metadata.etag}.lock")
+    for folder in (blob.parent, locked.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock(locked, wait=f"Waiting for another download of {reference}.", reporter=meter.reporter):
+        if not blob.exists():
+            _complete(blob, metadata.location, metadata.size, meter)
+
+
+def _complete(blob: Path, url: str, size: int | None, meter: _Meter) -> None:
+    partial = blob.with_name(f"{blob.name}.hfpipe.incomplete")
+    with partial.open("ab") as file:
+        meter.update(file.tell())
+        left = _RETRIES
+        while size is None or file.tell() < size:
+            before = file.tell()
+            try:
+                _append(file, url, meter)
+                break
+            except httpx.TransportError:
+                left = _RETRIES if file.tell() > before else left - 1
+                if left <= 0:
+                    raise
+                time.sleep(_PAUSE_S)
+        if size not in (None, file.tell()):
+            partial.unlink()
+            raise httpx.RemoteProtocolError(f"{url} is not of the {size} bytes that were announced")
+    partial.replace(blob)
+
+
+def _append(file: IO[bytes], url: str, meter: _Meter) -> None:
+    headers = httpx.Headers({**build_hf_headers(), "Accept-Encoding": "identity"})
+    if urlsplit(url).netloc != urlsplit(constants.ENDPOINT).netloc:
+        # The token goes to the Hub alone, not to the store that it redirects to.
+        headers.pop("Authorization", None)
+    if file.tell():
+        headers["Range"] = f"bytes={file.tell()}-"
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            meter.update(-file.tell())
+            file.seek(0)
+            file.truncate()
+        # Blocks as they come: a size given here would hold back, and lose at a cut, what is less than one block.
+        for block in response.iter_bytes():
+            file.write(block)
+            meter.update(len(block))
+
+
 def _from_cache(
     reference: str, revision: str | None, allow_pickle: bool, reporter: Reporter, error: Exception
 ) -> ModelSource:
     """What the cache holds, where the Hub did not answer or refused; its error where the cache cannot help."""
+    refused = _translated(reference, revision, error)
     folder = None if isinstance(error, RevisionNotFoundError) else _cached(reference, revision)
     if folder is None:
-        raise _translated(reference, revision, error) from error
+        raise refused from error
     try:
         source = inspect_folder(folder, reference, folder.name, allow_pickle)
     except UnsupportedModel:
         raise
     except ModelError as incomplete:
-        refused = _translated(reference, revision, error)
         raise type(refused)(f"{refused.message} The cache holds only a part of it.", hint=refused.hint) from incomplete
     if not isinstance(error, OfflineModeIsEnabled):
         reason = error.message if isinstance(error, HFPipeError) else f"The Hub did not give {reference}."
@@ -120,45 +239,27 @@ def _from_cache(
 
 def _translated(reference: str, revision: str | None, error: Exception) -> HFPipeError:
     """huggingface_hub's words as one line and the next step."""
+    page, known = f"{constants.ENDPOINT}/{reference}", hint_for(reference)
     if isinstance(error, HFPipeError):
         return error
     if isinstance(error, GatedRepoError):
-        return AccessDenied(
-            f"{reference} is gated: its authors ask you to accept their terms.",
-            hint=f"Accept them at {constants.ENDPOINT}/{reference}. {_LOGIN}",
-        )
+        hint = f"Accept them at {page}. {_LOGIN}"
+        return AccessDenied(f"{reference} is gated: its authors ask you to accept their terms.", hint=hint)
     if isinstance(error, RevisionNotFoundError):
-        return ModelNotFound(
-            f"{reference} has no revision {revision!r}.", hint=f"See {constants.ENDPOINT}/{reference}/branches"
-        )
+        return ModelNotFound(f"{reference} has no revision {revision!r}.", hint=f"See {page}/branches")
     if isinstance(error, HfHubHTTPError):
-        return _refusal(reference, error)
+        status = error.response.status_code
+        if status == 404:
+            return ModelNotFound(f"The Hub has no model {reference}.", hint=known or "Check the name.")
+        if status in {401, 403}:
+            # The Hub says 401 for what does not exist too, so as not to give private names away.
+            message = f"The Hub does not let you read {reference} (status {status}): it is private, or does not exist."
+            return AccessDenied(message, hint=known or f"Check the name and HF_TOKEN. {_LOGIN}")
+        return DownloadError(f"The Hub failed with status {status} for {reference}.", hint="Try again later.")
     if isinstance(error, OfflineModeIsEnabled):
-        return DownloadError(
-            f"{reference} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub.",
-            hint=names.hint_for(reference) or "Unset HF_HUB_OFFLINE, or name a folder.",
-        )
+        message = f"{reference} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub."
+        return DownloadError(message, hint=known or "Unset HF_HUB_OFFLINE, or name a folder.")
     return DownloadError(
         f"{constants.ENDPOINT} cannot be reached, and {reference} is not in the cache.",
-        hint=names.hint_for(reference) or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder.",
+        hint=known or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder.",
     )
-
-
-def _refusal(reference: str, error: HfHubHTTPError) -> HFPipeError:
-    status = error.response.status_code
-    hint = names.hint_for(reference)
-    if status == 401 and isinstance(error, RepositoryNotFoundError):
-        # The Hub says 401 for what does not exist too, so as not to give private names away.
-        return AccessDenied(
-            f"The Hub shows no {reference} to you: it does not exist, or is private.",
-            hint=hint or f"Check the name. {_LOGIN}",
-        )
-    if status in {401, 403}:
-        return AccessDenied(f"The Hub does not let you read {reference} (status {status}).", hint=_token_hint())
-    if status == 404:
-        return ModelNotFound(f"The Hub has no model {reference}.", hint=hint or "Check the name.")
-    return DownloadError(f"The Hub failed with status {status} for {reference}.", hint="Try again later.")
-
-
-def _token_hint() -> str:
-    return "Check HF_TOKEN: it may be wrong or expired." if os.environ.get("HF_TOKEN") else _LOGIN

@@ -57,7 +57,7 @@ def test_the_command_line_shows_no_bars_of_the_hub_and_tells_it_nothing(hub):
     ("args", "error", "hint"),
     [
         (["org/gated"], "org/gated is gated", "Accept them at"),
-        (["org/private"], "The Hub shows no org/private to you", "Log in with `hf auth login`"),
+        (["org/private"], "The Hub does not let you read org/private", "Log in with `hf auth login`"),
         (["org/missing"], "The Hub has no model org/missing.", "Check the name."),
         (["org/broken"], "The Hub failed with status 500 for org/broken.", "Try again later."),
         (["gpt2", "--revision", "v9"], "gpt2 has no revision 'v9'.", "/gpt2/branches"),

@@ -1,4 +1,4 @@
-"""Sources in a process of their own: what huggingface_hub and pip are told comes from the environment."""
+"""Models resolved from a Hub on this machine, or in a process of their own."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from hfpipe.errors import HFPipeError
+from hfpipe.models import resolve
 from tests.fake_models import write_model
-from tests.hub import LoopbackHub
+from tests.hub import LoopbackHub, settings
 
 DECOYS = (
     "pytorch_model.bin",
@@ -32,7 +34,7 @@ try:
     result = {name: getattr(source, name) for name in source.__slots__} | {"folder": str(source.folder)}
 except HFPipeError as error:
     result = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-heavy = {"huggingface_hub", "gguf", "torch", "transformers", "filelock"}
+heavy = {"huggingface_hub", "gguf", "torch", "transformers"}
 heavy = sorted(heavy & set(sys.modules))
 print(json.dumps(result | {"notes": recorder.notes, "steps": recorder.steps, "heavy": heavy}))
 """
@@ -87,14 +89,33 @@ def hub(repos):
         yield running
 
 
+class Recorder:
+    def __init__(self):
+        self.notes, self.steps = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def progress(self, *step):
+        self.steps.append(list(step))
+
+
 @pytest.fixture
-def ask(hub, resolve_in_child):
-    """resolve(reference) with `hub` as the Hub; its log of requests begins anew."""
+def ask(hub, homes, monkeypatch):
+    """resolve(reference) with `hub` as the Hub: its source or error and what was reported. The log begins anew."""
 
-    def resolve(reference, environment=None, **options):
+    monkeypatch.setattr("hfpipe.models.hub._PAUSE_S", 0.01)
+
+    def ask(reference, environment=None, **options):
         hub.requests.clear()
-        return resolve_in_child(
-            reference, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **(environment or {})}, **options
-        )
+        recorder = Recorder()
+        variables = {**homes, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **(environment or {})}
+        with settings(**variables):
+            try:
+                source = resolve(reference, reporter=recorder, **options)
+                found = {name: getattr(source, name) for name in source.__slots__} | {"folder": str(source.folder)}
+            except HFPipeError as error:
+                found = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        return found | vars(recorder)
 
-    return resolve
+    return ask

@@ -1,19 +1,19 @@
 """What a reference means, and what is said of one that means nothing."""
 
 import pytest
+from huggingface_hub import constants
 
 from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel, UsageError
-from hfpipe.models import known_names, names, resolve
+from hfpipe.models import known_names, resolve
 from tests.fake_models import write_gguf, write_model
 
 
 @pytest.fixture(autouse=True)
 def empty_machine(tmp_path, monkeypatch):
     """A working directory, a Hub cache and a cache with nothing in them."""
-    for name, folder in {"HF_HOME": "hf", "HFPIPE_CACHE": "cache"}.items():
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
 
@@ -128,18 +128,8 @@ def test_pickles_in_a_folder(tmp_path):
 
 def test_known_names_are_listed_not_loaded(hub_cache, monkeypatch):
     assert known_names() == ["smollm2", "gpt2", "org/name"]
-    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
     assert known_names() == ["smollm2"]
-
-
-def test_where_the_hubs_cache_is(monkeypatch, tmp_path):
-    assert names.hub_cache() == tmp_path / "hf" / "hub"
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert str(names.hub_cache()) == "/xdg/huggingface/hub"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert str(names.hub_cache()) == "/home/me/.cache/huggingface/hub"
 
 
 def test_the_nearest_known_name_is_the_hint(hub_cache):
@@ -170,16 +160,10 @@ def test_another_content_is_another_model(tmp_path):
         resolve(str(file))
 
 
-@pytest.mark.parametrize("content", [b"", b"GGU", b"version https://git-lfs", b"\0" * 100])
-def test_a_gguf_file_that_is_none(tmp_path, content):
-    (tmp_path / "x.gguf").write_bytes(content)
-    with pytest.raises(ModelError, match="is not a GGUF file"):
-        resolve(str(tmp_path / "x.gguf"))
-
-
-def test_a_cut_gguf_file(tmp_path):
+@pytest.mark.parametrize("size", [0, 3000])
+def test_a_cut_gguf_file(tmp_path, size):
     file = write_gguf(tmp_path / "x.gguf")
-    file.write_bytes(file.read_bytes()[:3000])
+    file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(ModelError, match="cannot be read as GGUF"):
         resolve(str(file))
     assert not list((tmp_path / "cache" / "gguf-1").glob("[!.]*"))
