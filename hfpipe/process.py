@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from hfpipe.errors import ConversionError, HFPipeError
 from hfpipe.types import Reporter, Silent, Unit
@@ -79,59 +79,49 @@ def run_child(
     Raises the HFPipeError that `main` raised; ConversionError for any other failure.
     """
     reporter = reporter or Silent()
-    quiet = {} if verbose else _QUIET
     # Libraries raise an error for a user without a home folder, as containers have them.
     home = {"HOME": tempfile.gettempdir()} if os.path.expanduser("~") == "~" else {}
-    environment = {**os.environ, **_ALWAYS, **home, **telemetry_off_environment(), **quiet, **(environment or {})}
-    process = _start(f"from hfpipe.process import serve; serve({module!r})", (), environment, subprocess.PIPE)
-    try:
-        end, lines = _converse(process, arguments, reporter, verbose)
-    finally:
-        _end(process)
+    quiet = {} if verbose else _QUIET
+    # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
+    source = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.process import serve; serve({module!r})"
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    end: dict[str, Any] = {}
+    with subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **_ALWAYS, **home, **telemetry_off_environment(), **quiet, **(environment or {})},
+        # Out of reach of the terminal's Ctrl-C.
+        start_new_session=True,
+    ) as process:
+        stdin, stdout, stderr = cast(tuple[IO[bytes], ...], (process.stdin, process.stdout, process.stderr))
+        listener = threading.Thread(target=_listen, args=(stderr, lines, reporter, verbose), daemon=True)
+        listener.start()
+        try:
+            with suppress(BrokenPipeError):
+                stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
+                stdin.flush()
+            for line in stdout:
+                # A child that was killed may have written half of its last line.
+                if line.endswith(b"\n"):
+                    name, *values = json.loads(line)
+                    if name in ("result", "error"):
+                        end = {name: values[0]}
+                    else:
+                        getattr(reporter, name)(*values)
+            process.wait()
+            listener.join(timeout=1)
+        finally:
+            # With its own children.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(BrokenPipeError):
+                stdin.close()
     if process.returncode == 0 and "result" in end:
         return end["result"]
     error = HFPipeError.from_data(end["error"]) if "error" in end else _death(process.returncode, what, lines)
     raise error from ChildOutput("\n".join(lines))
-
-
-def _start(
-    source: str, arguments: Sequence[str], environment: Mapping[str, str], stdin: int
-) -> subprocess.Popen[bytes]:
-    """A Python of its own, out of reach of the terminal's Ctrl-C."""
-    # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
-    source = f"import sys; sys.path[:] = {sys.path!r}; {source}"
-    return subprocess.Popen(
-        [sys.executable, "-c", source, *arguments],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def _converse(
-    process: subprocess.Popen[bytes], arguments: Mapping[str, Any], reporter: Reporter, verbose: bool
-) -> tuple[Mapping[str, Any], deque[str]]:
-    """The child's last whole message, and the last lines that it wrote."""
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    listener = threading.Thread(target=_listen, args=(process.stderr, lines, reporter, verbose), daemon=True)
-    listener.start()
-    with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
-        process.stdin.flush()
-    message: Mapping[str, Any] = {}
-    for line in process.stdout:
-        # A child that was killed may have written half of its last line.
-        if line.endswith(b"\n"):
-            message = json.loads(line)
-            _pass_on(message, reporter)
-    process.wait()
-    listener.join(timeout=1)
-    return message, lines
 
 
 def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: bool) -> None:
@@ -144,29 +134,6 @@ def _listen(stream: IO[bytes], lines: deque[str], reporter: Reporter, verbose: b
                 reporter.note(line)
 
 
-def _pass_on(message: Mapping[str, Any], reporter: Reporter) -> None:
-    if "progress" in message:
-        reporter.progress(*message["progress"])
-    elif "stage" in message:
-        reporter.stage(message["stage"])
-    elif "note" in message:
-        reporter.note(message["note"])
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the child and of its own children."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        with suppress(OSError):
-            if stream:
-                stream.close()
-
-
 def _death(code: int, what: str, lines: Sequence[str]) -> ConversionError:
     if code == -signal.SIGKILL:
         return ConversionError(f"{what} was killed, probably for lack of memory.", hint=_MEMORY_HINT)
@@ -177,27 +144,26 @@ def _death(code: int, what: str, lines: Sequence[str]) -> ConversionError:
         reason = f"it crashed with {signal.Signals(-code).name}"
     else:
         reason = said.pop() if said else f"exit status {code}"
-    return ConversionError(
-        f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint="--verbose or HFPIPE_DEBUG=1 shows more."
-    )
+    hint = "--verbose or HFPIPE_DEBUG=1 shows more."
+    return ConversionError(f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint=hint)
 
 
 class _Messages:
-    """The child's reporter: each call is a line of JSON to the parent."""
+    """The child's reporter: each call is a line of JSON to the parent, a name and values."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def note(self, text: str) -> None:
-        self.send(note=text)
+        self.send("note", text)
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        self.send(progress=[task, done, total, unit, detail])
+        self.send("progress", task, done, total, unit, detail)
 
     def stage(self, text: str | None) -> None:
-        self.send(stage=text)
+        self.send("stage", text)
 
-    def send(self, **message: Any) -> None:
+    def send(self, *message: Any) -> None:
         self._stream.write(json.dumps(message) + "\n")
         self._stream.flush()
 
@@ -211,36 +177,28 @@ def serve(module: str) -> NoReturn:
     # What libraries print would break the lines of JSON.
     os.dup2(2, 1)
     silence_openvino_telemetry()
-    _be_killed_first()
-    arguments = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        messages.send(result=importlib.import_module(module).main(arguments, messages))
-    except HFPipeError as error:
-        messages.send(error=error.as_data())
-        _leave(1)
-    except MemoryError:
-        messages.send(error=ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
-        _leave(1)
-    _leave(0)
-
-
-def _be_killed_first() -> None:
-    """When memory ends, have the kernel take this process and leave the parent, which says so."""
+    # When memory ends, the kernel takes this process and leaves the parent, which says so.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit at once: tearing down torch takes time, and its threads have crashed while at it."""
+    arguments = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    code = 1
+    try:
+        messages.send("result", importlib.import_module(module).main(arguments, messages))
+        code = 0
+    except HFPipeError as error:
+        messages.send("error", error.as_data())
+    except MemoryError:
+        messages.send("error", ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
     sys.stdout.flush()
     sys.stderr.flush()
+    # At once: tearing down torch takes time, and its threads have crashed while at it.
     os._exit(code)
 
 
 def _die_with_parent() -> None:
     # Only the end of file comes after the line of arguments.
     os.read(0, 1)
-    if sys.platform != "win32" and os.getpgrp() == os.getpid():
+    if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
