@@ -308,7 +308,7 @@ def cache_folder(kind: str, key: str, *, model: str, form: str, keep: int) -> Pa
     place.mkdir(parents=True, exist_ok=True)
     describe(place, model, form)
     os.utime(place)
-    _keep_newest(place.parent, keep)
+    keep_newest(place.parent, keep)
     return place
 
 
@@ -385,7 +385,7 @@ def prune(*, keep: Path | None = None) -> list[Entry]:
     return removed
 
 
-def _keep_newest(folder: Path, count: int) -> None:
+def keep_newest(folder: Path, count: int) -> None:
     """Remove all but the newest `count` files and folders in `folder`. Another process may be doing the same."""
     with suppress(FileNotFoundError):
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -433,7 +433,7 @@ def digest(file: Path, *, reporter: Reporter | None = None) -> str:
     with suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         replace_file(memory, found.hexdigest().encode())
-        _keep_newest(memory.parent, _KEPT_DIGESTS)
+        keep_newest(memory.parent, _KEPT_DIGESTS)
     return found.hexdigest()
 
 
