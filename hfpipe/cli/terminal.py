@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from hfpipe.errors import HFPipeError
+from hfpipe.store import size_text
 from hfpipe.types import Unit
 
 if TYPE_CHECKING:
@@ -47,17 +47,13 @@ class Answer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._terminal and self._last != "\n":
             self.write("\n")
 
     def write(self, text: str) -> None:
         """Write all of `text` at once. Raises OutputClosed when its reader has closed it."""
-        if self._terminal:
-            text = shown(text)
-        data = memoryview(text.encode("utf-8", "replace"))
+        data = memoryview((shown(text) if self._terminal else text).encode("utf-8", "replace"))
         try:
             while data:
                 data = data[os.write(self._file, data) :]
@@ -97,9 +93,7 @@ class Terminal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.hold_still()
 
     def hold_still(self) -> None:
@@ -116,22 +110,12 @@ class Terminal:
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
         """A Reporter's progress: a bar for each task; for steps and records a line now and then where nothing moves."""
-        text = detail if unit == "records" else f"{task}: {detail}" if detail else task
+        text = shown(detail if unit == "records" else f"{task}: {detail}" if detail else task)
         if self._moves:
-            if unit == "records":
-                # In the place of the spinner of what went before.
-                self._display.spin(None)
-            self._display.progress(shown(task), done, total, unit, shown(text))
-        elif unit == "records" and self._is_time_for_a_line():
-            tell(shown(f"{done:,} of {total:,} records, {text}" if total else f"{done:,} records, {text}"))
-        elif unit == "steps" and total and self._is_time_for_a_line():
-            tell(shown(f"{done / total:4.0%}  {text}"))
-
-    def _is_time_for_a_line(self) -> bool:
-        if not self._speaks or time.monotonic() - self._last_line < _LINE_EVERY_S:
-            return False
-        self._last_line = time.monotonic()
-        return True
+            self._display.progress(task, done, total, text, _amount(done, total, unit))
+        elif self._speaks and unit != "bytes" and time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            tell(f"{_amount(done, total, unit)}  {text}")
 
     def stage(self, text: str | None) -> None:
         """A Reporter's stage: a spinner while it lasts, a line with its time once it has ended."""
@@ -140,7 +124,7 @@ class Terminal:
             self.note(f"{time.perf_counter() - begun:7.1f} s  {name}")
         self._stage = (text, time.perf_counter()) if text else None
         if self._moves:
-            self._display.stage(shown(text) if text else None)
+            self._display.spin(shown(text) if text else None)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -165,6 +149,13 @@ class Terminal:
         return DISPLAY
 
 
+def _amount(done: int, total: int | None, unit: Unit) -> str:
+    if unit == "steps":
+        return f"{done / total:4.0%}" if total else ""
+    amounts = [size_text(n) if unit == "bytes" else f"{n:,}" for n in (done, total) if n is not None]
+    return " of ".join(amounts) + (" records" if unit == "records" else "")
+
+
 def clear() -> None:
     """Remove what moves from the terminal, for good. Where nothing was drawn, its module was never imported."""
     if display := getattr(sys.modules.get("hfpipe.cli.display"), "DISPLAY", None):
@@ -187,11 +178,6 @@ def tell(text: str) -> None:
     with suppress(OSError):
         sys.stderr.write((shown(text) if sys.stderr.isatty() else text) + "\n")
         sys.stderr.flush()
-
-
-def table(rows: Mapping[str, str]) -> None:
-    """Names and values in two columns, on stderr."""
-    tell(columns(rows))
 
 
 def columns(rows: Mapping[str, str]) -> str:

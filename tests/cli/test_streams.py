@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hfpipe.cli import display, terminal
+from hfpipe.cli import terminal
 from tests.cli.shell import HFPIPE, end_by, run_hfpipe, started
 
 HARMLESS = "[bold]x[/bold] [/] :dog: émoji 🙂 שלום\ttab\nand a second line"
@@ -226,20 +226,6 @@ def test_steps_are_not_told_all_the_time(capsys):
     for done in range(100):
         talk.progress("Measuring", done, 100, "steps")
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(("at", "left"), [(60, "0:03:00"), (90, "0:02:30"), (600, "0:00:00")])
-def test_the_time_that_steps_take(monkeypatch, at, left):
-    """A quarter took a minute; the clock runs on while the next step is under way."""
-    clock = iter([0.0, 0.0, 60.0])
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
-    shown = display.Display()
-    monkeypatch.setattr(shown, "_redraw", lambda: None)
-    shown.progress("Measuring", 0, 400, "steps")
-    shown.progress("Measuring", 100, 400, "steps")
-    monkeypatch.setattr(display.time, "monotonic", lambda: float(at))
-    (task,) = shown._bars.tasks
-    assert display._Remaining().render(task).plain == left
 
 
 NARROW = """
