@@ -28,12 +28,16 @@ def main() -> NoReturn:
         code = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except Exception:
-        _print_traceback()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     if code == INTERRUPTED:
         # Typer makes a KeyboardInterrupt that code.
         _INTERRUPTS.end()
-    _leave(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    # Without tearing down what other threads may still be using: an engine at work would hold or abort it.
+    os._exit(code)
 
 
 class _Interrupts:
@@ -45,12 +49,20 @@ class _Interrupts:
     """
 
     def __init__(self) -> None:
-        self.unwinds = False
         self.farewell: Callable[[], str] = str
-        self._raised = self._ending = False
+        self._unwinds = self._raised = self._ending = False
+
+    @contextmanager
+    def unwinding(self) -> Iterator[None]:
+        """Have the first signal raise a KeyboardInterrupt: for code that cleans up."""
+        self._unwinds = True
+        try:
+            yield
+        finally:
+            self._unwinds = False
 
     def handle(self, *_: object) -> None:
-        if self.unwinds and not self._raised:
+        if self._unwinds and not self._raised:
             self._raised = True
             raise KeyboardInterrupt
         self.end()
@@ -71,21 +83,12 @@ class _Interrupts:
 
 
 _INTERRUPTS = _Interrupts()
+unwinding = _INTERRUPTS.unwinding
 
 
 def say_when_interrupted(farewell: Callable[[], str]) -> None:
     """From now on a process that a signal ends says this line."""
     _INTERRUPTS.farewell = farewell
-
-
-@contextmanager
-def unwinding() -> Iterator[None]:
-    """Have the first signal raise a KeyboardInterrupt: for code that cleans up."""
-    _INTERRUPTS.unwinds = True
-    try:
-        yield
-    finally:
-        _INTERRUPTS.unwinds = False
 
 
 def _run() -> int:
@@ -97,28 +100,16 @@ def _run() -> int:
         return invoke()
     except terminal.OutputClosed:
         return 0
-    except HFPipeError as error:
-        return _report(error)
-    except OSError as error:
-        return _report(HFPipeError(f"{error}.", hint="HFPIPE_DEBUG=1 shows where."))
+    except (HFPipeError, OSError) as error:
+        if os.environ.get("HFPIPE_DEBUG"):
+            sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, OSError):
+            error = HFPipeError(f"{error}.", hint="HFPIPE_DEBUG=1 shows where.")
+        terminal.clear()
+        terminal.error(error)
+        return error.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-
-
-def _report(error: HFPipeError) -> int:
-    from hfpipe.cli import terminal
-
-    if os.environ.get("HFPIPE_DEBUG"):
-        _print_traceback()
-    terminal.clear()
-    terminal.error(error)
-    return error.exit_code
-
-
-def _print_traceback() -> None:
-    import traceback
-
-    traceback.print_exc()
 
 
 def _open_standard_streams() -> None:
@@ -130,11 +121,3 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open)
             with suppress(OSError):
                 os.dup2(getattr(sys, name).fileno(), number)
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit without tearing down what other threads may still be using: an engine at work would hold or abort it."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)

@@ -7,32 +7,23 @@ from __future__ import annotations
 
 import gc
 import importlib
-import importlib.util
 import logging
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hfpipe.process import telemetry_off_environment
 
 if TYPE_CHECKING:
     from hfpipe.cli.terminal import Terminal
-    from hfpipe.generator import Found
     from hfpipe.langchain import HFPipe
     from hfpipe.types import GenerationOptions, LoadOptions
-
-_T = TypeVar("_T")
 
 _NO_NOISE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -47,9 +38,8 @@ _TRACING = ("LANGCHAIN_", "LANGSMITH_")
 # transformers imports these where they are installed: for assisted decoding, losses of detection models, and images.
 # Of 3.0 s to a torch model's answer, without this: scipy and sklearn 0.8 s more, torchvision 0.7 s.
 _OPTIONAL = ("scipy", "sklearn", "torchvision")
-# torch's compiler: 0.5 s more without the stand-in (torch 2.14).
-_DYNAMO = "torch._dynamo"
-_LIGHT = "torch._dynamo._trace_wrapped_higher_order_op"
+# torch's compiler, and what transformers imports of it: 0.6 s more without the stand-ins (tried with torch 2.14).
+_COMPILER = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
 
 
 def silence(*, verbose: bool) -> None:
@@ -67,52 +57,24 @@ def silence(*, verbose: bool) -> None:
 
 
 def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, terminal: Terminal) -> HFPipe:
-    """Find the model and load it."""
-    return load_found(find(model, loading, terminal), loading, generation, terminal)
-
-
-def find(model: str, loading: LoadOptions, terminal: Terminal) -> Found:
-    """Everything before the weights, the import of the engine included."""
+    """Find the model, import the engine, and have a thread read the weights; meanwhile LangChain is imported, which
+    takes as long. All at once would be slower: Python imports in one thread at a time."""
     if not loading.trust_remote_code:
         leave_out_unused()
     with terminal.waiting(f"Finding {model}"), without_garbage_collection():
-        from hfpipe.generator import find_model
+        from hfpipe.generator import find_model, load_generator
 
         found = find_model(model, loading, terminal)
     with terminal.waiting(f"Starting {found.choice.name}"), without_garbage_collection():
         from hfpipe import backends
 
         backends.engine(found.choice.name)
-    return found
-
-
-def load_found(found: Found, loading: LoadOptions, generation: GenerationOptions, terminal: Terminal) -> HFPipe:
-    """Have a thread read the weights; meanwhile import LangChain, which takes as long.
-
-    All at once would be slower: Python imports in one thread at a time.
-    """
-    model = found.source.reference
-    with terminal.waiting(f"Loading {model}"), without_garbage_collection():
-        from hfpipe.generator import load_generator
-
-        generator = in_background(lambda: load_generator(found, loading, terminal))
+    with terminal.waiting(f"Loading {found.source.reference}"), without_garbage_collection():
+        # hfpipe ends by os._exit, which does not wait for the thread.
+        generator = ThreadPoolExecutor(1).submit(load_generator, found, loading, terminal)
         from hfpipe.langchain import HFPipe
 
-        return HFPipe(model=model, generator=generator.result(), **asdict(generation))
-
-
-def in_background(work: Callable[[], _T]) -> Future[_T]:
-    """A daemon thread: Ctrl-C must not wait for it."""
-    future: Future[_T] = Future()
-
-    def run_it() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run_it, daemon=True).start()
-    return future
+        return HFPipe(model=found.source.reference, generator=generator.result(), **asdict(generation))
 
 
 @contextmanager
@@ -132,63 +94,27 @@ def leave_out_unused() -> None:
     for name in _OPTIONAL:
         # To an import, None means that the package is not installed.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    torch = importlib.util.find_spec("torch")
-    if torch is None or "torch" in sys.modules:
-        return
-    folder = Path(*(torch.submodule_search_locations or ()), _DYNAMO.removeprefix("torch."))
-    if folder.is_dir():
-        sys.modules[_DYNAMO] = _Dynamo(str(folder))
-        sys.meta_path.insert(0, _Submodules())
+    if _COMPILER[0] not in sys.modules:
+        sys.modules.update({name: _Late(name) for name in _COMPILER})
 
 
-class _Dynamo(ModuleType):
-    """In the place of torch's compiler until somebody compiles.
+class _Late(ModuleType):
+    """In the place of a part of torch's compiler until more is asked of it than this, which is so while nothing is
+    compiled: to exclude a function from compilation leaves it as it is. A submodule is imported by way of __path__."""
 
-    While nothing is compiled, excluding a function from compilation leaves it as it is. Anything else that is asked for
-    puts the real module in its place.
-    """
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(_DYNAMO)
-        # With a path it is a package, and the one light submodule that transformers needs can be imported.
-        self.__path__ = [folder]
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and (self.__name__, name) != (_COMPILER[0], "__path__"):
+            raise AttributeError(name)
+        for part in _COMPILER:
+            if isinstance(sys.modules.get(part), _Late):
+                del sys.modules[part]
+        return getattr(importlib.import_module(self.__name__), name)
 
     def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
-        return _unchanged if fn is None else fn
+        return self.allow_in_graph if fn is None else fn
 
     def allow_in_graph(self, fn: Any) -> Any:
         return fn
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(_real(_DYNAMO), name)
-
-
-class _Submodules(MetaPathFinder, Loader):
-    """An import hook: a submodule is imported after the real package, which imports most of them itself."""
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if not fullname.startswith(_DYNAMO + ".") or fullname == _LIGHT:
-            return None
-        self._module = _real(fullname)
-        self._spec = self._module.__spec__
-        return spec_from_loader(fullname, self)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
-
-
-def _real(name: str) -> ModuleType:
-    """The module `name` once the stand-in has gone."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Submodules)]
-    if isinstance(sys.modules[_DYNAMO], _Dynamo):
-        del sys.modules[_DYNAMO]
-    return importlib.import_module(name)
-
-
-def _unchanged(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return fn
+    def TransformGetItemToIndex(self) -> Any:
+        return self.__getattr__("TransformGetItemToIndex")()
