@@ -8,10 +8,9 @@ from pathlib import Path
 
 from hfpipe import store
 from hfpipe.errors import ModelError, ModelNotFound, UsageError, nearest
-from hfpipe.models.folder import inspect_cached, inspect_folder
 from hfpipe.types import ModelSource, Reporter, Silent
 
-__all__ = ["inspect_folder", "known_names", "resolve"]
+__all__ = ["known_names", "resolve"]
 
 BUILT_IN = ("smollm2",)
 PACKAGE_PREFIX = "pypi:"
@@ -31,6 +30,9 @@ def resolve(
     A folder or file that exists wins over any other meaning. `revision` is a branch, tag or commit of a Hub model.
     Raises ModelError, or one of its kinds, and UsageError for a revision of what has none.
     """
+    # Late, since names are completed without it.
+    from hfpipe.models.folder import inspect_cached, inspect_folder
+
     reporter = reporter or Silent()
     path = Path(os.path.expanduser(reference)).absolute()
     hides = None

@@ -7,12 +7,10 @@ from tests.cli.shell import run_hfpipe
 
 SCRIPT = """
 import json, os, sys
-from hfpipe.backends.echo import EchoBackend
+from hfpipe.backends.scheduling import Flight
 from hfpipe.cli.main import main
 
-step = EchoBackend._step
-
-def stepped(self, echo):
+def take(flight, token):
     frame, walk = sys._getframe(1), []
     while frame:
         if "hfpipe" in frame.f_globals.get("__name__", ""):
@@ -21,7 +19,7 @@ def stepped(self, echo):
     print(json.dumps(walk), file=sys.stderr, flush=True)
     os._exit(0)
 
-EchoBackend._step = stepped
+Flight.take = take
 sys.argv[0] = "hfpipe"
 main()
 """
@@ -31,6 +29,6 @@ def test_from_the_command_to_a_token_are_at_most_twelve_frames(plain_model):
     ended = run_hfpipe("run", plain_model, "hi", "-b", "echo", command=[sys.executable, "-c", SCRIPT])
     walk = json.loads(ended.err.decode().splitlines()[-1])
     walk = walk[: walk.index("hfpipe.cli.run:run") + 1]
-    assert walk[0] == "hfpipe.backends.echo:stream"
+    assert walk[0] == "hfpipe.backends.echo:_generate"
     assert "hfpipe.langchain.base:_stream" in walk
     assert len(walk) <= 12, walk
