@@ -1,121 +1,227 @@
-"""What a batch reads and writes: hfpipe's own lines and plain text here, OpenAI's in openai_format.py."""
+"""What a batch reads and writes: hfpipe's own lines, plain text, and the envelope of OpenAI's Batch API."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from hfpipe.batch import records
 from hfpipe.batch.lines import Line
-from hfpipe.batch.records import InvalidJSON, Record, RecordError
-from hfpipe.errors import UsageError
+from hfpipe.batch.records import (
+    IDS,
+    OVERRIDES,
+    Record,
+    conversation,
+    decoded,
+    described,
+    id_of,
+    kind,
+    overrides,
+    read_object,
+    refuse_misspelt,
+    request_overrides,
+    text,
+    variable,
+)
+from hfpipe.errors import HFPipeError, UnsupportedOption, UsageError
 from hfpipe.types import Completion, Usage
 
-FORMATS = ("hfpipe", "openai", "text")
 # Beside the newline, what a reader of text might take for the end of a line. JSON has all others escaped.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-_BEGIN = b'{"id": "'
-_AFTER_ID = b'", "text": "'
-_END = b', "error": null}\n'
-_PANDAS = (
-    "python -c \"import pandas; pandas.read_{kind}('{name}').to_json('{stem}.jsonl', orient='records', lines=True)\""
-)
-_TABLES = {".csv": "csv", ".parquet": "parquet", ".xlsx": "excel", ".feather": "feather", ".orc": "orc"}
+_PANDAS = "import pandas; pandas.read_{}('{}').to_json('{}', orient='records', lines=True)"
+_TABLES = {".csv": "csv", ".parquet": "parquet", ".xlsx": "excel"}
+_CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
+_ENVELOPE = ("custom_id", "id", "method", "url", "body")
+_OF_THE_ENGINE = ("out_of_memory", "engine")
 
 
 class Result(NamedTuple):
-    """A result that is in the output: whose it is, and the type of its error where it is one."""
+    """A result that is in the output: whose it is, the type of its error where it is one, else its text."""
 
     id: str
-    error: str | None = None
-
-
-class Format(Protocol):
-    """How lines become records, and outcomes lines. The id of a record is found again in the line of its result."""
-
-    def read_record(self, line: Line) -> Record: ...
-
-    def read_id(self, line: Line) -> str:
-        """The id alone, quickly."""
-        ...
-
-    def result_line(self, record: Record, outcome: Completion | RecordError) -> bytes: ...
-
-    def read_result(self, line: bytes) -> Result | None:
-        """What a line of the output is the result of; None where it is no result."""
-        ...
-
-    def read_text(self, line: bytes) -> str | None:
-        """The answer in a line of the output; None where it is an error, or no result."""
-        ...
+    error: str | None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class HFPipeFormat:
-    """hfpipe's own lines. `names` are the variables of the template."""
+class Format:
+    """How lines become records, and answers lines; by itself, hfpipe's own. The id of a record is found again in the
+    line of its result.
+
+    `names` are the variables of the template: what they name is a variable, whatever else it could be. `model` is the
+    name of what answers.
+    """
 
     names: frozenset[str] = frozenset()
+    model: str = ""
+
+    def parse(self, line: Line) -> dict[str, Any]:
+        return read_object(line)
+
+    def ask(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the Record of what `parse` gave, but number and id. Raises an HFPipeError.
+
+        `custom_id` and `id` are the id, names of generation options are overrides, and `metadata` is passed over. With
+        "messages", any further name is an error, but for those of an OpenAI request that change no text. Else it is a
+        variable that the template may use; what looks like an option, and is none, is an error there too. A list or an
+        object is an error where the template uses it.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        if not given:
+            raise UsageError("The record is empty.")
+        if "messages" in given and "messages" not in self.names:
+            if "prompt" in given:
+                raise UsageError("A record has a prompt or messages, not both.")
+            options = request_overrides(given, but=("messages", *IDS))
+            return {"messages": conversation(given["messages"]), "overrides": options}
+        asked: dict[str, Any] = {}
+        variables, options = {}, {}
+        for name, value in given.items():
+            if name == "prompt":
+                asked["prompt"] = text(name, value)
+            elif name in self.names:
+                variables[name] = variable(name, value)
+            elif name in OVERRIDES:
+                options[name] = value
+            elif name not in (*IDS, "metadata"):
+                refuse_misspelt(name, value)
+                if not isinstance(value, list | dict):
+                    variables[name] = variable(name, value)
+        return {**asked, "variables": variables, "overrides": overrides(options)}
 
     def read_record(self, line: Line) -> Record:
-        return records.read_record(line, self.names)
+        """The record of a line. What is wrong with it is its `error`; nothing is raised."""
+        record_id = str(line.number)
+        try:
+            given = self.parse(line)
+            record_id = id_of(given, line)
+            return Record(line.number, record_id, **self.ask(given))
+        except HFPipeError as error:
+            return Record(line.number, record_id, error=error)
 
     def read_id(self, line: Line) -> str:
-        return records.read_id(line)
+        """The id of a record alone, quickly."""
+        try:
+            return id_of(self.parse(line), line)
+        except UsageError:
+            return str(line.number)
 
-    def result_line(self, record: Record, outcome: Completion | RecordError) -> bytes:
-        """`{"id", "text", "finish_reason", "usage", "error"}` as one line. The same outcome is the same bytes."""
-        result: dict[str, Any]
-        if isinstance(outcome, RecordError):
-            error = {"type": outcome.type, "message": outcome.message}
-            result = {"text": "", "finish_reason": "error", "usage": None, "error": error}
-        else:
-            usage = outcome.usage and counts(outcome.usage)
-            result = {
-                "text": outcome.text,
-                "finish_reason": outcome.finish_reason,
-                "usage": usage,
-                "error": None,
-            }
-        return encode({"id": record.id, **result})
+    def result_line(self, record: Record, answer: Completion) -> bytes:
+        """`{"id", "text", "finish_reason", "usage", "error"}` as one line. The same answer is the same bytes."""
+        result = {"id": record.id, "text": answer.text, "finish_reason": answer.finish_reason}
+        if answer.error is not None:
+            return encode({**result, "text": "", "usage": None, "error": described(answer.error)})
+        return encode({**result, "usage": answer.usage and _counts(answer.usage), "error": None})
 
     def read_result(self, line: bytes) -> Result | None:
-        """Quick for lines as `result_line` writes them: the id comes first, and the error last. It does not look
-        between."""
-        if line.startswith(_BEGIN) and line.endswith(_END):
-            end = line.find(b'"', len(_BEGIN))
-            record_id = line[len(_BEGIN) : end]
-            # A backslash may be before the quote, or in its place.
-            if b"\\" not in record_id and line.startswith(_AFTER_ID, end) and record_id.isascii():
-                return Result(record_id.decode())
-        result = read_json(line)
-        if not isinstance(result, dict) or "error" not in result or not isinstance(result.get("id"), str):
-            return None
-        return Result(result["id"], error_type(result["error"], "type"))
-
-    def read_text(self, line: bytes) -> str | None:
-        result = read_json(line)
-        if not isinstance(result, dict) or result.get("error") is not None:
-            return None
-        text = result.get("text")
-        return text if isinstance(text, str) else None
+        """What a line of the output is the result of; None where it is no result."""
+        match read_json(line):
+            case {"id": str(record_id), "text": str(text), "error": None}:
+                return Result(record_id, None, text)
+            case {"id": str(record_id), "error": {"type": str(error)}}:
+                return Result(record_id, error)
+        return None
 
 
-class TextFormat(HFPipeFormat):
+class TextFormat(Format):
     """Plain text, each line a prompt, whose id is the number of the line. Results are hfpipe's own lines."""
 
-    def read_record(self, line: Line) -> Record:
-        try:
-            return Record(line.number, str(line.number), prompt=line.content.decode())
-        except UnicodeDecodeError as error:
-            message = f"Line {line.number} is not UTF-8 text: byte {line.content[error.start]:#x} at {error.start:,}."
-            return Record(line.number, str(line.number), error=RecordError.of(InvalidJSON(message)))
+    def parse(self, line: Line) -> dict[str, Any]:
+        return {"prompt": decoded(line)}
 
-    def read_id(self, line: Line) -> str:
-        return str(line.number)
+
+class OpenAIFormat(Format):
+    """Lines as OpenAI's Batch API has them.
+
+    In:  {"custom_id", "method": "POST", "url": "/v1/chat/completions" or "/v1/completions", "body": {...}}
+    Out: {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}
+
+    OpenAI documents the outer `error` as that of a request that failed without an HTTP status. So a request that is
+    refused has a response with status 400 (500 where the engine failed), whose body is {"error": {"message", "type",
+    "param", "code"}}, and `error` is null; a line that is not JSON made no request and has no response: `error` is
+    {"code", "message"}. `code` is hfpipe's own word for the error.
+
+    The ids are derived from the record, and `created` is 0: what is written may not depend on the moment, nor on how
+    often a run was interrupted.
+    """
+
+    def ask(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As OpenAI has it, but that the role developer means system, which is what chat templates know."""
+        for name in given:
+            if name not in _ENVELOPE:
+                raise UsageError(f"Unknown field {name} in a batch request; options belong in its body.")
+        url, body = given.get("url"), given.get("body")
+        if given.get("method", "POST") != "POST" or url not in (_CHAT, _TEXT):
+            raise UsageError(f"A request must have the method POST, and the url {_CHAT} or {_TEXT}.")
+        if not isinstance(body, dict):
+            raise UsageError(f"The body of a request must be an object, not {kind(body)}.")
+        body = {name: value for name, value in body.items() if value is not None}
+        needed = "messages" if url == _CHAT else "prompt"
+        options = request_overrides(body, but=(needed,))
+        if needed not in body:
+            raise UsageError(f"A request to {url} needs {needed}.")
+        if url == _CHAT:
+            messages = conversation(body["messages"])
+            system = {"role": "system"}
+            messages = tuple({**one, **system} if one["role"] == "developer" else one for one in messages)
+            return {"messages": messages, "overrides": options}
+        prompt = body["prompt"]
+        if isinstance(prompt, list):
+            if len(prompt) != 1 or not isinstance(prompt[0], str):
+                raise UnsupportedOption("hfpipe takes one prompt a request, as text.")
+            (prompt,) = prompt
+        return {"prompt": text("prompt", prompt), "raw": True, "overrides": options}
+
+    def result_line(self, record: Record, answer: Completion) -> bytes:
+        """One line of the output file; of the error file too, which here is the same."""
+        derived = hashlib.sha256(f"{record.number} {record.id}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        outer, status = None, 200
+        if answer.error is None:
+            body = self._body(record, derived, answer)
+        else:
+            error = described(answer.error)
+            status = 500 if error["type"] in _OF_THE_ENGINE else 400
+            word = "server_error" if status == 500 else "invalid_request_error"
+            body = {"error": {"message": error["message"], "type": word, "param": None, "code": error["type"]}}
+            if error["type"] == "invalid_json":
+                outer = {"code": error["type"], "message": error["message"]}
+        response = None if outer else {"status_code": status, "request_id": f"req_{derived}", "body": body}
+        return encode({"id": f"batch_req_{derived}", "custom_id": record.id, "response": response, "error": outer})
+
+    def _body(self, record: Record, derived: str, answer: Completion) -> dict[str, Any]:
+        if record.messages:
+            name, prefix = "chat.completion", "chatcmpl"
+            choice: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+        else:
+            name, prefix, choice = "text_completion", "cmpl", {"text": answer.text}
+        return {
+            "id": f"{prefix}-{derived}",
+            "object": name,
+            "created": 0,
+            "model": self.model,
+            "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": answer.finish_reason}],
+            "usage": answer.usage and _counts(answer.usage),
+            "system_fingerprint": None,
+        }
+
+    def read_result(self, line: bytes) -> Result | None:
+        match read_json(line):
+            case {"custom_id": str(record_id), "response": {"status_code": 200, "body": {"choices": [choice]}}}:
+                match choice:
+                    case {"message": {"content": str(text)}} | {"text": str(text)}:
+                        return Result(record_id, None, text)
+            case {"custom_id": str(record_id), "response": {"body": {"error": {"code": str(error)}}}}:
+                return Result(record_id, error)
+            case {"custom_id": str(record_id), "response": None, "error": {"code": str(error)}}:
+                return Result(record_id, error)
+        return None
+
+
+FORMATS = {"hfpipe": Format, "openai": OpenAIFormat, "text": TextFormat}
 
 
 def recognized(first: Line | None, name: str) -> str:
@@ -125,35 +231,24 @@ def recognized(first: Line | None, name: str) -> str:
     content = first.content.strip() if first else b"{}"
     value = read_json(content)
     if isinstance(value, dict):
-        envelope = isinstance(value.get("body"), dict) and str(value.get("url")).startswith("/v1/")
-        return "openai" if envelope else "hfpipe"
+        return (
+            "openai" if isinstance(value.get("body"), dict) and str(value.get("url")).startswith("/v1/") else "hfpipe"
+        )
     if path.suffix == ".txt":
         return "text"
+    new = path.with_suffix(".jsonl")
     if content.startswith(b"PAR1") or path.suffix in _TABLES:
-        table = _PANDAS.format(kind=_TABLES.get(path.suffix, "parquet"), name=name, stem=path.with_suffix(""))
-        raise UsageError(f"{name} is a table, and hfpipe batch reads JSON lines.", hint=f"Convert it: {table}")
-    if content.startswith(b"[") or content == b"{":
-        each = ".[]" if content.startswith(b"[") else "."
-        raise UsageError(
-            f"{name} is one JSON document, and hfpipe batch reads JSON lines: one object a line.",
-            hint=f"Convert it: jq -c '{each}' {name} > {path.with_suffix('.jsonl')}",
-        )
-    if not content.startswith(b"{"):
-        raise UsageError(
-            f"The first line of {name} is not a JSON object.",
-            hint="For plain text with one prompt a line, use --format text (format='text').",
-        )
-    return "hfpipe"
+        hint = f'Convert it: python -c "{_PANDAS.format(_TABLES.get(path.suffix, "parquet"), name, new)}"'
+    elif content.startswith(b"[") or content == b"{":
+        hint = f"Convert it: jq -c '{'.[]' if content.startswith(b'[') else '.'}' {name} > {new}"
+    elif content.startswith(b"{"):
+        return "hfpipe"
+    else:
+        hint = "For plain text with one prompt a line, use --format text (format='text')."
+    raise UsageError(f"{name} is not JSON lines: its first line is not a JSON object.", hint=hint)
 
 
-def error_type(error: Any, key: str) -> str | None:
-    """What an error that was written calls itself."""
-    if error is None:
-        return None
-    return str(error.get(key)) if isinstance(error, dict) else "unknown"
-
-
-def counts(usage: Usage) -> dict[str, int]:
+def _counts(usage: Usage) -> dict[str, int]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

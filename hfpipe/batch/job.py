@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
-from io import FileIO
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from hfpipe.backends import Choice
+from hfpipe import backends
 from hfpipe.batch import manifest
-from hfpipe.batch.formats import FORMATS, Format, HFPipeFormat, TextFormat, recognized
+from hfpipe.batch.formats import FORMATS, recognized
 from hfpipe.batch.journal import Journal, check_place
-from hfpipe.batch.lines import Arriving, Line, Lines, open_input
-from hfpipe.batch.openai_format import OpenAIFormat
+from hfpipe.batch.lines import Line, Lines, arriving, open_input
 from hfpipe.batch.order import RECORDS_FAILED, Tally, results
-from hfpipe.batch.prompts import Prompts
+from hfpipe.batch.records import Record
 from hfpipe.errors import UsageError, nearest
 from hfpipe.generator import Found, Generator, find_model, load_generator
-from hfpipe.sampling import resolve_sampling
-from hfpipe.store import identity
-from hfpipe.text.templates import PromptTemplate, Template, parse_template, prompt_template
-from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
-from hfpipe.types import (
-    Completion,
-    GenerationFields,
-    GenerationOptions,
-    LoadFields,
-    LoadOptions,
-    Reporter,
-    Silent,
-    TextRequest,
-)
+from hfpipe.text.templates import parse_template, prompt_template
+from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import GenerationFields, GenerationOptions, LoadFields, LoadOptions, Reporter, Silent, TextRequest
 
 if TYPE_CHECKING:
     from hfpipe.batch.parity import Parity
+    from hfpipe.langchain import HFPipe
 
-_USUAL_VARIABLES = ("prompt", "question")
 _SHOW_EVERY_S = 0.1
 
 
@@ -135,179 +123,197 @@ def run(
         0
     """
     begun = time.perf_counter()
-    job = _Job(_task(model, input, output, options), reporter or Silent())
+    job = _Job(model, input, output, reporter or Silent(), options)
     with ExitStack() as stack:
         job.run(stack)
-    parity = job.check_parity() if job.task.verify_parity else None
+    parity = job.check_parity() if options.get("verify_parity") else None
     return job.summary(time.perf_counter() - begun, parity)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """The arguments of a batch, checked. `model` is a reference or loaded, an `input` of None is stdin, an `output` of
-    None has a `write`, and a `template` of None is the model's own."""
-
-    model: str | Generator
-    input: Path | None
-    output: Path | None
-    write: Callable[[bytes], object] | None
-    loading: LoadOptions
-    generation: GenerationOptions
-    template: Template | None = None
-    variables: Mapping[str, str] = field(default_factory=dict)
-    system: str | None = None
-    chat_template_name: str | None = None
-    format: str | None = None
-    restart: bool = False
-    retry_errors: bool = False
-    max_errors: int | None = None
-    verify_parity: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.format not in (None, *FORMATS):
-            hint = nearest(str(self.format), FORMATS) or f"Known formats are {', '.join(FORMATS)}."
-            raise UsageError(f"Unknown format {self.format!r}.", hint=hint)
-        if self.restart and self.retry_errors:
-            raise UsageError("--retry-errors cannot be combined with --restart.", hint="Choose one of them.")
-        for name, least in (("max_errors", 0), ("verify_parity", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
-        for name in ("retry_errors", "verify_parity"):
-            if getattr(self, name) and not (self.output and self.is_file):
-                said = f"--{name.replace('_', '-')} needs an output file, and an input file that can be read twice"
-                raise UsageError(f"{said}: {self.name} is not one." if self.output else f"{said}.")
-        if self.verify_parity and isinstance(self.model, Generator):
-            raise UsageError("verify_parity loads the model again: it needs its name, not a loaded model.")
-
-    @property
-    def name(self) -> str:
-        """What the input is called."""
-        return "stdin" if self.input is None else str(self.input)
-
-    @property
-    def is_file(self) -> bool:
-        """Not a pipe: what is read of one is gone, and its end may be far."""
-        return self.input is not None and self.input.is_file()
-
-    def lines(self, stack: ExitStack) -> Lines:
-        if self.input is None:
-            # As it is: a buffer of its own would wait for more than has come.
-            return Lines(cast(BinaryIO, FileIO(0, closefd=False)), self.name)
-        stream = stack.enter_context(open_input(self.input, self.output))
-        return Lines(stream, self.name, self.input.stat().st_size if self.is_file else None)
-
-    def form(self, first: Line | None) -> tuple[str, Format]:
-        """The format of the input and its name."""
-        name = self.format or recognized(first, self.name)
-        if name == "text":
-            return name, TextFormat()
-        if name == "hfpipe":
-            return name, HFPipeFormat(frozenset(self.template.variables if self.template else _USUAL_VARIABLES))
-        if self.template and self.template.kind not in ("chat", "raw"):
-            raise UsageError(
-                f"The template {self.template.name} does not apply to OpenAI requests.",
-                hint="Messages use the model's chat template, and /v1/completions are raw text: leave --template out.",
-            )
-        return name, OpenAIFormat(self.model.source.reference if isinstance(self.model, Generator) else self.model)
-
-    def prompt_template(self, tokenizer: Tokenizer, model: str) -> PromptTemplate:
-        return prompt_template(tokenizer, model, self.template, self.system, self.variables, self.chat_template_name)
-
-    def prompts(self, generator: Generator) -> Prompts:
-        return Prompts(self.prompt_template(generator.tokenizer, generator.source.reference), self.generation)
-
-
-def _task(model: Any, input: str | Path, output: Any, options: Mapping[str, Any]) -> _Task:
-    known = Options.__annotations__
-    for name in options.keys() - known.keys():
-        raise UsageError(f"Unknown option {name}.", hint=nearest(name, known) or f"Known are {', '.join(known)}.")
-    loaded = model if isinstance(model, Generator) else getattr(model, "generator", None)
-    loading = {name: value for name, value in options.items() if name in _OF_LOADING}
-    if loaded and loading:
-        raise UsageError(f"{min(loading)} is an option of loading, and this model is loaded already.")
-    if isinstance(loading.get("device"), int):
-        loading["device"] = str(loading["device"])
-    # Those of an HFPipe are its own.
-    generation = {name: getattr(model, name) for name in _OF_GENERATION if loaded and hasattr(model, name)}
-    generation |= {name: value for name, value in options.items() if name in _OF_GENERATION and value is not None}
-    if isinstance(generation.get("stop"), str):
-        generation["stop"] = (generation["stop"],)
-    rest = {name: value for name, value in options.items() if name not in _OF_LOADING | _OF_GENERATION}
-    if (template := rest.pop("template", None)) is not None:
-        rest["template"] = template if isinstance(template, Template) else parse_template(template)
-    return _Task(
-        loaded or str(model),
-        None if str(input) == "-" else Path(input),
-        None if callable(output) else Path(output),
-        output if callable(output) else None,
-        LoadOptions(**loading),
-        GenerationOptions(**generation),
-        **rest,
-    )
-
-
 class _Job:
-    """One run of a batch."""
+    """One run of a batch. `model` is a reference or loaded, an `input` of None is stdin, and an `output` of None has
+    `write` in its place."""
 
-    def __init__(self, task: _Task, reporter: Reporter) -> None:
-        self.task = task
+    def __init__(self, model: Any, input: str | Path, output: Any, reporter: Reporter, options: Options) -> None:
+        known = Options.__annotations__
+        for name in options.keys() - known.keys():
+            raise UsageError(f"Unknown option {name}.", hint=nearest(name, known) or f"Known are {', '.join(known)}.")
+        self.options = options
+        self.reporter = reporter
+        self.generator: Generator | None = model if isinstance(model, Generator) else getattr(model, "generator", None)
+        self.model: Any = model if self.generator else str(model)
+        self.input = None if str(input) == "-" else Path(input)
+        self.name = "stdin" if self.input is None else str(input)
+        # Not a pipe: what is read of one is gone, and its end may be far.
+        self.is_file = self.input is not None and self.input.is_file()
+        self.output = None if callable(output) else Path(output)
+        self.write: Callable[[bytes], object] = output
+        self.loading, self.generation = self._loading(), self._generation()
+        template = options.get("template")
+        self.template = None if template is None else parse_template(template)
         self.tally = Tally()
         self.journal: Journal | None = None
-        self.existing = 0
-        self.unanswered = False
-        self._reporter = reporter
+        self.existing, self.unanswered = 0, False
+        self._check_options()
+
+    def _loading(self) -> LoadOptions:
+        given: dict[str, Any] = {name: value for name, value in self.options.items() if name in _OF_LOADING}
+        if self.generator and given:
+            raise UsageError(f"{min(given)} is an option of loading, and this model is loaded already.")
+        if isinstance(given.get("device"), int):
+            given["device"] = str(given["device"])
+        return LoadOptions(**given)
+
+    def _generation(self) -> GenerationOptions:
+        """Those of an HFPipe are its own."""
+        given = {name: getattr(self.model, name) for name in _OF_GENERATION if hasattr(self.model, name)}
+        given |= {name: value for name, value in self.options.items() if name in _OF_GENERATION and value is not None}
+        if isinstance(given.get("stop"), str):
+            given["stop"] = (given["stop"],)
+        return GenerationOptions(**given)
+
+    def _check_options(self) -> None:
+        form = self.options.get("format")
+        if form is not None and form not in FORMATS:
+            hint = nearest(str(form), FORMATS) or f"Known formats are {', '.join(FORMATS)}."
+            raise UsageError(f"Unknown format {form!r}.", hint=hint)
+        retry, verify = self.options.get("retry_errors"), self.options.get("verify_parity")
+        if retry and self.options.get("restart"):
+            raise UsageError("--retry-errors cannot be combined with --restart.", hint="Choose one of them.")
+        for name, value, least in (
+            ("--max-errors", self.options.get("max_errors"), 0),
+            ("--verify-parity", verify, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}.")
+        for name, wanted in (("--retry-errors", retry), ("--verify-parity", verify)):
+            if wanted and not (self.output and self.is_file):
+                said = f"{name} needs an output file, and an input file that can be read twice"
+                raise UsageError(f"{said}: {self.name} is not one." if self.output else f"{said}.")
+        if verify and self.generator:
+            raise UsageError("verify_parity loads the model again: it needs its name, not a loaded model.")
 
     def run(self, stack: ExitStack) -> None:
-        task = self.task
-        if task.output:
-            check_place(task.output)
-        lines = task.lines(stack)
-        first = next(lines, None)
-        format_name, form = task.form(first)
-        self._form = form
-        todo: Iterator[Line] = chain([first] if first else [], lines)
-        found = self._find()
-        if task.output:
-            settings = self._settings(found, format_name)
-            self.journal = stack.enter_context(Journal(task.output, settings, form, restart=task.restart))
+        if self.output:
+            check_place(self.output)
+        lines = self._lines(stack)
+        todo = iter(lines)
+        first = next(todo, None)
+        form = self.options.get("format") or recognized(first, self.name)
+        todo = chain([first] if first else [], todo)
+        found = None if self.generator else find_model(self.model, self.loading, self.reporter)
+        settings = self._prepare(found, form)
+        retry = self.options.get("retry_errors")
+        if self.output:
+            restart = self.options.get("restart", False)
+            self.journal = stack.enter_context(Journal(self.output, settings, self.form, restart=restart))
             todo = self.journal.resume(todo)
             self.existing = self.journal.count
-        if task.retry_errors:
-            # What comes after the results is for a run without retry_errors.
-            self.unanswered = next(todo, None) is not None
-            todo = self._failed(task.lines(stack))
+            if retry:
+                # What comes after the results is for a run without retry_errors.
+                self.unanswered = next(todo, None) is not None
+                failed = set(self.journal.failed)
+                todo = (line for position, line in enumerate(self._lines(stack)) if position in failed)
         if (first := next(todo, None)) is None:
             return
-        generator = task.model if isinstance(task.model, Generator) else None
-        generator = generator or load_generator(found, task.loading, self._reporter)
+        llm = self._llm(found, self.loading)
         if self.journal:
-            self.journal.check(manifest.of_engine(generator.backend.info))
-        arriving: Iterable[Line | None] = chain([first], todo)
-        if not task.is_file:
+            self.journal.check(manifest.of_engine(llm.generator.backend.info))
+        waited: Iterable[Line | None] = chain([first], todo)
+        if not self.is_file:
             # The engine is not to wait for the next record with the answers to the last ones.
-            arriving = Arriving(chain([first], todo), lambda: self.tally.records)
-        self._write(
-            results(
-                arriving,
-                generator.generate,
-                task.prompts(generator),
-                form,
-                self.tally,
-                max_errors=task.max_errors,
-                on_progress=self._progress(lines),
+            waited = arriving(chain([first], todo), lambda: self.tally.records)
+        progress, most = self._progress(lines), self.options.get("max_errors")
+        made = results(waited, self.form, self.ask, llm.stream_batch, self.tally, most, progress)
+        if self.journal and retry:
+            self.journal.replace_errors(made)
+        else:
+            write = self.journal.append if self.journal else self.write
+            for line in made:
+                write(line)
+        if not self.generator:
+            llm.generator.close()
+
+    def _lines(self, stack: ExitStack) -> Lines:
+        stream = stack.enter_context(open_input(self.input, self.output))
+        return Lines(stream, self.name, self.input.stat().st_size if self.input and self.is_file else None)
+
+    def _prepare(self, found: Found | None, form: str) -> dict[str, Any]:
+        """What is known before the weights are loaded: the template, and all else that the results depend on."""
+        if self.generator:
+            source, backend, tokenizer = self.generator.source, self.generator.backend.name, self.generator.tokenizer
+        else:
+            assert found
+            source, backend = found.source, found.choice.name
+            tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
+        given: dict[str, Any] = {name: self.options.get(name) for name in ("system", "variables", "chat_template_name")}
+        template = prompt_template(tokenizer, source.reference, self.template, **given)
+        if form == "openai" and self.template and template.kind not in ("chat", "raw"):
+            raise UsageError(
+                f"The template {template.name} does not apply to OpenAI requests.",
+                hint="Messages use the model's chat template, and /v1/completions are raw text: leave --template out.",
             )
-        )
-        if generator is not task.model:
-            generator.close()
+        self.ask: Callable[[Record], TextRequest] = lambda record: record.request(template, self.generation)
+        self.form = FORMATS[form](frozenset(template.template.variables), source.reference)
+        if not self.output:
+            return {}
+        return {**manifest.used(source, backend, template, self.generation, self.loading), "format": form}
+
+    def _llm(self, found: Found | None, loading: LoadOptions) -> HFPipe:
+        """The loaded model, wrapped. A thread reads the weights while LangChain is imported, which takes as long."""
+        if found:
+            backends.engine(found.choice.name)
+            loaded = ThreadPoolExecutor(1).submit(load_generator, found, loading, self.reporter)
+        from hfpipe.langchain import HFPipe
+
+        if found:
+            return HFPipe(generator=loaded.result())
+        llm: HFPipe = HFPipe(generator=self.model) if isinstance(self.model, Generator) else self.model
+        return llm
+
+    def _progress(self, lines: Lines) -> Callable[[], None]:
+        """What tells the reporter how far the batch is, ten times a second at most."""
+        begun = shown = time.perf_counter()
+        retried = len(self.journal.failed) if self.journal and self.options.get("retry_errors") else None
+
+        def show() -> None:
+            nonlocal shown
+            now = time.perf_counter()
+            if now - shown < _SHOW_EVERY_S:
+                return
+            shown = now
+            failed = self.tally.errors.total()
+            text = f"{self.tally.completion_tokens / (now - begun):,.0f} tokens/s"
+            text += f", {failed:,} failed" if failed else ""
+            done = self.tally.records + (0 if retried else self.existing)
+            self.reporter.progress("records", done, retried or lines.expected, "records", text)
+
+        return show
+
+    def check_parity(self) -> Parity:
+        """Compare some answers of the output with those of an exact run of their prompts alone."""
+        # It needs numpy, which a batch does without.
+        from hfpipe.batch.parity import answered, compare
+
+        assert self.input
+        assert self.output
+        count = self.options.get("verify_parity") or 0
+        with open_input(self.input) as lines, self.output.open("rb") as written:
+            chosen = answered(Lines(lines, self.name), written, self.form, count)
+        loading = replace(self.loading, exact=True, batch_size=1)
+        llm = self._llm(find_model(self.model, loading, self.reporter), loading)
+        self.reporter.stage(f"Answering {len(chosen)} records alone and exactly")
+        parity = compare(chosen, self.ask, llm)
+        self.reporter.stage(None)
+        return parity
 
     def summary(self, seconds: float, parity: Parity | None) -> Summary:
         tally, journal, errors = self.tally, self.journal, self.tally.errors
         if journal:
             # A retry counts those of the whole output anew.
-            errors = journal.errors if self.task.retry_errors else journal.errors + errors
+            errors = journal.errors if self.options.get("retry_errors") else journal.errors + errors
         return Summary(
-            self.task.output,
+            self.output,
             tally.records,
             self.existing,
             dict(errors.most_common()),
@@ -318,84 +324,3 @@ class _Job:
             journal.set_aside if journal else None,
             parity,
         )
-
-    def _find(self) -> Found:
-        model = self.task.model
-        if isinstance(model, Generator):
-            return Found(model.source, Choice(model.backend.name, model.why), time.perf_counter())
-        return find_model(model, self.task.loading, self._reporter)
-
-    def _settings(self, found: Found, format_name: str) -> dict[str, Any]:
-        """What the results depend on, as far as it is known before the model is loaded."""
-        task, model = self.task, self.task.model
-        if isinstance(model, Generator):
-            tokenizer = model.tokenizer
-        else:
-            tokenizer = load_tokenizer(found.source.folder, trust_remote_code=task.loading.trust_remote_code)
-        source = found.source
-        template = task.prompt_template(tokenizer, source.reference)
-        used = manifest.used(
-            source, identity(source.folder), found.choice.name, template, task.generation, task.loading
-        )
-        return {**used, "variables": dict(task.variables), "system": task.system, "format": format_name}
-
-    def _failed(self, lines: Iterator[Line]) -> Iterator[Line]:
-        """Of the lines of the input, those whose results are errors."""
-        assert self.journal
-        failed = set(self.journal.failed)
-        return (line for position, line in enumerate(lines) if position in failed)
-
-    def _write(self, lines: Iterator[bytes]) -> None:
-        write = self.task.write or (self.journal and self.journal.append)
-        if self.journal and self.task.retry_errors:
-            self.journal.replace_errors(zip(tuple(self.journal.failed), lines, strict=True))
-        elif write:
-            for line in lines:
-                write(line)
-
-    def _progress(self, lines: Lines) -> Callable[[], None]:
-        """What tells the reporter how far the batch is, ten times a second at most."""
-        begun = shown = time.perf_counter()
-        retried = len(self.journal.failed) if self.journal and self.task.retry_errors else None
-
-        def show() -> None:
-            nonlocal shown
-            now = time.perf_counter()
-            if now - shown < _SHOW_EVERY_S:
-                return
-            shown = now
-            failed = f", {self.tally.failed:,} failed" if self.tally.failed else ""
-            text = f"{self.tally.completion_tokens / (now - begun):,.0f} tokens/s{failed}"
-            done = self.tally.records + (0 if retried else self.existing)
-            self._reporter.progress("records", done, retried or lines.expected, "records", text)
-
-        return show
-
-    def check_parity(self) -> Parity:
-        """Compare some answers of the output with those of an exact run of their prompts alone."""
-        # It needs numpy, which a batch does without.
-        from hfpipe.batch.parity import answered, compare
-
-        task = self.task
-        assert task.input
-        assert task.output
-        assert task.verify_parity
-        with open_input(task.input) as lines, task.output.open("rb") as written:
-            chosen = answered(Lines(lines, task.name), written, self._form, task.verify_parity)
-        alone = replace(task, loading=replace(task.loading, exact=True, batch_size=1))
-        found = find_model(str(task.model), alone.loading, self._reporter)
-        generator = load_generator(found, alone.loading, self._reporter)
-        self._reporter.stage(f"Answering {len(chosen)} records alone and exactly")
-
-        def is_drawn(options: GenerationOptions) -> bool:
-            return resolve_sampling(options, generator.source.generation_config).temperature > 0
-
-        def answer(request: TextRequest) -> Completion:
-            (completion,) = generator.generate([request])
-            return completion
-
-        parity = compare(
-            chosen, alone.prompts(generator), answer, is_drawn, lambda text: generator.tokenizer.encode(text, False)
-        )
-        self._reporter.stage(None)
-        return parity

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from typing_extensions import Self
 
 from hfpipe.batch.formats import Format, Result, read_json
 from hfpipe.batch.lines import Line
 from hfpipe.batch.manifest import ENTRY, RESTART, Manifest, manifest_path
-from hfpipe.batch.output import Output, Syncer, sync_folder, writing
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import HFPipeError, UsageError, is_disk_full
 
-_BLOCK = 1 << 16
+_SYNC_AFTER_S = 0.9
+# Names that no later run can write to either.
+_NEVER = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
 
 
 class Journal:
@@ -49,25 +52,27 @@ class Journal:
         # A retry writes here what the output is to become.
         self._retried = manifest_path(self.output).with_suffix(".hfpipe.tmp")
         self._resumed = False
-        self._open: Output | None = None
-        # The results that are there, and their bytes.
+        # How many results there are, and their bytes: as one value, so that an interrupt finds both or neither.
         self._done = (0, 0)
         # Of the records that were read and have no result, by position.
         self._digests: dict[int, bytes] = {}
+        self._file: int | None = None
+        # A thread has the disk hold what was written, within a second.
+        self._written, self._closed = threading.Event(), threading.Event()
+        self._sync_error: OSError | None = None
 
     @property
     def count(self) -> int:
         """How many results there are, once `resume` has returned."""
-        return self._open.count if self._open else self._done[0]
+        return self._done[0]
 
     def __enter__(self) -> Self:
-        check_place(self.output)
-        with writing(self.output):
+        with _writing(self.output):
             self._manifest = Manifest(self.output)
         try:
-            if self._exists() and not self._restart:
+            if self._exists():
                 self._manifest.check(self._settings)
-                with writing(self.output):
+                with _writing(self.output):
                     # That it cannot be written is to be said before a model is loaded.
                     os.close(os.open(self.output, os.O_WRONLY))
         except BaseException:
@@ -81,18 +86,17 @@ class Journal:
         try:
             if error is None and self._resumed:
                 # An input without records has an output without results.
-                self._begin()
-            self._close_output()
+                self._open()
+            self._close()
         except HFPipeError:
             if error is None:
                 raise
         finally:
-            self._resumed = False
             self._manifest.close()
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Check settings that are known later; they are kept with the others."""
-        if self._done[0]:
+        if self.count:
             self._manifest.check(settings)
         self._settings.update(settings)
 
@@ -102,170 +106,207 @@ class Journal:
         Each must be what it was when its result was written, and have the id that the result has; lines after them may
         have changed. Raises HFPipeError where that is not so, and then nothing has been touched.
         """
-        lines, count, size = iter(lines), 0, 0
-        if self._exists() and not self._restart:
+        lines = iter(lines)
+        if self._exists():
             self._take_retried()
-            with writing(self.output):
-                size = whole(self.output)
             digests = self._manifest.digests()
-            for count, result in enumerate(self._results(size), 1):
-                self._compare(count, next(lines, None), result, next(digests, b""))
-                self._count_error(count - 1, result)
-        self._done, self._resumed = (count, size), True
-        return self._noted(lines, count)
+            for result in self._count_results():
+                self._compare(next(lines, None), result, next(digests, b""))
+        self._resumed = True
+        return self._noted(lines)
 
     def append(self, line: bytes) -> None:
         """Write the result of the oldest record without one. Raises HFPipeError where the file cannot take it, or was
         changed by somebody else; the file then ends with the result before."""
-        position = self.count
-        if position not in self._digests:
-            raise ValueError("a result is of a record that resume has given")
-        if not line.endswith(b"\n") or line.count(b"\n") > 1:
-            raise ValueError("a result is one line")
-        self._begin().append(line, self._digests[position])
-        del self._digests[position]
+        file, (count, size) = self._open(), self._done
+        self._check_unchanged(file, size)
+        try:
+            # First: after a kill, no result is without the digest of its record.
+            self._manifest.put(count, self._digests[count])
+            written = os.write(file, line)
+            while written < len(line):
+                written += os.write(file, memoryview(line)[written:])
+            self._done = (count + 1, size + len(line))
+        except BaseException as error:
+            with suppress(OSError):
+                # An interrupt may come after the write.
+                if os.fstat(file).st_size == size + len(line):
+                    self._done = (count + 1, size + len(line))
+                _cut(file, self._done[1])
+            if isinstance(error, OSError):
+                raise _unwritable(self.output, error) from error
+            raise
+        del self._digests[count]
+        self._written.set()
 
-    def replace_errors(self, results: Iterable[tuple[int, bytes]]) -> None:
-        """Put new results in the places of old ones.
+    def replace_errors(self, results: Iterable[bytes]) -> None:
+        """Put new results of all that failed in the places of the old ones; they may be made while they are taken.
 
-        `results` are positions and lines in ascending order, which may be made while they are taken. A file beside the
-        output, a prefix of what it is to become, keeps what has come; whatever ends this, it is completed with the rest
-        of the old lines and takes the output's place, at the latest as the next run begins.
+        A file beside the output, a prefix of what it is to become, keeps what has come; whatever ends this, it is
+        completed with the rest of the old lines and takes the output's place, at the latest as the next run begins.
         """
-        if not self._resumed:
-            raise ValueError("resume comes first")
-        self._close_output()
-        with writing(self.output):
+        with _writing(self.output):
             old, new = self.output.open("rb"), self._retried.open("wb")
             os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
-        syncer, position = Syncer(new.fileno()), 0
+        position = 0
         try:
-            for place, line in results:
-                with writing(self.output):
-                    new.writelines(islice(old, max(0, place - position)))
-                    if place < position or not self._replaces(old.readline(), line):
-                        raise ValueError(f"{line[:80]!r} is no result for position {place}")
+            for place, line in zip(tuple(self.failed), results, strict=True):
+                with _writing(self.output):
+                    new.writelines(islice(old, place - position))
+                    old.readline()
                     new.write(line)
                     new.flush()
-                syncer.written()
                 position = place + 1
         finally:
-            syncer.close()
             old.close()
             # What could not be written, a full disk, cannot be written now either.
             with suppress(OSError):
                 new.close()
             self._take_retried()
-            with writing(self.output):
-                self._done = (self.count, whole(self.output))
-            self._count_errors()
+            for _ in self._count_results():
+                pass
 
     def _take_retried(self) -> None:
         """Finish a retry, of this process or of one that was killed: its file, as far as its lines are those of the
         output or new results in the places of errors, and then the rest of the output."""
-        with writing(self.output):
-            if self._retried.exists():
-                self._merge()
-
-    def _merge(self) -> None:
+        if not self._retried.exists():
+            return
         rest, kept, replaced = 0, 0, False
-        with self.output.open("rb") as old, self._retried.open("r+b") as new:
-            for before, after in zip(old, new, strict=False):
-                if before != after and not self._replaces(before, after):
-                    break
-                rest, kept, replaced = rest + len(before), kept + len(after), replaced or before != after
+        with _writing(self.output):
+            with self.output.open("rb") as old, self._retried.open("r+b") as new:
+                for before, after in zip(old, new, strict=False):
+                    if before != after and not self._replaces(before, after):
+                        break
+                    rest, kept, replaced = rest + len(before), kept + len(after), replaced or before != after
+                if replaced:
+                    old.seek(rest)
+                    new.truncate(kept)
+                    new.seek(kept)
+                    shutil.copyfileobj(old, new)
+                    new.flush()
+                    os.fsync(new.fileno())
             if replaced:
-                old.seek(rest)
-                new.truncate(kept)
-                new.seek(kept)
-                shutil.copyfileobj(old, new)
-                new.flush()
-                os.fsync(new.fileno())
-        if replaced:
-            self._retried.replace(self.output)
-            sync_folder(self.output.parent)
-        else:
-            self._retried.unlink()
+                self._retried.replace(self.output)
+                _sync_folder(self.output.parent)
+            else:
+                self._retried.unlink()
 
     def _replaces(self, old: bytes, new: bytes) -> bool:
         was, is_now = self._format.read_result(old), self._format.read_result(new)
-        return was is not None and is_now is not None and was.error is not None and was.id == is_now.id
+        return bool(was and was.error and is_now and is_now.id == was.id)
 
     def _exists(self) -> bool:
-        with writing(self.output):
-            return self.output.exists() and self.output.stat().st_size > 0
+        """Whether there are results to resume."""
+        with _writing(self.output):
+            return not self._restart and self.output.exists() and self.output.stat().st_size > 0
 
-    def _results(self, size: int) -> Iterator[Result]:
-        """The results in the first `size` bytes. Raises HFPipeError for a line that is none."""
-        with self.output.open("rb") as file:
-            number = 0
-            while size > 0:
-                line, number = file.readline(), number + 1
-                result = self._format.read_result(line)
+    def _count_results(self) -> Iterator[Result]:
+        """The results in the output, counted as they are given. What a crash tore is none: a last line without its end,
+        and one that is no JSON. Raises HFPipeError for any other line that is no result."""
+        self._done, self.failed, self.errors = (0, 0), array("Q"), Counter()
+        with _writing(self.output), self.output.open("rb") as file:
+            for line in file:
+                result = self._format.read_result(line) if line.endswith(b"\n") else None
+                count, size = self._done
                 if result is None:
+                    torn = read_json(line) is None and not file.readline().endswith(b"\n")
+                    if torn or not line.endswith(b"\n"):
+                        return
                     raise HFPipeError(
-                        f"Line {number:,} of {self.output} is not a result of hfpipe.",
+                        f"Line {count + 1:,} of {self.output} is not a result of hfpipe.",
                         hint=f"To resume, cut the file before that line. {RESTART}",
                     )
+                if result.error is not None:
+                    self.failed.append(count)
+                    self.errors[result.error] += 1
+                self._done = (count + 1, size + len(line))
                 yield result
-                size -= len(line)
 
-    def _count_errors(self) -> None:
-        self.failed, self.errors = array("Q"), Counter()
-        for position, result in enumerate(self._results(self._done[1])):
-            self._count_error(position, result)
-
-    def _count_error(self, position: int, result: Result) -> None:
-        if result.error is not None:
-            self.failed.append(position)
-            self.errors[result.error] += 1
-
-    def _compare(self, number: int, line: Line | None, result: Result, digest: bytes) -> None:
+    def _compare(self, line: Line | None, result: Result, digest: bytes) -> None:
         if line is None:
-            said = f"The input ends before the {number:,} records that have a result in {self.output}."
+            said = f"The input ends before the {self.count:,} records that have a result in {self.output}."
         elif digest not in (b"", line.digest[:ENTRY]):
             said = f"Line {line.number:,} of the input has changed since {self.output} was written."
         elif (found := self._format.read_id(line)) != result.id:
             said = (
-                f"Line {number:,} of {self.output} has the id {result.id!r}, but its record, line {line.number:,} of"
-                f" the input, has {found!r}."
+                f"Line {self.count:,} of {self.output} has the id {result.id!r}, but its record, line {line.number:,}"
+                f" of the input, has {found!r}."
             )
         else:
             return
         raise HFPipeError(said, hint=RESTART)
 
-    def _begin(self) -> Output:
-        """The output, open for the next result."""
-        if self._open is None:
-            if not self._resumed:
-                raise ValueError("resume comes first")
-            with writing(self.output):
-                if self._restart and self._exists():
-                    self._take_retried()
-                    self.set_aside = _set_aside(self.output)
-                if not self._done[0]:
-                    # Of an output that somebody has removed.
-                    self._retried.unlink(missing_ok=True)
-                    self._manifest.save(self._settings)
-            self._restart = False
-            self._open = Output(self.output, *self._done, self._manifest)
-        return self._open
-
-    def _close_output(self) -> None:
-        opened, self._open = self._open, None
-        if opened:
-            self._done = (opened.count, opened.size)
-            opened.close()
-
-    def _noted(self, lines: Iterator[Line], first: int) -> Iterator[Line]:
-        for position, line in enumerate(lines, first):
+    def _noted(self, lines: Iterator[Line]) -> Iterator[Line]:
+        for position, line in enumerate(lines, self.count):
             self._digests[position] = line.digest[:ENTRY]
             yield line
+
+    def _open(self) -> int:
+        """The output, open for the next result; what comes after the results is cut off, here and in the manifest."""
+        if self._file is not None:
+            return self._file
+        count, size = self._done
+        with _writing(self.output):
+            if self._restart and self.output.exists() and self.output.stat().st_size:
+                self._take_retried()
+                self.set_aside = _set_aside(self.output)
+            if not count:
+                # Of an output that somebody has removed.
+                self._retried.unlink(missing_ok=True)
+                self._manifest.save(self._settings)
+            self._manifest.cut(count)
+            file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            _cut(file, size)
+            _sync_folder(self.output.parent)
+        self._file = file
+        self._thread = threading.Thread(target=self._sync, args=(file,), name="hfpipe-fsync", daemon=True)
+        self._thread.start()
+        return file
+
+    def _check_unchanged(self, file: int, size: int) -> None:
+        if self._sync_error:
+            raise _unwritable(self.output, self._sync_error)
+        try:
+            now = os.stat(self.output)
+        except OSError as error:
+            raise HFPipeError(
+                f"{self.output} was removed or renamed while hfpipe was writing to it.",
+                hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
+            ) from error
+        if now.st_size != size or not os.path.samestat(now, os.fstat(file)):
+            raise HFPipeError(
+                f"{self.output} was changed by another program while hfpipe was writing to it.",
+                hint=f"Run the same command again to resume, if its lines are intact. {RESTART}",
+            )
+
+    def _sync(self, file: int) -> None:
+        last = False
+        while not last:
+            self._written.wait()
+            last = self._closed.wait(_SYNC_AFTER_S)
+            # First, since what is written from here on may not be in it.
+            self._written.clear()
+            try:
+                # The manifest first, as it is written.
+                os.fsync(self._manifest.descriptor)
+                os.fsync(file)
+            except OSError as error:
+                self._sync_error = error
+
+    def _close(self) -> None:
+        """Have the disk hold everything. Raises HFPipeError where it did not take it."""
+        if self._file is not None:
+            self._closed.set()
+            self._written.set()
+            self._thread.join()
+            os.close(self._file)
+            if self._sync_error:
+                raise _unwritable(self.output, self._sync_error)
 
 
 def check_place(output: Path) -> None:
     """Raise an HFPipeError where `output` cannot be a file of results."""
-    with writing(output), suppress(FileNotFoundError):
+    with _writing(output), suppress(FileNotFoundError):
         target = Path(os.path.realpath(output))
         if not target.parent.is_dir():
             raise UsageError(
@@ -278,32 +319,32 @@ def check_place(output: Path) -> None:
             )
 
 
-def whole(path: Path) -> int:
-    """The size of `path` without what a crash tore: a last line without its end, and one that is no JSON."""
-    with path.open("rb") as file:
-        end = _line_start(file, file.seek(0, os.SEEK_END))
-        start = _line_start(file, end - 1)
-        file.seek(start)
-        return end if read_json(file.read(end - start)) is not None else start
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _line_start(file: BinaryIO, end: int) -> int:
-    """Where the line begins that `end` is in: after the last newline before it."""
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+def _unwritable(path: Path, error: OSError) -> HFPipeError:
+    if is_disk_full(error):
+        return HFPipeError(
+            f"The disk of {path} is full. The results in it are complete lines.",
+            hint="Free some space and run the same command again to resume.",
+        )
+    hint = "Make it writable and run the same command again to resume, or choose another file."
+    return HFPipeError(
+        f"Cannot write {path}: {error.strerror}.", hint="Choose another file." if error.errno in _NEVER else hint
+    )
 
 
 def _set_aside(output: Path) -> Path:
     """Rename `output` to the first free OUTPUT.1, OUTPUT.2, ..., which is returned, with a manifest of its own: the
     present one is the lock, and stays."""
     number = 1
-    while any(map(os.path.lexists, _with_manifest(aside := output.with_name(f"{output.name}.{number}")))):
+    while os.path.lexists(aside := output.with_name(f"{output.name}.{number}")) or manifest_path(aside).exists():
         number += 1
     # The output last: until it has gone, the next run finds everything as it was.
     if data := manifest_path(output).read_bytes():
@@ -311,14 +352,21 @@ def _set_aside(output: Path) -> Path:
             copy.write(data)
             copy.flush()
             os.fsync(copy.fileno())
-    for kind in ("manifest.json", "manifest.digests"):
-        # Of version 0.1.0, which can still resume with them.
-        if (old := output.with_name(f"{output.name}.{kind}")).exists():
-            old.rename(aside.with_name(f"{aside.name}.{kind}"))
     output.rename(aside)
-    sync_folder(output.parent)
+    _sync_folder(output.parent)
     return aside
 
 
-def _with_manifest(output: Path) -> tuple[Path, Path]:
-    return output, manifest_path(output)
+def _sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut(file: int, size: int) -> None:
+    """Where there is nothing to cut, the file is not touched: its time of change would be another."""
+    if os.fstat(file).st_size != size:
+        os.ftruncate(file, size)

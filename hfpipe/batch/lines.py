@@ -12,14 +12,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from types import SimpleNamespace
+from typing import BinaryIO, NamedTuple, cast
 
 from hfpipe.errors import HFPipeError, UsageError
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-_GZIP = b"\x1f\x8b"
+# No text begins with it.
+_GZIP = b"\x1f"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BUFFER = 1 << 18
 _AHEAD = 256
@@ -34,51 +33,40 @@ class Line(NamedTuple):
     digest: bytes
 
 
-def open_input(path: Path, output: Path | None = None) -> BinaryIO:
-    """A file to read lines of. Raises UsageError where it cannot be read, or is also the `output`."""
+def open_input(path: Path | None, output: Path | None = None) -> io.BufferedReader:
+    """A file, or stdin, to read lines of. Raises UsageError where it cannot be read, or is also the `output`."""
+    if path is None:
+        return io.BufferedReader(io.FileIO(0, closefd=False), _BUFFER)
     try:
-        file = path.open("rb", buffering=0)
+        file = io.BufferedReader(io.FileIO(path), _BUFFER)
     except OSError as error:
         raise UsageError(f"The input {path} cannot be read: {error.strerror}.") from error
     if output is not None and output.exists() and os.path.samefile(path, output):
         file.close()
         raise UsageError(f"{path} is both the input and the output.", hint="Write the results to another file.")
-    return cast(BinaryIO, file)
+    return file
 
 
 class Lines:
-    r"""The lines of `stream` as they come in; only b"\n" ends one. Raises HFPipeError where reading fails.
+    r"""The lines of `stream` as they come in; only b"\n" ends one. To be iterated once.
 
-    `size` is that of the file, compressed or not, and `expected` then an estimate of how many lines there will be.
+    Raises HFPipeError where reading fails. `expected` estimates how many there are in a file of `size` bytes, from the
+    share of it that has been given; None for a pipe.
     """
 
-    def __init__(self, stream: BinaryIO, name: str = "the input", size: int | None = None) -> None:
+    def __init__(self, stream: io.BufferedReader, name: str = "the input", size: int | None = None) -> None:
         self.name = name
-        self._size = size
         self._stream = stream
-        self._source: _Joined | None = None
-        self._plain: _Joined | None = None
-        self._ended = False
+        self._size = size
         self._count = self._bytes = 0
-        self._lines = self._read()
-
-    def __iter__(self) -> Iterator[Line]:
-        return self
-
-    def __next__(self) -> Line:
-        return next(self._lines)
 
     @property
     def expected(self) -> int | None:
-        """From the share of the file that these lines were read from; exact once all have been. None for a pipe."""
-        if self._ended:
-            return self._count
-        if not (self._size and self._source and self._plain and self._bytes and self._source.given):
+        if not (self._size and self._bytes):
             return None
-        unpacked = self._size * self._plain.given / self._source.given
-        return max(self._count, round(self._count * unpacked / self._bytes))
+        return max(self._count, round(self._count * self._size / self._bytes))
 
-    def _read(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[Line]:
         digest = b""
         try:
             for number, raw in enumerate(self._uncompressed(), 1):
@@ -97,76 +85,48 @@ class Lines:
                 f"Reading {self.name} failed: {str(error).rstrip('.')}.",
                 hint="The records before it are answered. Run the same command again once the input is complete.",
             ) from error
-        self._ended = True
 
     def _uncompressed(self) -> Iterable[bytes]:
-        """What the stream holds. The first bytes decide whether it is compressed, not its name."""
-        head = self._stream.read(len(_GZIP))
-        while head and len(head) < len(_GZIP) and (more := self._stream.read(1)):
-            head += more
-        self._source = self._plain = _Joined(head, self._stream)
-        if head == _GZIP:
-            unpacked = gzip.GzipFile(fileobj=cast(BinaryIO, self._source), mode="rb")
-            self._plain = _Joined(b"", cast(BinaryIO, unpacked))
-        return io.BufferedReader(self._plain, _BUFFER)
+        """What the stream holds. The first byte decides whether it is compressed, not its name."""
+        if not self._stream.peek(1).startswith(_GZIP):
+            return self._stream
+        if self._size:
+            # A gzip file ends with the size of what is in it.
+            self._size = int.from_bytes(os.pread(self._stream.fileno(), 4, self._size - 4), "little")
+        # `read` would wait for as much as it is asked for.
+        source = SimpleNamespace(read=self._stream.read1)
+        return gzip.GzipFile(fileobj=cast(BinaryIO, source), mode="rb")
 
 
-class Arriving:
+def arriving(lines: Iterable[Line], answered: Callable[[], int]) -> Iterator[Line | None]:
     """Lines that may keep one waiting, read by a thread.
 
-    Gives None while no line is ready and some of those given are unanswered (`answered` tells how many are answered).
-    Else the next is waited for.
+    None while no line is ready and some of those given are unanswered (`answered` tells how many are answered). Else
+    the next is waited for.
     """
+    # Bounded, so that memory is.
+    queue: Queue[Line | Exception | None] = Queue(_AHEAD)
 
-    def __init__(self, lines: Iterable[Line], answered: Callable[[], int]) -> None:
-        self._lines = lines
-        self._answered = answered
-        self._given = 0
-        # Bounded, so that memory is.
-        self._read: Queue[Line | Exception] = Queue(_AHEAD)
-        threading.Thread(target=self._read_all, name="hfpipe-lines", daemon=True).start()
-
-    def __iter__(self) -> Iterator[Line | None]:
-        return self
-
-    def __next__(self) -> Line | None:
+    def read() -> None:
+        end = None
         try:
-            line = self._read.get(block=self._given <= self._answered())
-        except Empty:
-            return None
-        if isinstance(line, Exception):
-            self._read.put(line)
-            raise line
-        self._given += 1
-        return line
-
-    def _read_all(self) -> None:
-        end: Exception = StopIteration()
-        try:
-            for line in self._lines:
-                self._read.put(line)
+            for line in lines:
+                queue.put(line)
         except Exception as error:
             end = error
-        self._read.put(end)
+        queue.put(end)
 
-
-class _Joined(io.RawIOBase):
-    """`head`, and then the rest of `stream` as it comes: a line from a pipe does not wait for those after it. `given`
-    counts the bytes."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self.given = 0
-        self._head = head
-        # Of a stream with a buffer, readinto1 would read on although there is something in it.
-        self._read = getattr(stream, "read1", stream.read)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        data = self._head[: len(view)] or self._read(len(view))
-        self._head = self._head[len(view) :]
-        view[: len(data)] = data
-        self.given += len(data)
-        return len(data)
+    threading.Thread(target=read, name="hfpipe-lines", daemon=True).start()
+    given = 0
+    while True:
+        try:
+            line = queue.get(block=given <= answered())
+        except Empty:
+            yield None
+            continue
+        if isinstance(line, Exception):
+            raise line
+        if line is None:
+            return
+        given += 1
+        yield line

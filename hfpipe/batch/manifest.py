@@ -20,6 +20,7 @@ from typing import Any
 from hfpipe import backends
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling, setting
+from hfpipe.store import identity
 from hfpipe.text.templates import PromptTemplate
 from hfpipe.types import BackendInfo, GenerationOptions, LoadOptions, ModelSource
 
@@ -34,12 +35,7 @@ _OF_LOADING = ("device_map", "model_kwargs", "exact")
 
 
 def used(
-    source: ModelSource,
-    identity: str,
-    backend: str,
-    template: PromptTemplate,
-    options: GenerationOptions,
-    loading: LoadOptions,
+    source: ModelSource, backend: str, template: PromptTemplate, options: GenerationOptions, loading: LoadOptions
 ) -> dict[str, Any]:
     """What the results depend on, as it is used and not as it was asked for: an option that is left out is equal to
     one that says what happens without it."""
@@ -48,10 +44,12 @@ def used(
     sampling = replace(options, top_p=options.top_p or 1.0)
     return {
         "hfpipe_version": metadata.version("hfpipe"),
-        "model": {"identity": identity, "reference": source.reference},
+        "model": {"identity": identity(source.folder), "reference": source.reference},
         "backend": backend,
         "engine_versions": backends.versions(backend),
         "template": template.text,
+        "variables": dict(template.variables),
+        "system": template.system,
         "add_special_tokens": template.add_special_tokens,
         **{name: getattr(loading, name) for name in _OF_LOADING},
         **{field.name: setting(field.name, options, preferred).value for field in fields(GenerationOptions)},
@@ -86,13 +84,12 @@ class Manifest:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 os.close(descriptor)
-                if isinstance(error, BlockingIOError):
-                    said, hint = f"Another hfpipe is writing to {self._output}.", "Wait until it has finished"
-                else:
-                    said, hint = f"Cannot lock {self.path}: {error.strerror}.", "Write to a disk of this machine"
-                raise HFPipeError(said, hint=f"{hint}, or choose another file.") from error
+                raise HFPipeError(
+                    f"Another hfpipe is writing to {self._output}.",
+                    hint="Wait until it has finished, or choose another file.",
+                ) from error
             # Whoever held it may have removed it.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), self.path.stat()):
@@ -121,7 +118,7 @@ class Manifest:
         old, new = self._settings(), json.loads(json.dumps(settings))
         for name in new:
             if name not in old or _compared(old[name]) != _compared(new[name]):
-                then, now = _shown(old, name), _shown(new, name)
+                then, now = _shown(old.get(name)), _shown(new[name])
                 raise HFPipeError(
                     f"{self._output} was started with a different {name} (then: {then}, now: {now}).", hint=RESTART
                 )
@@ -130,18 +127,14 @@ class Manifest:
         with self.path.open("rb") as file:
             line = file.readline()
         self._start = len(line)
-        if not line:
-            old = self._output.with_name(f"{self._output.name}.manifest.json").exists()
-            said = "was written by hfpipe 0.1.0, which" if old else "has no manifest of a batch beside it, so that"
-            raise HFPipeError(f"{self._output} {said} this version cannot resume.", hint=RESTART)
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise HFPipeError(f"The manifest {self.path} cannot be read: {error}.", hint=RESTART) from error
-        settings = content.get("settings") if isinstance(content, dict) and content.get("version") == _VERSION else None
-        if not isinstance(settings, dict):
-            raise HFPipeError(f"{self.path} is not a manifest of this version of hfpipe.", hint=RESTART)
-        return settings
+        with suppress(ValueError):
+            match json.loads(line):
+                case {"version": int(version), "settings": dict(settings)} if version == _VERSION:
+                    return settings
+        raise HFPipeError(
+            f"{self._output} cannot be resumed: this version of hfpipe has no manifest of it in {self.path.name}.",
+            hint=RESTART,
+        )
 
     def digests(self) -> Iterator[bytes]:
         """The entries, b"" for one that a power cut has lost."""
@@ -171,8 +164,8 @@ def _compared(value: Any) -> Any:
     return value["identity"] if isinstance(value, dict) and "identity" in value else value
 
 
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    if (value := settings.get(name)) is None:
+def _shown(value: Any) -> str:
+    if value is None:
         return "none"
     if isinstance(value, dict) and "identity" in value:
         value = f"{value['reference']}, {value['identity'][:_HASH]}"

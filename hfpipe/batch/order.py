@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
-from hfpipe.batch.prompts import Prompts
-from hfpipe.batch.records import Record, RecordError, outcome_of
+from hfpipe.batch.records import Record, described
 from hfpipe.errors import HFPipeError
+from hfpipe.generator import FailedRequest
 from hfpipe.types import Completion, TextRequest
-
-# Answers requests as they are pulled, in the order in which they end. None is: nothing for now.
-Answers = Callable[[Iterable[TextRequest | None]], Iterator[Completion]]
 
 # How many records, from the oldest unfinished one on, may be in flight or wait for it: a long answer is not to hold up
 # the engine, and memory is to be bounded.
@@ -33,17 +30,13 @@ class Tally:
     completion_tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def failed(self) -> int:
-        return sum(self.errors.values())
-
-    def count(self, outcome: Completion | RecordError) -> None:
+    def count(self, answer: Completion) -> None:
         self.records += 1
-        if isinstance(outcome, RecordError):
-            self.errors[outcome.type] += 1
-        elif outcome.usage:
-            self.prompt_tokens += outcome.usage.prompt_tokens
-            self.completion_tokens += outcome.usage.completion_tokens
+        if answer.error is not None:
+            self.errors[described(answer.error)["type"]] += 1
+        elif answer.usage:
+            self.prompt_tokens += answer.usage.prompt_tokens
+            self.completion_tokens += answer.usage.completion_tokens
 
 
 class TooManyErrors(HFPipeError):
@@ -54,83 +47,55 @@ class TooManyErrors(HFPipeError):
 
 def results(
     lines: Iterable[Line | None],
-    answers: Answers,
-    prompts: Prompts,
     form: Format,
+    ask: Callable[[Record], TextRequest],
+    stream_batch: Callable[[Iterable[TextRequest | None]], Iterator[tuple[int, Completion]]],
     tally: Tally,
-    *,
     max_errors: int | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[bytes]:
     """The lines of the output, in the order of the input, each as soon as it and all before it are ready.
 
-    None among the `lines` means that none is ready, as in Backend.stream. What is wrong with one record is its result,
-    and the others are answered. So are those before a place at which the input cannot be read, before that error is
-    raised. Raises TooManyErrors once more than `max_errors` have failed.
+    None among the `lines` means that none is ready, as in Backend.stream. What is wrong with one record, also where
+    `ask` raises it, is its result, and the others are answered. So are those before a place at which the input cannot
+    be read, before that error is raised. Raises TooManyErrors once more than `max_errors` have failed.
     """
-    admission = _Admission(lines, prompts, form)
-    waiting: dict[int, bytes] = {}
-    for completion in answers(admission):
-        position = int(completion.id)
-        record, error = admission.flying.pop(position)
-        outcome = error or outcome_of(completion)
-        tally.count(outcome)
-        waiting[position] = form.result_line(record, outcome)
-        while (line := waiting.pop(admission.written, None)) is not None:
-            admission.written += 1
+    # From the oldest unfinished one on, by index: a record in flight, or the line of its result.
+    waiting: dict[int, Record | bytes] = {}
+    written, unreadable = 0, None
+
+    def requests() -> Iterator[TextRequest | None]:
+        nonlocal unreadable
+        try:
+            for line in lines:
+                while len(waiting) >= AHEAD:
+                    yield None
+                if line is None:
+                    yield None
+                    continue
+                record = form.read_record(line)
+                waiting[written + len(waiting)] = record
+                try:
+                    request = ask(record)
+                except HFPipeError as error:
+                    request = FailedRequest("", "", error=error)
+                yield request
+        except HFPipeError as error:
+            unreadable = error
+
+    for index, answer in stream_batch(requests()):
+        record = waiting[index]
+        assert isinstance(record, Record)
+        waiting[index] = form.result_line(record, answer)
+        tally.count(answer)
+        while isinstance(line := waiting.get(written), bytes):
+            del waiting[written]
+            written += 1
             yield line
         on_progress()
-        if max_errors is not None and tally.failed > max_errors:
-            raise TooManyErrors(
-                f"{tally.failed:,} records failed ({by_type(tally.errors)}), and --max-errors is {max_errors}."
-            )
-    if admission.failure:
-        raise admission.failure
-
-
-def by_type(errors: Counter[str]) -> str:
-    """How many there are of each, the most first."""
-    return ", ".join(f"{count:,} {word}" for word, count in errors.most_common())
-
-
-class _Admission:
-    """Requests as the engine has room for them, each with its position (from 0) as its id: an iterator that gives None
-    while too many results wait, or no line is ready.
-
-    `flying` are the records that have no result, `written` counts those whose results are out, and `failure` is what
-    ended the input. A record that cannot be asked goes in as an empty prompt, which comes back at once: so its result,
-    too, is made when there is room for it.
-    """
-
-    def __init__(self, lines: Iterable[Line | None], prompts: Prompts, form: Format) -> None:
-        self.flying: dict[int, tuple[Record, RecordError | None]] = {}
-        self.written = 0
-        self.failure: HFPipeError | None = None
-        self._lines = iter(lines)
-        self._prompts = prompts
-        self._form = form
-        self._position = 0
-
-    def __iter__(self) -> Iterator[TextRequest | None]:
-        return self
-
-    def __next__(self) -> TextRequest | None:
-        if self._position >= self.written + AHEAD:
-            return None
-        try:
-            line = next(self._lines)
-        except HFPipeError as failure:
-            self.failure = failure
-            raise StopIteration from failure
-        if line is None:
-            return None
-        record = self._form.read_record(line)
-        position, self._position = self._position, self._position + 1
-        request, error = TextRequest(str(position), ""), record.error
-        if error is None:
-            try:
-                request = self._prompts.request(request.id, record)
-            except HFPipeError as problem:
-                error = RecordError.of(problem)
-        self.flying[position] = record, error
-        return request
+        failed = tally.errors.total()
+        if max_errors is not None and failed > max_errors:
+            by_type = ", ".join(f"{count:,} {word}" for word, count in tally.errors.most_common())
+            raise TooManyErrors(f"{failed:,} records failed ({by_type}), and --max-errors is {max_errors}.")
+    if unreadable:
+        raise unreadable

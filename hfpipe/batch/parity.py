@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
-from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record
 from hfpipe.quality.compare import common_prefix
-from hfpipe.types import Completion, GenerationOptions, TextRequest
+from hfpipe.sampling import resolve_sampling
+from hfpipe.types import TextRequest
 
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A record, and the text of its answer in the output."""
-
-    record: Record
-    text: str
+if TYPE_CHECKING:
+    from hfpipe.langchain import HFPipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +42,43 @@ class Parity:
     unseeded: int
 
 
-def answered(lines: Iterable[Line], results: Iterable[bytes], form: Format, count: int) -> list[Answered]:
-    """`count` of the answers in `results`, or all where there are fewer, in their order; the same ones each time.
+def answered(lines: Iterable[Line], results: Iterable[bytes], form: Format, count: int) -> list[tuple[Record, str]]:
+    """`count` of the answers in `results`, or all where there are fewer, each a record and its text, in their order;
+    the same ones each time.
 
     Each answer has the same chance: algorithm R of J. S. Vitter, Random Sampling with a Reservoir (1985).
     """
-    chance = random.Random(count)
-    kept: dict[int, Answered] = {}
-    for seen, (position, answer) in enumerate(_answers(lines, results, form)):
-        if len(kept) >= count:
-            place = chance.randint(0, seen)
-            if place >= count:
-                continue
-            del kept[list(kept)[place]]
-        kept[position] = answer
-    return [kept[position] for position in sorted(kept)]
+    chance, seen = random.Random(count), 0
+    chosen: list[tuple[Line, str]] = []
+    for line, written in zip(lines, results, strict=False):
+        result = form.read_result(written)
+        if result is None or result.error is not None:
+            continue
+        seen += 1
+        if len(chosen) < count:
+            chosen.append((line, result.text))
+        elif (place := chance.randrange(seen)) < count:
+            chosen[place] = line, result.text
+    return [(form.read_record(line), text) for line, text in sorted(chosen)]
 
 
-def _answers(lines: Iterable[Line], results: Iterable[bytes], form: Format) -> Iterator[tuple[int, Answered]]:
-    for position, (line, result) in enumerate(zip(lines, results, strict=False)):
-        text = form.read_text(result)
-        if text is not None:
-            yield position, Answered(form.read_record(line), text)
-
-
-def compare(
-    given: Iterable[Answered],
-    prompts: Prompts,
-    answer: Callable[[TextRequest], Completion],
-    is_drawn: Callable[[GenerationOptions], bool],
-    encode: Callable[[str], Sequence[int]],
-) -> Parity:
-    """Answer each again with `answer`, one after the other. `is_drawn` tells whether options mean sampling."""
+def compare(given: Iterable[tuple[Record, str]], ask: Callable[[Record], TextRequest], llm: HFPipe) -> Parity:
+    """Answer each again with `llm`, one after the other."""
     equal, unseeded, different = 0, 0, []
-    for one in given:
-        request = prompts.request(one.record.id, one.record)
-        if is_drawn(request.options) and request.options.seed is None:
+    for record, found in given:
+        request = ask(record)
+        sampling = resolve_sampling(request.options, llm.generator.source.generation_config)
+        if sampling.temperature > 0 and request.options.seed is None:
             unseeded += 1
             continue
-        completion = answer(request)
-        if completion.error is None and completion.text == one.text:
+        ((_, completion),) = llm.stream_batch([request])
+        exact = completion.text
+        if completion.error is not None:
+            different.append(Difference(record.id, 0, 0, found, None))
+        elif exact == found:
             equal += 1
         else:
-            different.append(_difference(one, completion, encode))
+            ours, theirs = llm.get_token_ids(found), llm.get_token_ids(exact)
+            after, same = common_prefix(ours, theirs), common_prefix(found, exact)
+            different.append(Difference(record.id, after, len(theirs), found[same:], exact[same:]))
     return Parity(equal, different, unseeded)
-
-
-def _difference(one: Answered, exact: Completion, encode: Callable[[str], Sequence[int]]) -> Difference:
-    if exact.error is not None:
-        return Difference(one.record.id, 0, 0, one.text, None)
-    theirs = encode(exact.text)
-    same = common_prefix(one.text, exact.text)
-    return Difference(
-        one.record.id, common_prefix(encode(one.text), theirs), len(theirs), one.text[same:], exact.text[same:]
-    )

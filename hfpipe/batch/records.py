@@ -1,69 +1,77 @@
-"""A line of the input as a record: what it asks, how it is to be answered, or why it cannot be."""
+"""A record: what a line asks, how, or why it cannot be answered, and the request that it makes.
+
+The values of a line are checked here; what hfpipe does not take raises a UsageError. Null means "not given".
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any
 
-from typing_extensions import Self
-
-from hfpipe.batch import fields
 from hfpipe.batch.lines import Line
-from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, OutOfMemory, UnsupportedOption, UsageError
-from hfpipe.types import Completion, GenerationOptions
-
-ErrorType = Literal[
-    "invalid_json",
-    "invalid_record",
-    "unknown_option",
-    "missing_variable",
-    "context_length",
-    "out_of_memory",
-    "engine",
-]
-_LONGEST = 500
-_IDS = ("custom_id", "id")
+from hfpipe.errors import (
+    ContextLengthError,
+    HFPipeError,
+    MissingVariable,
+    OutOfMemory,
+    TemplateError,
+    UnsupportedOption,
+    UsageError,
+)
+from hfpipe.text.templates import PromptTemplate
+from hfpipe.types import GenerationOptions, TextRequest
 
 
 class InvalidJSON(UsageError):
     """A line that is not a JSON text in UTF-8."""
 
 
-# The first that fits.
-_TYPES: tuple[tuple[type[HFPipeError], ErrorType], ...] = (
-    (InvalidJSON, "invalid_json"),
-    (MissingVariable, "missing_variable"),
-    (UnsupportedOption, "unknown_option"),
-    (UsageError, "invalid_record"),
-    (ContextLengthError, "context_length"),
-    (OutOfMemory, "out_of_memory"),
-    (HFPipeError, "engine"),
+# What a result calls an error: a word that stays the same.
+ERROR_TYPES: Mapping[type, str] = {
+    InvalidJSON: "invalid_json",
+    UsageError: "invalid_record",
+    UnsupportedOption: "unknown_option",
+    MissingVariable: "missing_variable",
+    ContextLengthError: "context_length",
+    OutOfMemory: "out_of_memory",
+    HFPipeError: "engine",
+}
+IDS = ("custom_id", "id")
+_LONGEST = 500
+_ALIASES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
+_WHOLE = ("max_tokens", "top_k", "seed")
+OVERRIDES = frozenset({field.name for field in dataclasses.fields(GenerationOptions)} | _ALIASES.keys())
+# What other engines take and hfpipe does not, with the value that asks for nothing.
+_ELSEWHERE: Mapping[str, Any] = {
+    **dict.fromkeys(("best_of", "length_penalty", "num_beams", "typical_p"), 1),
+    **dict.fromkeys(("frequency_penalty", "no_repeat_ngram_size", "presence_penalty"), 0),
+    "do_sample": None,
+    "logit_bias": {},
+}
+# Of a request to a server. Their names are too common to mean the same among the variables of a template.
+_OF_REQUESTS: Mapping[str, Any] = {
+    **dict.fromkeys(("echo", "logprobs", "top_logprobs"), 0),
+    "functions": [],
+    "modalities": ["text"],
+    "n": 1,
+    "response_format": {"type": "text"},
+    "tools": [],
+}
+# They say who asks, how the answer travels or what it costs, and nothing of its text.
+_HARMLESS = frozenset(
+    (
+        *("metadata", "model", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier"),
+        *("store", "stream", "stream_options", "tool_choice", "user"),
+    )
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RecordError:
-    """Why a record has no answer: a short word that stays the same, and a line that says it."""
-
-    type: ErrorType
-    message: str
-
-    @classmethod
-    def of(cls, error: HFPipeError) -> Self:
-        message = error.message if len(error.message) <= _LONGEST else error.message[: _LONGEST - 1] + "…"
-        return cls(next(word for kind, word in _TYPES if isinstance(error, kind)), message)
-
-
-def outcome_of(completion: Completion) -> Completion | RecordError:
-    """A completion, or the error that it ended in."""
-    if completion.error is not None:
-        return RecordError.of(completion.error)
-    if completion.finish_reason == "error":
-        return RecordError("engine", "The engine gave no reason.")
-    return completion
+# Two names that differ by a letter of ten are the same word.
+_SAME = 0.9
+_KINDS = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,101 +90,176 @@ class Record:
     raw: bool = False
     messages: tuple[Mapping[str, str], ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    error: RecordError | None = None
+    error: HFPipeError | None = None
 
-    def options(self, base: GenerationOptions) -> GenerationOptions:
-        """`base` with what this record overrides. `"stop": []` overrides too."""
-        return dataclasses.replace(base, **self.overrides)
+    def request(self, template: PromptTemplate, options: GenerationOptions) -> TextRequest:
+        """What a generator answers, with the record's own options over those of the run; `"stop": []` is one too.
+
+        Raises the record's error, and TemplateError where the template cannot be filled.
+        """
+        if self.error:
+            raise self.error
+        if self.messages:
+            prompt, special = template.render(self.messages), False
+        elif self.raw:
+            prompt, special = self.prompt or "", True
+        else:
+            prompt, special = template.fill(self._values(template)), template.add_special_tokens
+        options = dataclasses.replace(options, **self.overrides) if self.overrides else options
+        return TextRequest("", _well_formed(prompt), options, special)
+
+    def _values(self, template: PromptTemplate) -> dict[str, str]:
+        values = {**template.variables, **self.variables}
+        if self.prompt is not None:
+            place = template.template.prompt_variable(values)
+            if place is None:
+                raise TemplateError(f"There is no place for the prompt in {template.name}: all of it is given.")
+            values[place] = self.prompt
+        elif template.template.variables == ("prompt",) and "prompt" not in values and "question" in values:
+            # The usual name of what is asked fits the built-in templates, whichever the model has.
+            values["prompt"] = values["question"]
+        return values
 
 
-def read_record(line: Line, names: Collection[str] = ()) -> Record:
-    """The record of a line. What is wrong with it is its `error`; nothing is raised.
-
-    `names` are the variables of the template: what they name is a variable, whatever else it could be. Of the others,
-    `custom_id` and `id` are the id, names of generation options are overrides, and `metadata` is passed over.
-    With "messages", any further name is an error, but for those of an OpenAI request that change no text. Else it is
-    a variable that the template may use; what looks like an option, and is none, is an error there too. Values of
-    variables that are numbers or booleans become text as JSON writes them; a list or an object is an error where the
-    template uses it. Null is "not given", and half a character (a lone surrogate) becomes U+FFFD.
-    """
-    return record_of(line, lambda given: _asked(given, names))
-
-
-def record_of(line: Line, asked: Callable[[dict[str, Any]], dict[str, Any]]) -> Record:
-    """The record of a line, where `asked` tells what its object asks, or raises an HFPipeError."""
-    record_id = str(line.number)
-    try:
-        given = read_object(line)
-        record_id = _id(given, line)
-        return Record(line.number, record_id, **asked(given))
-    except HFPipeError as error:
-        return Record(line.number, record_id, error=RecordError.of(error))
-
-
-def read_id(line: Line) -> str:
-    """The id of the record of a line, found quickly."""
-    try:
-        return _id(read_object(line), line)
-    except UsageError:
-        return str(line.number)
+def described(error: HFPipeError) -> dict[str, str]:
+    """The type of an error, and its message in a bounded line."""
+    word = next(ERROR_TYPES[kind] for kind in type(error).__mro__ if kind in ERROR_TYPES)
+    message = error.message if len(error.message) <= _LONGEST else error.message[: _LONGEST - 1] + "…"
+    return {"type": word, "message": message}
 
 
 def read_object(line: Line) -> dict[str, Any]:
     """The JSON object of a line. Raises UsageError where there is none."""
     try:
-        value = json.loads(line.content.decode())
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.object[error.start]:#x} at {error.start:,}"
-        raise InvalidJSON(f"Line {line.number} is not UTF-8 text: {byte}.") from error
+        value = json.loads(decoded(line))
     except (ValueError, RecursionError) as error:
         # The error's own words say "line 1".
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise InvalidJSON(f"Line {line.number} is not JSON: {reason}.") from error
     if not isinstance(value, dict):
-        raise UsageError(f"Line {line.number} is {fields.kind(value)}, not an object.")
+        raise UsageError(f"Line {line.number} is {kind(value)}, not an object.")
     return value
 
 
-def _id(given: Mapping[str, Any], line: Line) -> str:
+def decoded(line: Line) -> str:
+    try:
+        return line.content.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {line.content[error.start]:#x} at {error.start:,}"
+        raise InvalidJSON(f"Line {line.number} is not UTF-8 text: {byte}.") from error
+
+
+def id_of(given: Mapping[str, Any], line: Line) -> str:
     """As it is, half characters and all: it is to be found again."""
-    name = next((name for name in _IDS if given.get(name) is not None), None)
-    value = line.number if name is None else given[name]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | list | dict):
-        raise UsageError(f"{name} must be text or a number, not {fields.kind(value)}.")
-    return json.dumps(value)
+    for name in IDS:
+        if (value := given.get(name)) is not None:
+            if isinstance(value, bool | list | dict):
+                raise UsageError(f"{name} must be text or a number, not {kind(value)}.")
+            return value if isinstance(value, str) else json.dumps(value)
+    return str(line.number)
 
 
-def _asked(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        raise UsageError("The record is empty.")
-    if "messages" in given and "messages" not in names:
-        return _conversation(given)
-    return _variables(given, names)
-
-
-def _conversation(given: Mapping[str, Any]) -> dict[str, Any]:
-    if "prompt" in given:
-        raise UsageError("A record has a prompt or messages, not both.")
-    overrides = fields.request_overrides(given, but=("messages", *_IDS))
-    return {"messages": fields.conversation(given["messages"]), "overrides": overrides}
-
-
-def _variables(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    variables, overrides = {}, {}
+def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of GenerationOptions, checked for type and range."""
+    checked: dict[str, Any] = {}
     for name, value in given.items():
-        if name in names:
-            variables[name] = fields.variable(name, value)
-        elif name in fields.OVERRIDES:
-            overrides[name] = value
-        elif name not in (*_IDS, "metadata", "prompt"):
-            fields.refuse_misspelt(name, value)
-            if not isinstance(value, list | dict):
-                variables[name] = fields.variable(name, value)
-    asked: dict[str, Any] = {"variables": variables, "overrides": fields.overrides(overrides)}
-    if "prompt" in given:
-        asked["prompt"] = fields.text("prompt", given["prompt"])
-        variables.pop("prompt", None)
-    return asked
+        option = _ALIASES.get(name, name)
+        if option == "stop":
+            value = _stops(value)
+        elif isinstance(value, bool):
+            raise UsageError(f"{name} must be a number, not a boolean.")
+        elif option in _WHOLE and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if option in checked and checked[option] != value:
+            raise UsageError(f"{option} is given twice, as {checked[option]} and as {value}.")
+        checked[option] = value
+    if checked:
+        GenerationOptions(**checked)
+    return checked
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise UsageError("stop must be text or a list of texts.")
+    return tuple(map(_well_formed, stops))
+
+
+def request_overrides(given: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
+    """The overrides of a request, in which every name `but` some has a meaning: what would change the answer is not
+    dropped in silence."""
+    known = OVERRIDES | _HARMLESS | set(but)
+    for name, value in given.items():
+        if name not in known and value != _ELSEWHERE.get(name, _OF_REQUESTS.get(name)):
+            raise _not_taken(name, value)
+    return overrides({name: value for name, value in given.items() if name in OVERRIDES})
+
+
+def refuse_misspelt(name: str, value: Any) -> None:
+    """Raise UsageError for an unknown name among variables that is probably meant as an option."""
+    if value != _ELSEWHERE[name] if name in _ELSEWHERE else _meant(name):
+        raise _not_taken(name, value)
+
+
+def _not_taken(name: str, value: Any) -> UnsupportedOption:
+    shown = "" if isinstance(value, list | dict) else f" = {json.dumps(value)}"
+    return UnsupportedOption(f"hfpipe does not take {name}{shown}.{_meant(name)}")
+
+
+@lru_cache(maxsize=1024)
+def _meant(name: str) -> str:
+    """The option that `name` misspells: maxTokens, max-tokens, max_token."""
+    plain = {option.replace("_", ""): option for option in sorted(OVERRIDES)}
+    bare = name.lower().replace("_", "").replace("-", "")
+    close = difflib.get_close_matches(bare, plain, n=1, cutoff=_SAME)
+    return f" Did you mean {plain[close[0]]}?" if close else ""
+
+
+def conversation(value: Any) -> tuple[Mapping[str, str], ...]:
+    """Messages of role and content, and a name where one has it. Parts of text are joined, as LangChain joins them. A
+    role is any word: the chat template knows which it takes."""
+    if not isinstance(value, list) or not value:
+        raise UsageError("messages must be a list of at least one message.")
+    return tuple(_message(f"messages[{i}]", message) for i, message in enumerate(value))
+
+
+def _message(place: str, value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{place} must be an object, not {kind(value)}.")
+    given = {name: part for name, part in value.items() if part is not None and part != []}
+    if extra := sorted(given.keys() - {"role", "content", "name"}):
+        raise UnsupportedOption(f"{place} has {extra[0]}, which hfpipe does not take.")
+    content = given.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise UnsupportedOption(f"{place}.content has a part that is not text, and hfpipe takes text alone.")
+        content = "".join(text(f"{place}.content", part.get("text")) for part in content)
+    given = {"role": given.get("role"), **given, "content": content}
+    return {name: text(f"{place}.{name}", part) for name, part in given.items()}
+
+
+def text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text, not {kind(value)}.")
+    return value
+
+
+def variable(name: str, value: Any) -> str:
+    """Text as it is; a number or a boolean as JSON writes it."""
+    if isinstance(value, list | dict):
+        raise UsageError(f"{name} must be text or a number, not {kind(value)}.")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _well_formed(text: str) -> str:
+    """`text` with half characters (lone surrogates, which JSON can hold and a tokenizer does not take) as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def kind(value: Any) -> str:
+    """What JSON calls it."""
+    return _KINDS.get(type(value), "null")

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.batch.prompts import Prompts
 from hfpipe.batch.records import Record
 from hfpipe.bench.candidates import QUESTION, Candidate, check_room, reason
 from hfpipe.bench.measure import BUSY, Prompt, Task
@@ -21,7 +20,7 @@ from hfpipe.bench.report import Sample
 from hfpipe.bench.spec import Spec
 from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable
 from hfpipe.process import run_child
-from hfpipe.text.templates import prompt_template
+from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from hfpipe.types import GenerationOptions, ModelSource, Reporter
 
@@ -156,14 +155,18 @@ class TokenizedPrompts:
         if source.folder not in self._made:
             tokenizer = load_tokenizer(source.folder, trust_remote_code=self._spec.loading.trust_remote_code)
             options = GenerationOptions(max_tokens=self._spec.workload.new_tokens)
-            prompts = Prompts(prompt_template(tokenizer, source.reference), options)
-            self._made[source.folder] = [_tokenized(one, source, prompts, tokenizer) for one in self._spec.prompts]
+            template = prompt_template(tokenizer, source.reference)
+            self._made[source.folder] = [
+                _tokenized(one, source, template, options, tokenizer) for one in self._spec.prompts
+            ]
         return self._made[source.folder]
 
 
-def _tokenized(record: Record, source: ModelSource, prompts: Prompts, tokenizer: Tokenizer) -> Prompt:
+def _tokenized(
+    record: Record, source: ModelSource, template: PromptTemplate, options: GenerationOptions, tokenizer: Tokenizer
+) -> Prompt:
     try:
-        request = prompts.request(record.id, record)
+        request = record.request(template, options)
         prompt = Prompt(tokenizer.encode(request.prompt, request.add_special_tokens), request.options.max_tokens or 0)
         check_room(source, len(prompt.token_ids) + prompt.new_tokens)
     except HFPipeError as error:

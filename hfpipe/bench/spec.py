@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hfpipe import backends
-from hfpipe.batch.formats import HFPipeFormat
+from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.batch.records import Record
 from hfpipe.errors import HFPipeError, UsageError, nearest
@@ -170,7 +170,7 @@ def _refusal(backend: str, options: LoadOptions) -> HFPipeError | None:
 
 def read_prompts(path: Path) -> list[Record]:
     """The prompts of a file, as `hfpipe batch` reads it. Raises UsageError for an invalid line and an empty file."""
-    form = HFPipeFormat(_VARIABLES)
+    form = Format(_VARIABLES)
     with open_input(path) as stream:
         records = [form.read_record(line) for line in Lines(stream, str(path))]
     for record in records:

@@ -18,7 +18,7 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from hfpipe.batch.lines import open_input, Lines
-from tests.batch.work import finished, journal, mended, run, with_results
+from tests.batch.work import finished, journal, mended, run, with_mended
 
 source, output, expected = Path(sys.argv[1]), Path(sys.argv[2]), finished(Path(sys.argv[1]))
 
@@ -49,17 +49,17 @@ run(source, output)
 assert output.read_bytes() == expected
 
 # Each run is killed with some more of the failed records answered, and none is answered twice.
-new = mended(source, *range(3, len(expected.splitlines()), 4))
-replaced = with_results(source, new)
+failed = range(3, len(expected.splitlines()), 4)
+replaced = with_mended(source, *failed)
 answered, in_parts = 0, 0
 
 def retry():
     until = answered + random.randrange(1, 100)
     with open_input(source) as stream, journal(output) as opened:
         assert list(opened.resume(Lines(stream))) == []
-        assert list(opened.failed) == [position for position, _ in new[answered:]]
+        assert list(opened.failed) == list(failed[answered:])
         opened.replace_errors(one if i < until else os.kill(os.getpid(), signal.SIGKILL)
-                              for i, one in enumerate(new[answered:], answered))
+                              for i, one in enumerate(mended(source, *failed[answered:]), answered))
 
 while output.read_bytes() != replaced:
     child = os.fork()
@@ -70,10 +70,10 @@ while output.read_bytes() != replaced:
     kills += 1
     with open_input(source) as stream, journal(output) as opened:
         assert list(opened.resume(Lines(stream))) == []
-        done = len(new) - len(opened.failed)
+        done = len(failed) - len(opened.failed)
     assert done > answered
-    assert output.read_bytes() == with_results(source, new[:done])
-    in_parts += done < len(new)
+    assert output.read_bytes() == with_mended(source, *failed[:done])
+    in_parts += done < len(failed)
     answered = done
 assert in_parts > 2
 print(json.dumps({"kills": kills, "files": sorted(path.name for path in output.parent.iterdir())}))
@@ -82,7 +82,6 @@ print(json.dumps({"kills": kills, "files": sorted(path.name for path in output.p
 FULL = """
 import sys
 from pathlib import Path
-from hfpipe.errors import HFPipeError
 from hfpipe.errors import HFPipeError
 from tests.batch.work import finished, run
 
@@ -102,41 +101,6 @@ filler.unlink()
 run(source, output)
 assert output.read_bytes() == expected
 print("fine")
-"""
-
-MEMORY = """
-import io, resource, sys
-from pathlib import Path
-from hfpipe.batch.lines import Lines
-from hfpipe.batch.order import Tally, results
-from hfpipe.types import Completion
-from tests.batch.test_order import PROMPTS
-from tests.batch.test_lines import Endless
-from tests.batch.work import FORM, journal
-
-class First(io.RawIOBase):
-    def __init__(self, lines):
-        self.left, self.source = lines * len(Endless.line), Endless()
-    def readable(self):
-        return True
-    def readinto(self, buffer):
-        view = memoryview(buffer)[: self.left]
-        self.left -= len(view)
-        return self.source.readinto(view)
-
-def batch(output, lines):
-    with journal(output) as opened:
-        answers = lambda requests: (Completion(one.id, one.prompt, "stop") for one in requests if one)
-        for line in results(opened.resume(Lines(First(lines))), answers, PROMPTS, FORM, Tally()):
-            opened.append(line)
-    assert opened.count == lines
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-folder = Path(sys.argv[1])
-few = batch(folder / "few", 2_000)
-many = batch(folder / "many", 200_000)
-again = batch(folder / "many", 200_000)
-print(few, many, again)
 """
 
 
@@ -175,13 +139,6 @@ def test_a_full_disk(tmp_path, small_disk):
     place, command = small_disk
     source = write_questions(tmp_path / "q.jsonl", 150)
     assert script(FULL, source, place / "out.jsonl", command=command) == "fine\n"
-
-
-def test_memory_does_not_grow_with_the_file(tmp_path):
-    few, many, again = map(int, script(MEMORY, tmp_path).split())
-    assert many - few < 5
-    assert again - few < 5
-    assert (tmp_path / "many").read_bytes().count(b"\n") == 200_000
 
 
 def test_the_lock_is_that_of_a_process(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ import hfpipe
 from hfpipe.batch.formats import recognized
 from hfpipe.batch.lines import Line
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.langchain import HFPipe
 from tests import tiny
 from tests.cli.conftest import write_echo_model
 
@@ -44,6 +46,21 @@ def test_a_batch_and_its_summary(model, source, tmp_path):
     lines = []
     batch(model, source, lines.append)
     assert b"".join(lines) == output.read_bytes()
+
+
+def test_results_stream_through_the_langchain_pipeline(model, source, tmp_path, monkeypatch):
+    """Of a model by name and of one that is loaded."""
+    stream_batch = HFPipe.stream_batch
+
+    def marked(self, requests):
+        for index, answer in stream_batch(self, requests):
+            yield index, replace(answer, text=f"[{answer.text}]")
+
+    monkeypatch.setattr(HFPipe, "stream_batch", marked)
+    loaded = hfpipe.load(str(model), backend="echo")
+    for number, (one, loading) in enumerate([(model, {"backend": "echo"}), (loaded, {}), (loaded.generator, {})]):
+        hfpipe.batch(one, source, tmp_path / str(number), template="raw", **loading)
+        assert texts(tmp_path / str(number)) == [f"[Number {i}]" for i in range(9)]
 
 
 def test_a_loaded_model_answers_too(model, source, tmp_path):
@@ -84,13 +101,13 @@ def test_plain_text_has_a_prompt_a_line(model, tmp_path, packed):
 @pytest.mark.parametrize(
     ("name", "first", "said", "hint"),
     [
-        ("q.csv", b"question,answer", "q.csv is a table", "pandas.read_csv('q.csv').to_json('q.jsonl'"),
-        ("q.parquet", b"PAR1\x15", "q.parquet is a table", "read_parquet"),
-        ("q", b"PAR1\x15", "q is a table", "read_parquet"),
-        ("q.json", b"[", "q.json is one JSON document", "jq -c '.[]' q.json > q.jsonl"),
-        ("q.json", b'[{"prompt": "a"}]', "q.json is one JSON document", "jq -c '.[]'"),
-        ("q.json", b"{", "q.json is one JSON document", "jq -c '.' q.json"),
-        ("stdin", b"What is EEG?", "The first line of stdin is not a JSON object.", "--format text"),
+        ("q.csv", b"question,answer", "q.csv is not JSON lines", "pandas.read_csv('q.csv').to_json('q.jsonl'"),
+        ("q.parquet", b"PAR1\x15", "q.parquet is not JSON lines", "read_parquet"),
+        ("q", b"PAR1\x15", "q is not JSON lines", "read_parquet"),
+        ("q.json", b"[", "q.json is not JSON lines", "jq -c '.[]' q.json > q.jsonl"),
+        ("q.json", b'[{"prompt": "a"}]', "q.json is not JSON lines", "jq -c '.[]'"),
+        ("q.json", b"{", "q.json is not JSON lines", "jq -c '.' q.json"),
+        ("stdin", b"What is EEG?", "stdin is not JSON lines", "--format text"),
     ],
 )
 def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, name, first, said, hint):
@@ -138,4 +155,7 @@ def test_a_temperature_that_is_not_a_number(model, tmp_path, value):
     (tmp_path / "q").write_text(f'{{"prompt": "x", "temperature": {value}}}\n')
     batch(model, tmp_path / "q", tmp_path / "a")
     error = json.loads((tmp_path / "a").read_bytes())["error"]
-    assert error == {"type": "invalid_record", "message": f"temperature must be a number, not {value}."}
+    assert error == {
+        "type": "invalid_record",
+        "message": f"temperature must be from 0 (greedy) to 1000, not {float(value)}.",
+    }

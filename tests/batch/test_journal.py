@@ -1,12 +1,10 @@
 """The output is a prefix of the finished file at every moment, and a run goes on from there."""
 
-import io
 from array import array
 
 import pytest
 
 from hfpipe.batch.lines import Lines, open_input
-from hfpipe.batch.records import Record, RecordError
 from hfpipe.errors import HFPipeError
 from tests.batch.work import (
     FORM,
@@ -76,29 +74,6 @@ def test_a_run_with_nothing_to_do_touches_nothing(tmp_path, output, count):
         assert (now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (stood.st_mtime_ns, stood.st_ctime_ns, stood.st_ino)
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"{}\n{}\n", b"\n{}\n"])
-def test_a_result_is_one_line_of_a_record(source, output, line):
-    with open_input(source) as stream, journal(output) as opened:
-        rest = opened.resume(Lines(stream))
-        with pytest.raises(ValueError, match="that resume has given"):
-            opened.append(FORM.result_line(Record(1, "a"), RecordError("engine", "No record was read for it.")))
-        next(rest)
-        with pytest.raises(ValueError, match="one line"):
-            opened.append(line)
-    assert output.read_bytes() == b""
-
-
-def test_nothing_is_appended_before_resume_or_after_the_end(output):
-    opened = journal(output)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="resume"):
-            opened.append(b"{}\n")
-        with pytest.raises(ValueError, match="resume"):
-            opened.replace_errors([])
-        with opened:
-            opened.resume([])
-
-
 def test_a_long_line(source, output):
     source.write_text(f'{{"question": "{"x" * 10_000_000}"}}\n' * 2)
     run(source, output, limit=1)
@@ -163,8 +138,8 @@ def test_a_restart_that_cannot_begin_touches_nothing(source, output):
 
 
 def test_a_second_run_is_refused(source, output):
-    with journal(output) as first:
-        rest = first.resume(Lines(io.BytesIO(source.read_bytes())))
+    with open_input(source) as stream, journal(output) as first:
+        rest = first.resume(Lines(stream))
         for _ in range(2):
             with pytest.raises(HFPipeError, match=r"(?m)^Another hfpipe is writing to .*out\.jsonl\.$"):
                 run(source, output, restart=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hfpipe.batch.journal import check_place
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.errors import HFPipeError, UsageError
 from tests.batch.work import (
@@ -14,7 +15,6 @@ from tests.batch.work import (
     RESTART,
     SETTINGS,
     answer,
-    files,
     finished,
     journal,
     manifest,
@@ -69,20 +69,6 @@ def test_a_setting_that_is_known_later_is_checked_too(source, output):
             opened.append(answer(FORM.read_record(next(rest))))
 
 
-def test_an_output_of_version_0_1_is_named(source, output):
-    """It had two files beside it. They keep to the output, with which that version can resume."""
-    run(source, output, limit=3)
-    manifest(output).unlink()
-    old = [output.with_name(f"out.jsonl.manifest.{kind}") for kind in ("json", "digests")]
-    for path in old:
-        path.write_text("{}")
-    refused(source, output, "out.jsonl was written by hfpipe 0.1.0, which this version cannot resume.")
-    run(source, output, restart=True)
-    assert files(output.parent) == [
-        ".out.jsonl.hfpipe", "out.jsonl", "out.jsonl.1", "out.jsonl.1.manifest.digests", "out.jsonl.1.manifest.json"
-    ]  # fmt: skip
-
-
 def test_settings_are_compared_as_json_has_them(source, output):
     run(source, output, limit=3, settings={"stop": ("a",), "temperature": 1})
     run(source, output, settings={"temperature": 1.0, "stop": ["a"]})
@@ -97,7 +83,7 @@ def test_settings_may_change_while_nothing_stands(source, output):
 
 def test_a_file_that_is_not_a_batchs_is_left_alone(source, output):
     output.write_text("My notes.\n")
-    refused(source, output, "out.jsonl has no manifest of a batch beside it")
+    refused(source, output, "out.jsonl cannot be resumed: this version of hfpipe has no manifest of it")
     run(source, output, restart=True)
     assert output.with_name("out.jsonl.1").read_text() == "My notes.\n"
 
@@ -236,14 +222,12 @@ def test_a_file_that_somebody_else_touches(tmp_path, what):
 
 
 def test_places_that_are_none(source, tmp_path):
-    with pytest.raises(UsageError, match=r"the folder .* does not exist"):
-        run(source, tmp_path / "none" / "out.jsonl")
-    with pytest.raises(UsageError, match=r"the folder .* does not exist"):
-        run(source, source / "out.jsonl")
+    for path in (tmp_path / "none" / "out.jsonl", source / "out.jsonl"):
+        with pytest.raises(UsageError, match=r"the folder .* does not exist"):
+            check_place(path)
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(UsageError, match="is not a file"):
-            run(source, path)
-    assert not Path("/dev/.null.hfpipe").exists()
+            check_place(path)
 
 
 @pytest.fixture

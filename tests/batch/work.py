@@ -1,22 +1,21 @@
 """A batch without a model: every record is answered with what it asks."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from hfpipe.batch.formats import HFPipeFormat
+from hfpipe.batch.formats import Format
 from hfpipe.batch.journal import Journal
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.types import Completion, Usage
 
-FORM = HFPipeFormat(frozenset({"question"}))
+FORM = Format(frozenset({"question"}))
 RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
 SETTINGS = {"model": "echo", "temperature": 0.5, "stop": ["\n"]}
 
 
 def answer(record):
     if record.error:
-        return FORM.result_line(record, record.error)
+        return FORM.result_line(record, Completion("", "", "error", error=record.error))
     text = record.variables.get("question", "")
     return FORM.result_line(record, Completion(record.id, text, "stop", Usage(3, len(text))))
 
@@ -41,18 +40,17 @@ def journal(output: Path, settings=SETTINGS, **options) -> Journal:
     return Journal(output, settings, FORM, **options)
 
 
-def mended(source: Path, *positions: int) -> list[tuple[int, bytes]]:
+def mended(source: Path, *positions: int) -> list[bytes]:
     """New results for records that have failed."""
     with open_input(source) as stream:
         records = [FORM.read_record(line) for line in Lines(stream)]
-    chosen = [(position, records[position]) for position in positions]
-    return [(place, FORM.result_line(one, Completion(one.id, "mended", "stop"))) for place, one in chosen]
+    return [FORM.result_line(records[one], Completion("", "mended", "stop")) for one in positions]
 
 
-def with_results(source: Path, results: Iterable[tuple[int, bytes]]) -> bytes:
-    """The finished output with other results at some positions."""
+def with_mended(source: Path, *positions: int) -> bytes:
+    """The finished output with new results at some positions."""
     lines = finished(source).splitlines(keepends=True)
-    for position, line in results:
+    for position, line in zip(positions, mended(source, *positions), strict=True):
         lines[position] = line
     return b"".join(lines)
 

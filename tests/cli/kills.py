@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 CHAINS = 2
 # Of the kills, the share that comes at any moment of a start.
 ANY_MOMENT = 0.1
-_MODULES = ("hfpipe.cli.app", "hfpipe.batch", "hfpipe.generator")
+_MODULES = ("hfpipe.cli.app", "hfpipe.batch", "hfpipe.generator", "hfpipe.langchain")
 
 
 def killed_until_done(folder: Path, arguments: Sequence[object], whole: bytes, kills: int, engine: str) -> int:

@@ -360,14 +360,6 @@ def test_the_input_was_another(plain_model, source, output):
     assert output.read_bytes().startswith(whole)
 
 
-def test_a_file_of_somebody_else(plain_model, source, output):
-    output.write_text("mine\n")
-    ended = batch(plain_model, source, "-o", output)
-    assert (ended.code, ended.hint) == (1, RESTART)
-    assert ended.error == f"{output} has no manifest of a batch beside it, so that this version cannot resume."
-    assert output.read_text() == "mine\n"
-
-
 # Going on
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfpipe.batch import output as disk
+from hfpipe.batch import journal as disk
 from hfpipe.batch.lines import Lines, open_input
-from hfpipe.batch.output import Syncer
 from hfpipe.errors import HFPipeError
 from tests.batch.work import FORM, answer, finished, journal, run, write_questions
 
@@ -91,20 +90,6 @@ def test_an_error_is_not_hidden_by_one_at_the_end(source, output, monkeypatch):
         opened.resume(Lines(stream))
         monkeypatch.setattr(disk.os, "fsync", fsync)
         raise KeyError
-
-
-def test_a_syncer_does_not_miss_what_is_written_at_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
-    seen = []
-    with (tmp_path / "x").open("wb", buffering=0) as file:
-        monkeypatch.setattr(disk.os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_size))
-        for _ in range(200):
-            syncer = Syncer(file.fileno())
-            for _ in range(3):
-                file.write(b"x")
-                syncer.written()
-            syncer.close()
-            assert seen[-1] == file.tell()
 
 
 # A disk that takes a part
