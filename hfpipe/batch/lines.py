@@ -17,9 +17,9 @@ from typing import BinaryIO, NamedTuple, cast
 
 from hfpipe.errors import HFPipeError, UsageError
 
-# No text begins with it.
-_GZIP = b"\x1f"
+_GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_HEADER = 16
 _BUFFER = 1 << 18
 _AHEAD = 256
 
@@ -38,7 +38,7 @@ def open_input(path: Path | None, output: Path | None = None) -> io.BufferedRead
     if path is None:
         return io.BufferedReader(io.FileIO(0, closefd=False), _BUFFER)
     try:
-        file = io.BufferedReader(io.FileIO(path), _BUFFER)
+        file: io.BufferedReader = io.BufferedReader(io.FileIO(path), _BUFFER)
     except OSError as error:
         raise UsageError(f"The input {path} cannot be read: {error.strerror}.") from error
     if output is not None and output.exists() and os.path.samefile(path, output):
@@ -87,15 +87,19 @@ class Lines:
             ) from error
 
     def _uncompressed(self) -> Iterable[bytes]:
-        """What the stream holds. The first byte decides whether it is compressed, not its name."""
-        if not self._stream.peek(1).startswith(_GZIP):
+        """What the stream holds. The first bytes decide whether it is compressed, not its name."""
+        begin = self._stream.peek(len(_GZIP))[: len(_GZIP)]
+        if not begin or not _GZIP.startswith(begin):
             return self._stream
         if self._size:
             # A gzip file ends with the size of what is in it.
             self._size = int.from_bytes(os.pread(self._stream.fileno(), 4, self._size - 4), "little")
-        # `read` would wait for as much as it is asked for.
-        source = SimpleNamespace(read=self._stream.read1)
-        return gzip.GzipFile(fileobj=cast(BinaryIO, source), mode="rb")
+
+        def read(size: int) -> bytes:
+            # Of the contents what has come, while `read` would wait for all of it; of the few bytes of a header all.
+            return self._stream.read1(size) if size > _HEADER else self._stream.read(size)
+
+        return gzip.GzipFile(fileobj=cast(BinaryIO, SimpleNamespace(read=read)), mode="rb")
 
 
 def arriving(lines: Iterable[Line], answered: Callable[[], int]) -> Iterator[Line | None]:
