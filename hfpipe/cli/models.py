@@ -1,9 +1,11 @@
-"""`hfpipe models`: what the cache holds, and removing it."""
+"""`hfpipe models`: what hfpipe's cache and the Hub's hold, and removing it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -15,17 +17,18 @@ from hfpipe.cli.options import OUTPUT, option
 from hfpipe.cli.terminal import data, shown, tell
 from hfpipe.errors import HFPipeError, ModelNotFound, UsageError, nearest
 
+_HUB = "hub"
 RemoveArg = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[rm NAME...]", help="Remove these models from the cache.", show_default=False),
+    typer.Argument(metavar="[rm NAME...]", help="Remove these models from the caches.", show_default=False),
 ]
 PruneOpt = Annotated[
     bool,
     option(
         "--prune",
-        help="Remove the least used models until the rest fits into $HFPIPE_CACHE_LIMIT gigabytes (default 50).",
+        help="Remove the least used models, but those of the Hub, until the rest fits into $HFPIPE_CACHE_LIMIT "
+        "gigabytes (default 50).",
         panel=OUTPUT,
-        envvar=None,
     ),
 ]
 
@@ -33,46 +36,63 @@ PruneOpt = Annotated[
 def models(
     remove: RemoveArg = None, prune: PruneOpt = False, json: o.JsonOpt = False, quiet: o.QuietOpt = False
 ) -> None:
-    """List what hfpipe has converted and keeps in its cache, or remove it.
-
-    Models of the Hub are in the Hub's own cache: `hf cache ls` lists them.
-    """
-    names = _names(remove or [])
-    gone = _remove(names) if names else []
-    gone += store.prune() if prune else []
-    rows = gone if names or prune else store.entries()
+    """List what the cache of hfpipe and that of the Hub hold, or remove it."""
+    if remove and (remove[0] != "rm" or len(remove) < 2):
+        hint = "hfpipe models lists, hfpipe models rm NAME removes."
+        raise UsageError(f"Unexpected: {' '.join(remove)}.", hint=hint)
+    rows = _remove(remove[1:]) if remove else []
+    if prune:
+        rows += store.prune()
+    if not (remove or prune):
+        rows = _entries()
     if json:
         data(json_format.dumps([_as_data(entry) for entry in rows], ensure_ascii=False))
     elif rows:
         data(_table(rows))
     if not quiet:
-        verb = "Removed" if names or prune else "The cache holds"
+        verb = "Removed" if remove or prune else f"{store.cache_root()} and the Hub's cache hold"
         size = store.size_text(sum(entry.size for entry in rows))
-        tell(f"{verb} {len(rows)} model{'' if len(rows) == 1 else 's'}, {size}, in {store.cache_root()}.")
+        tell(f"{verb} {len(rows)} model{'' if len(rows) == 1 else 's'}, {size}.")
 
 
-def _names(words: Sequence[str]) -> Sequence[str]:
-    if words and (words[0] != "rm" or len(words) < 2):
-        raise UsageError(f"Unexpected: {' '.join(words)}.", hint="hfpipe models lists, hfpipe models rm NAME removes.")
-    return words[1:]
+def _entries() -> list[store.Entry]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    found = store.entries()
+    with suppress(CacheNotFound):
+        found += [
+            store.Entry(repo.repo_id, _HUB, repo.size_on_disk, repo.last_accessed, repo.repo_path)
+            for repo in scan_cache_dir().repos
+            if repo.repo_type == "model"
+        ]
+    return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
 
 def _remove(names: Sequence[str]) -> list[store.Entry]:
     """Remove every entry of these models. Raises ModelNotFound before anything is removed."""
-    entries = store.entries()
+    entries = _entries()
     known = {entry.model for entry in entries} | {entry.folder.name for entry in entries}
     for name in names:
         if name not in known:
-            raise ModelNotFound(
-                f"The cache holds no model {name!r}.", hint=nearest(name, known) or "hfpipe models lists what it holds."
-            )
+            hint = nearest(name, known) or "hfpipe models lists what they hold."
+            raise ModelNotFound(f"The caches hold no model {name!r}.", hint=hint)
     chosen = [entry for entry in entries if entry.model in names or entry.folder.name in names]
     try:
         for entry in chosen:
-            store.remove(entry.folder)
+            _remove_from_hub(entry) if entry.format == _HUB else store.remove(entry.folder)
     except store.Locked as error:
         raise HFPipeError(f"Another hfpipe is preparing {entry.model}.", hint="Run it again afterwards.") from error
     return chosen
+
+
+def _remove_from_hub(entry: store.Entry) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir()
+    repos = frozenset(repo for repo in cache.repos if repo.repo_path == entry.folder)
+    hashes = [revision.commit_hash for repo in repos for revision in repo.revisions]
+    # Of this repository alone: a copy of it has the same commits.
+    dataclasses.replace(cache, repos=repos).delete_revisions(*hashes).execute()
 
 
 def _as_data(entry: store.Entry) -> dict[str, Any]:

@@ -10,10 +10,21 @@ from tests.cli.shell import run_hfpipe
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for key, model, form in (("a", "smollm2", "transformers"), ("b", "smollm2", "int8"), ("c", "gpt\x1b2", "fp32")):
         build_once("kind", key, lambda folder: (folder / "file").write_bytes(bytes(5000)), model=model, form=form)
-    return tmp_path
+    return tmp_path / "cache"
+
+
+def hub_model(cache, name, commit):
+    """A model as huggingface_hub keeps it."""
+    folder = cache.parent / "hf" / "hub" / f"models--{name.replace('/', '--')}"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / "blob").write_bytes(bytes(7000))
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").symlink_to("../../blobs/blob")
+    return folder
 
 
 def models(cache, *words):
@@ -33,7 +44,7 @@ def test_it_lists_model_format_size_and_last_use(cache):
         ["smollm2", "int8", "5", "kB"],
         ["smollm2", "transformers", "5", "kB"],
     ]
-    assert (ended.code, ended.err.decode()) == (0, f"The cache holds 3 models, 15 kB, in {cache}.\n")
+    assert (ended.code, ended.err.decode()) == (0, f"{cache} and the Hub's cache hold 3 models, 15 kB.\n")
     last = json.loads(models(cache, "--json", "-q").out)[-1]
     assert set(last) == {"model", "format", "size", "last_used", "folder"}
     assert last["folder"] == str(cache / "kind" / "a")
@@ -41,21 +52,35 @@ def test_it_lists_model_format_size_and_last_use(cache):
 
 def test_rm_removes_all_of_a_model(cache):
     ended = models(cache, "rm", "smollm2")
-    assert ended.err.decode() == f"Removed 2 models, 10 kB, in {cache}.\n"
+    assert ended.err.decode() == "Removed 2 models, 10 kB.\n"
     assert listed(cache) == ["gpt\x1b2"]
 
 
 def test_prune_keeps_to_the_limit(cache, monkeypatch):
     monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "0")
     # All of them were used in the last hour.
-    assert models(cache, "--prune").err.decode() == f"Removed 0 models, 0 bytes, in {cache}.\n"
+    assert models(cache, "--prune").err.decode() == "Removed 0 models, 0 bytes.\n"
+    monkeypatch.setenv("HFPIPE_PRUNE", "1")
+    assert models(cache).err.decode() == "Removed 0 models, 0 bytes.\n"
+    monkeypatch.delenv("HFPIPE_PRUNE")
     assert len(listed(cache)) == 3
+
+
+def test_models_of_the_hubs_cache_are_listed_and_removed_one_by_one(cache):
+    folder, copy = (hub_model(cache, name, "a" * 40) for name in ("org/name", "org/copy"))
+    ended = models(cache)
+    assert ["org/name", "hub", "7", "kB"] in [row.split()[:4] for row in ended.out.decode().splitlines()]
+    assert ended.err.decode().endswith("hold 5 models, 29 kB.\n")
+    ended = models(cache, "rm", "org/name")
+    assert (ended.code, ended.err.decode()) == (0, "Removed 1 model, 7 kB.\n")
+    assert not folder.exists()
+    assert (copy / "snapshots" / ("a" * 40) / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["rm", "smollm"], 1, "Error: The cache holds no model 'smollm'.\nDid you mean 'smollm2'?\n"),
+        (["rm", "smollm"], 1, "Error: The caches hold no model 'smollm'.\nDid you mean 'smollm2'?\n"),
         (["rm"], 2, "Error: Unexpected: rm.\nhfpipe models lists, hfpipe models rm NAME removes.\n"),
         (["smollm2"], 2, "Error: Unexpected: smollm2.\nhfpipe models lists, hfpipe models rm NAME removes.\n"),
     ],
