@@ -1,4 +1,4 @@
-"""A GGUF file -> a transformers folder that loads like any other. Runs in a child process (see child.py).
+"""A GGUF file -> a transformers folder that loads like any other. Runs in a child process (see process.py).
 
 The weights go through transformers, which dequantizes them right. The tokenizer is built here: transformers reads
 byte-level BPE as SentencePiece and says nothing. Only kinds whose token ids were compared with llama.cpp's are built.
@@ -24,8 +24,12 @@ _SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token
 _END_TOKENS = ("eos", "eot", "eom")
 _OTHER_WAY = "Use the model's transformers folder or its Hub id."
 
-# tokenizer.ggml.pre -> does each digit stand alone?
-_PRE_TOKENIZERS = {"gpt-2": False, "smollm": True}
+_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+# By tokenizer.ggml.pre.
+_PRE_TOKENIZERS = {
+    "gpt-2": _WORDS,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _WORDS]),
+}
 
 Fields = Mapping[str, Any]
 
@@ -45,9 +49,8 @@ def _open(file: Path) -> GGUFReader:
     try:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"{file} cannot be read as GGUF ({error}).", hint="It may be half-downloaded: fetch it again."
-        ) from error
+        hint = "It may be half-downloaded: fetch it again."
+        raise ModelError(f"{file} cannot be read as GGUF ({error}).", hint=hint) from error
 
 
 def read_fields(reader: GGUFReader) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def read_fields(reader: GGUFReader) -> dict[str, Any]:
 def check(fields: Fields, reader: GGUFReader, file: Path) -> None:
     """Refuse, before any weight is read, what would convert into something else than the model."""
     model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    architecture = fields.get("general.architecture")
+    scaling = fields.get(f"{fields.get('general.architecture')}.rope.scaling.type", "none")
     refusal = None
     if fields.get("general.type", "model") != "model":
         refusal = f"it holds no model but a part of one ({fields['general.type']})"
@@ -68,27 +71,20 @@ def check(fields: Fields, reader: GGUFReader, file: Path) -> None:
         refusal = f"tokenizers of the kind {model!r} are not known to convert exactly"
     elif pre not in _PRE_TOKENIZERS:
         refusal = f"the pre-tokenizer {pre!r} is not known to convert exactly (known: {', '.join(_PRE_TOKENIZERS)})"
-    elif _scales_positions(fields, reader, architecture):
+    elif scaling != "none" or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        # transformers drops it without a word.
         refusal = "its scaled rotary positions would be lost"
     if refusal:
         raise UnsupportedModel(f"{file.name} cannot be converted: {refusal}.", hint=_OTHER_WAY)
 
 
-def _scales_positions(fields: Fields, reader: GGUFReader, architecture: str | None) -> bool:
-    """transformers drops the scaling of rotary positions without a word."""
-    scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
-    return scaling != "none" or any(tensor.name.startswith("rope_") for tensor in reader.tensors)
-
-
 def dtype_name(reader: GGUFReader) -> str:
     """The dtype to save in: the file's own where it is a plain one, else bfloat16, which holds what is dequantized."""
-    types = {tensor.tensor_type for tensor in reader.tensors}
-    if types <= {GGMLQuantizationType.F32}:
-        return "float32"
     # Norms stay F32 in a file of F16.
-    if types <= {GGMLQuantizationType.F32, GGMLQuantizationType.F16}:
-        return "float16"
-    return "bfloat16"
+    types = {tensor.tensor_type for tensor in reader.tensors} - {GGMLQuantizationType.F32}
+    if not types:
+        return "float32"
+    return "float16" if types == {GGMLQuantizationType.F16} else "bfloat16"
 
 
 def build_tokenizer(fields: Fields) -> Tokenizer:
@@ -97,7 +93,7 @@ def build_tokenizer(fields: Fields) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = _pre_tokenizer(fields["tokenizer.ggml.pre"])
+    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[fields["tokenizer.ggml.pre"]]
     tokenizer.decoder = decoders.ByteLevel()
     types = fields.get("tokenizer.ggml.token_type", [])
     for token, kind in zip(tokens, types, strict=False):
@@ -113,13 +109,6 @@ def build_tokenizer(fields: Fields) -> Tokenizer:
             special_tokens=[(tokens[bos], bos)],
         )
     return tokenizer
-
-
-def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if _PRE_TOKENIZERS[kind]:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    return words
 
 
 def _write_tokenizer(fields: Fields, folder: Path) -> None:
@@ -158,15 +147,11 @@ def _write_weights(file: Path, folder: Path, fields: Fields, dtype: str) -> None
         if "No space left" in str(error):
             raise OSError(ENOSPC, "No space left on device") from error
         raise
-    _clean_config(folder / "config.json")
-    _write_json(folder / "generation_config.json", generation_config(fields))
-
-
-def _clean_config(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # general.name: a title, where transformers keeps a path.
     config.pop("_model_name_or_path", None)
-    _write_json(path, config)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", generation_config(fields))
 
 
 def generation_config(fields: Fields) -> dict[str, Any]:

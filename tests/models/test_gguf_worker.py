@@ -112,7 +112,7 @@ def test_the_pre_tokenizers_split_as_their_patterns_do(text):
     digits = [pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"), *words]
     for kind, pattern in {"gpt-2": words, "smollm": digits}.items():
         expected = pre_tokenizers.Sequence(pattern).pre_tokenize_str(text)
-        assert gguf._pre_tokenizer(kind).pre_tokenize_str(text) == expected
+        assert gguf._PRE_TOKENIZERS[kind].pre_tokenize_str(text) == expected
 
 
 def test_a_beginning_of_sequence_where_the_file_asks_for_it(tmp_path):
