@@ -34,19 +34,15 @@ class Reporter(Protocol):
 class Silent:
     """The reporter that says nothing."""
 
-    def note(self, text: str) -> None:
+    def note(self, *_: Any, **__: Any) -> None:
         pass
 
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        pass
-
-    def stage(self, text: str | None) -> None:
-        pass
+    progress = stage = note
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model that stands in a local folder, ready to be loaded.
+    """A model in a local folder, ready to be loaded.
 
     `reference` is what the user wrote; `revision` a commit hash where one is known; `config` is config.json;
     `generation_config` is generation_config.json, empty where there is none; `context_length` counts tokens, None where
@@ -90,8 +86,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.device is not None and self.device_map is not None:
             raise UsageError(
-                "--device and --device-map exclude each other.",
-                hint="--device-map auto lets Accelerate place the model; --device names one place.",
+                "device and device_map exclude each other.",
+                hint="device_map auto lets Accelerate place the model; device names one place.",
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")

@@ -42,9 +42,7 @@ def test_a_use_case_is_a_function_whatever_was_imported_before(tmp_path: Path, f
     """The import of a subpackage makes the module an attribute, in the place of a function of the same name."""
     made = tmp_path / "made"
     made.mkdir()
-    (made / "__init__.py").write_text(
-        "from hfpipe._callable import *\ndef run(*args): return args\ncallable_package(__name__)\n"
-    )
+    (made / "__init__.py").write_text("def run(*args): return args\n")
     (made / "part.py").touch()
     code = f"""
 import hfpipe
@@ -86,7 +84,9 @@ def test_a_public_docstring_is_whole_and_its_example_runs(
     public = getattr(hfpipe, name)
     for section in ("Args:", "Example:") if name == "HFPipeError" else ("Args:", "Returns:", "Raises:", "Example:"):
         assert f"    {section}\n" in public.__doc__
-    test = doctest.DocTestParser().get_doctest(public.__doc__, {"hfpipe": hfpipe, name: public}, name, None, None)
+    test = doctest.DocTestParser().get_doctest(
+        public.__doc__, {"hfpipe": hfpipe, "HFPipe": hfpipe.HFPipe, "ChatHFPipe": hfpipe.ChatHFPipe}, name, None, None
+    )
     assert test.examples
     said = []
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append).failed == 0, "".join(said)

@@ -52,7 +52,7 @@ def test_what_is_not_given_is_none():
 
 
 def test_a_device_and_a_device_map():
-    with pytest.raises(UsageError, match="--device and --device-map exclude each other") as raised:
+    with pytest.raises(UsageError, match="device and device_map exclude each other") as raised:
         LoadOptions(device="0", device_map="auto")
     assert raised.value.exit_code == 2
     assert raised.value.hint

@@ -10,9 +10,6 @@ parity      how many answers match those of an exact run of the prompt alone
 job         all of it: `hfpipe.batch`
 """
 
-from hfpipe._callable import callable_package
 from hfpipe.batch.job import Options, Summary, run
 
 __all__ = ["Options", "Summary", "run"]
-
-callable_package(__name__)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from typing_extensions import Unpack
 
-from hfpipe._callable import callable_package
 from hfpipe.types import LoadOptions, Reporter, Silent
 
 if TYPE_CHECKING:
@@ -128,6 +127,3 @@ def _measure(spec: Spec, report: Report, reporter: Reporter, after_round: Callab
         Rounds(spec, reporter, tokenized, after_round, verbose).measure(given)
         if spec.quality:
             measure_quality(given, references, reporter, warn, texts=spec.texts, verbose=verbose)
-
-
-callable_package(__name__)

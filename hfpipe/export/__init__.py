@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from typing_extensions import Unpack
 
-from hfpipe._callable import callable_package
 from hfpipe.errors import UsageError
 from hfpipe.types import ModelSource, Reporter, Silent
 
@@ -177,6 +176,3 @@ def planned(
     for warning in plan.warnings:
         reporter.note(f"Warning: {warning}")
     return plan
-
-
-callable_package(__name__)

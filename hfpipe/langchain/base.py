@@ -42,7 +42,8 @@ _T = TypeVar("_T")
 _LOADING = frozenset(field.name for field in fields(LoadOptions)) | {"reporter"}
 _GENERATION = frozenset(field.name for field in fields(GenerationOptions))
 _LOAD_OPTIONS = TypeAdapter(LoadOptions)
-_END = object()
+# What every call may override.
+_OF_A_CALL = _GENERATION | {"template", "system", "chat_template_name", "variables", "add_special_tokens"}
 
 
 class Options(LoadFields, GenerationFields, total=False):
@@ -53,6 +54,7 @@ class Options(LoadFields, GenerationFields, total=False):
     system: str | None
     chat_template_name: str | None
     variables: Mapping[str, Any]
+    add_special_tokens: bool | None
     cache: BaseCache | bool | None
     verbose: bool
     callbacks: Callbacks
@@ -81,9 +83,8 @@ class LoadedModel(BaseModel):
     system: str | None = None
     chat_template_name: str | None = None
     variables: Mapping[str, Any] = Field(default_factory=dict)
+    add_special_tokens: bool | None = None
 
-    # The fields that every call may override.
-    _of_a_call: ClassVar[frozenset[str]] = _GENERATION | {"template", "system", "chat_template_name", "variables"}
     # The method of a callback manager that begins a run.
     _begins: ClassVar[str]
 
@@ -141,15 +142,9 @@ class LoadedModel(BaseModel):
             raise failed
         return answers
 
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
+    async def abatch(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """As batch, in a thread."""
+        return await asyncio.to_thread(self.batch, *args, **kwargs)
 
     def batch_as_completed(
         self,
@@ -191,21 +186,14 @@ class LoadedModel(BaseModel):
             for run in runs.values():
                 run.on_llm_error(BackendError("The batch was left before this answer was finished."))
 
-    async def abatch_as_completed(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> AsyncIterator[tuple[int, Any]]:
-        answers = self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        loop = asyncio.get_running_loop()
+    async def abatch_as_completed(self, *args: Any, **kwargs: Any) -> AsyncIterator[tuple[int, Any]]:
+        """As batch_as_completed, in a thread."""
+        answers, loop = self.batch_as_completed(*args, **kwargs), asyncio.get_running_loop()
         # One thread: an answer that a cancelled task no longer waits for is finished before `answers` is closed.
         with ThreadPoolExecutor(1) as thread:
             try:
-                while (answer := await loop.run_in_executor(thread, next, answers, _END)) is not _END:
-                    yield cast("tuple[int, Any]", answer)
+                while (answer := await loop.run_in_executor(thread, next, answers, None)) is not None:
+                    yield answer
             finally:
                 await loop.run_in_executor(thread, answers.close)
 
@@ -229,7 +217,7 @@ class LoadedModel(BaseModel):
         """What a cache of answers must tell apart."""
         info = self.generator.backend.info
         engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
-        return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(self._of_a_call)}}
+        return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(_OF_A_CALL)}}
 
     def _is_cached(self) -> bool:
         cache = cast("Any", self).cache
@@ -238,7 +226,7 @@ class LoadedModel(BaseModel):
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
         """This model with the options of a call as its own. Raises UsageError for one that is not known."""
         given = dict(options) if stop is None else {**options, "stop": stop}
-        return self.model_copy(update=_checked_generation(given, self._of_a_call)) if given else self
+        return self.model_copy(update=_checked_generation(given, _OF_A_CALL)) if given else self
 
     def _answers(self, requests: Iterable[TextRequest]) -> list[Completion]:
         """In the order of `requests`. Raises the first error."""
@@ -252,13 +240,14 @@ class LoadedModel(BaseModel):
         self, one: LanguageModelInput, config: RunnableConfig, options: Mapping[str, Any]
     ) -> tuple[CallbackManagerForLLMRun, TextRequest]:
         """Tell the callbacks of `config` that a run begins, and give its request."""
-        shown: PromptValue = StringPromptValue(text=str(one))
+        model, prompt = cast("Any", self), self._prompt(StringPromptValue(text=str(one)))
         try:
-            shown = self._convert_input(one)
-            request = self._request(self._prompt(shown))
+            prompt = self._prompt(model._convert_input(one))
+            request = self._request(prompt)
         except HFPipeError as error:
             request = FailedRequest("", "", error=error)
-        model = cast("Any", self)
+        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+            request = FailedRequest("", "", error=UsageError(f"Invalid input: {error}"))
         metadata = {**(config.get("metadata") or {}), **model._get_ls_params(**options)}
         manager = CallbackManager.configure(
             config.get("callbacks"),
@@ -271,7 +260,7 @@ class LoadedModel(BaseModel):
         )
         (run,) = getattr(manager, self._begins)(
             model._serialized,
-            [self._prompt(shown)],
+            [prompt],
             invocation_params={**self._identifying_params, **options},
             options=dict(options),
             name=config.get("run_name"),
@@ -280,19 +269,15 @@ class LoadedModel(BaseModel):
         )
         return run, request
 
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        try:
-            value: PromptValue = cast("Any", super())._convert_input(model_input)
-        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
-            raise UsageError(
-                "Invalid input: expected a string, a list of messages or a PromptValue, "
-                f"got {type(model_input).__name__}."
-            ) from error
-        return value
-
     def _prompt_template(self, template: str | None) -> PromptTemplate:
         tokenizer, reference = self.generator.tokenizer, self.generator.source.reference
         return prompt_template(tokenizer, reference, template, self.system, self.variables, self.chat_template_name)
+
+    def _text_request(self, text: str, special: bool) -> TextRequest:
+        """`special` is whether the tokenizer adds its own tokens, unless this model says so."""
+        return TextRequest(
+            "", text, self._options, special if self.add_special_tokens is None else self.add_special_tokens
+        )
 
     @abstractmethod
     def _prompt(self, value: PromptValue) -> Any:

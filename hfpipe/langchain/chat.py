@@ -84,7 +84,7 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
     @override
     def _request(self, prompt: Sequence[BaseMessage]) -> TextRequest:
         text = self._prompt_template(self.template or "chat").render(turns(prompt))
-        return TextRequest("", text, self._options, add_special_tokens=False)
+        return self._text_request(text, False)
 
     @override
     def _chunk(self, event: TextEvent) -> ChatGenerationChunk:
@@ -111,17 +111,13 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
 def turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     """Messages as a chat template takes them, those of a role in a row joined by a blank line. Raises UsageError for
     what is not text, and for roles such as tool."""
-    said = [(_role(message), _text(message)) for message in messages]
+    if other := [message.type for message in messages if message.type not in _ROLES]:
+        raise UsageError(f"Messages of type {other[0]} are not supported; system, human and ai are.")
+    said = [(_ROLES[message.type], _text(message)) for message in messages]
     return [
         {"role": role, "content": "\n\n".join(text for _, text in group)}
         for role, group in groupby(said, key=lambda one: one[0])
     ]
-
-
-def _role(message: BaseMessage) -> str:
-    if message.type not in _ROLES:
-        raise UsageError(f"Messages of type {message.type} are not supported; system, human and ai are.")
-    return _ROLES[message.type]
 
 
 def _text(message: BaseMessage) -> str:

@@ -20,7 +20,6 @@ from hfpipe.types import Completion, TextEvent, TextRequest
 if TYPE_CHECKING:
     from transformers import Pipeline
 
-_BACKENDS_OF_LANGCHAIN = {"default": "auto"}
 _OF_LANGCHAIN = ("tags", "metadata", "run_name", "run_id")
 
 
@@ -40,7 +39,7 @@ class HFPipe(LoadedModel, BaseLLM):
         generator: Instead of a model, one that is loaded already, as that of another HFPipe.
         options: Of loading (device, device_map, backend, dtype, ov_config, model_kwargs, batch_size, ...), of
             generation (max_tokens, temperature, top_p, stop, seed, ...), of the prompt (template, system, variables,
-            chat_template_name), and LangChain's own (cache, callbacks, tags, metadata).
+            chat_template_name, add_special_tokens), and LangChain's own (cache, callbacks, tags, metadata).
 
     Returns:
         A LangChain Runnable: invoke, stream, batch, bind, and `prompt | llm`.
@@ -56,8 +55,6 @@ class HFPipe(LoadedModel, BaseLLM):
         >>> answer = chain.invoke({"what": "EEG"})
     """
 
-    add_special_tokens: bool | None = None
-    _of_a_call: ClassVar[frozenset[str]] = LoadedModel._of_a_call | {"add_special_tokens"}
     _begins: ClassVar[str] = "on_llm_start"
 
     def __init__(
@@ -66,14 +63,12 @@ class HFPipe(LoadedModel, BaseLLM):
         *,
         pipeline: Pipeline | None = None,
         generator: Generator | None = None,
-        add_special_tokens: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
         if pipeline is not None:
             generator = wrap_pipeline(pipeline)
             options.setdefault("template", "raw")
-        own: Any = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        super().__init__(model, generator=generator, **options, **own)
+        super().__init__(model, generator=generator, **options)
 
     @classmethod
     def from_model_id(
@@ -94,8 +89,12 @@ class HFPipe(LoadedModel, BaseLLM):
         given["model_kwargs"] = {key: value for key, value in (model_kwargs or {}).items() if key != "ov_config"}
         if model_kwargs and "ov_config" in model_kwargs:
             given["ov_config"] = model_kwargs["ov_config"]
-        backend = _BACKENDS_OF_LANGCHAIN.get(backend, backend)
-        given |= {"task": task, "backend": backend, "device": device, "device_map": device_map}
+        given |= {
+            "task": task,
+            "backend": "auto" if backend == "default" else backend,
+            "device": device,
+            "device_map": device_map,
+        }
         return cls(model_id, batch_size=batch_size, **given)
 
     @override
@@ -142,8 +141,7 @@ class HFPipe(LoadedModel, BaseLLM):
         name = template.template.prompt_variable(self.variables)
         if name is None:
             raise UsageError(f"The prompt has no place in {template.name}: `variables` fill all of it.")
-        special = template.add_special_tokens if self.add_special_tokens is None else self.add_special_tokens
-        return TextRequest("", template.fill({name: prompt}), self._options, special)
+        return self._text_request(template.fill({name: prompt}), template.add_special_tokens)
 
     @override
     def _chunk(self, event: TextEvent) -> GenerationChunk:

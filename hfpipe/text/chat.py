@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial, wraps
 from itertools import chain
 from types import BuiltinMethodType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes, pass_context
@@ -28,7 +29,6 @@ from jinja2.visitor import NodeTransformer
 
 from hfpipe.errors import TemplateError
 
-_T = TypeVar("_T")
 # Marks the end of a message that is to be continued.
 _FINAL = "CONTINUE_FINAL_MESSAGE_TAG "
 SECONDS = 10.0
@@ -55,38 +55,23 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]
     name: str
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **extra: Any,
-    ) -> str:
-        """The conversation as text, up to where the answer begins, or with `continue_final_message` up to where the
-        last message ends. `extra` are further variables, such as tools.
+    def render(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> str:
+        """The conversation as text, up to where the answer begins; a last message of the assistant is continued.
+        `extra` are further variables, such as tools.
 
         Raises TemplateError for a template that does not compile, fails, refuses the conversation, or has no end.
         """
-        messages = list(messages)
-        final = str(messages[-1]["content"]) if continue_final_message else ""
-        if continue_final_message:
-            messages[-1] = {**messages[-1], "content": final + _FINAL}
+        *before, last = messages
+        continued, final = last["role"] == "assistant", str(last["content"])
         variables = {"tools": None, "documents": None, **self.special_tokens, **extra}
-        variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        variables["messages"] = [*before, {**last, "content": final + _FINAL}] if continued else list(messages)
+        variables["add_generation_prompt"] = not continued
         length = sum(len(message.get("content") or "") for message in messages)
         _budget.set(_Budget(SIZE + min(4 * len(messages) * length, _MOST)))
-        text = self._attempt(lambda: _compiled(self.source).render(variables))
-        return self._cut(text, final) if continue_final_message else text
-
-    @property
-    def variables(self) -> set[str]:
-        """The names of the variables that a caller may set."""
-        environment = _environment()
-        used = self._attempt(lambda: find_undeclared_variables(environment.parse(self.source)))
-        return used - {*environment.globals, *self.special_tokens, "messages", "add_generation_prompt"}
-
-    def _cut(self, text: str, final: str) -> str:
-        """`text` up to the end of the final message, as transformers cuts it."""
+        with self._errors():
+            text = _compiled(self.source).render(variables)
+        if not continued:
+            return text
         end = text.rfind(_FINAL.strip())
         if end < 0 or final.strip() not in text:
             raise TemplateError(
@@ -96,16 +81,25 @@ class ChatTemplate:
         # A template that trims messages trims the end of this one too.
         return text[:end] if text.startswith(_FINAL, end) else text[:end].rstrip()
 
-    def _attempt(self, render: Callable[[], _T]) -> _T:
+    @property
+    def variables(self) -> set[str]:
+        """The names of the variables that a caller may set."""
+        environment = _environment()
+        with self._errors():
+            used = find_undeclared_variables(environment.parse(self.source))
+        return used - {*environment.globals, *self.special_tokens, "messages", "add_generation_prompt"}
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            return render()
+            yield
         # Whatever a template raises is an error of its model.
         except Exception as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateError(
                 f"The chat template of {self.name}: {detail}{line}",
-                hint="The template raw or qa, or one of your own, does not need it.",
+                hint="The templates raw and qa, and one of your own, do not need it.",
             ) from error
 
 
@@ -117,18 +111,16 @@ class _Budget:
         self._weights: dict[int, tuple[int, object]] = {}
         self._start, self._thread_start = time.perf_counter(), time.thread_time()
 
-    def check_time(self) -> None:
-        # The thread's time takes longer to read.
-        if time.perf_counter() - self._start > SECONDS and time.thread_time() - self._thread_start > SECONDS:
-            raise jinja2.TemplateError(f"it computes for more than {SECONDS:g} seconds, the limit")
-
     def charge(self, size: int) -> None:
         self._size -= size
         if self._size < 0 or size > SIZE:
             raise jinja2.TemplateError(f"it builds more than {SIZE:,} characters, the limit")
 
     def made(self, value: Any) -> Any:
-        """`value`, charged."""
+        """`value`, charged; also where the time is checked."""
+        # The thread's time takes longer to read.
+        if time.perf_counter() - self._start > SECONDS and time.thread_time() - self._thread_start > SECONDS:
+            raise jinja2.TemplateError(f"it computes for more than {SECONDS:g} seconds, the limit")
         if isinstance(value, (str, list, tuple, dict)):
             self.charge(self.weigh(value))
         return value
@@ -165,13 +157,8 @@ _budget: ContextVar[_Budget] = ContextVar("_budget")
 
 
 @pass_context  # so that it is not computed once, when the template is compiled
-def _step(context: Context, value: bool) -> bool:
-    _budget.get().check_time()
-    return value
-
-
-def _filter(name: str, value: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+def _made(context: Context, value: Any) -> Any:
+    return _budget.get().made(value)
 
 
 class _Bounding(NodeTransformer):
@@ -180,22 +167,25 @@ class _Bounding(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.test is not None:
-            node.test = nodes.And(_filter("step", nodes.Const(True)), node.test)
+            node.test = nodes.And(self._made(nodes.Const(True)), node.test)
         return self._visit_body(node)
 
     def _visit_body(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
-        node.body.insert(0, nodes.ExprStmt(_filter("step", nodes.Const(True))))
+        node.body.insert(0, nodes.ExprStmt(self._made(nodes.Const(True))))
         return self.generic_visit(node)
 
-    def _visit_made(self, node: Any) -> nodes.Node:
+    def _visit_making(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") == "store" else _filter("made", node)
+        return node if getattr(node, "ctx", "load") == "store" else self._made(node)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        return self._visit_made(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
+        return self._visit_making(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
 
     visit_Macro = visit_CallBlock = _visit_body
-    visit_Concat = visit_List = visit_Tuple = visit_Dict = _visit_made
+    visit_Concat = visit_List = visit_Tuple = visit_Dict = _visit_making
+
+    def _made(self, node: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(node, "made", [], [], None, None)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -212,7 +202,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         # JSON for a model to read: Jinja's own filter escapes HTML.
         self.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
         self.filters = {name: _charged(name, function) for name, function in self.filters.items()}
-        self.filters |= {"step": _step, "made": lambda value: _budget.get().made(value)}
+        self.filters["made"] = _made
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
         return super()._generate(_Bounding().visit(source), *arguments, **options)
@@ -246,13 +236,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that checks the time and charges what it makes."""
+    """A filter that charges what it makes."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)
     def charged(*args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
-        budget.check_time()
         value = list(args[first]) if name == "join" else args[first]
         budget.charge_call(name, value, [*args[first + 1 :], *kwargs.values()])
         return budget.made(function(*args[:first], value, *args[first + 1 :], **kwargs))

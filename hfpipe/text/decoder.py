@@ -36,16 +36,12 @@ class IncrementalDecoder:
         return self._release() + self._end_bytes()
 
     def _push(self, token_id: int) -> str:
-        value = self._tokenizer.byte_values.get(token_id)
-        return self._push_token(token_id) if value is None else self._push_byte(token_id, value)
-
-    def _push_byte(self, token_id: int, value: int) -> str:
-        """Bytes are joined here: the decoder of a tokenizer spoils a whole run of them where one is invalid."""
-        self._window = (token_id,)
-        return self._release() + self._bytes.decode(bytes((value,)))
-
-    def _push_token(self, token_id: int) -> str:
         """Text after the window's, which grows at the end alone, but for a U+FFFD that may be completed."""
+        value = self._tokenizer.byte_values.get(token_id)
+        if value is not None:
+            # Bytes are joined here: the decoder of a tokenizer spoils a whole run of them where one is invalid.
+            self._window = (token_id,)
+            return self._release() + self._bytes.decode(bytes((value,)))
         ended = self._end_bytes()
         before = self._tokenizer.decode(self._window)
         after = self._tokenizer.decode((*self._window, token_id))

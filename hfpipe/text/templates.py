@@ -138,13 +138,7 @@ class PromptTemplate:
             raise TemplateError(f"Messages need a chat template, and {self.model} has none by default.")
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        continued = messages[-1]["role"] == "assistant"
-        return self.chat.render(
-            messages,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            **self._chat_variables(),
-        )
+        return self.chat.render(messages, **self._chat_variables())
 
     def _chat_variables(self) -> dict[str, Any]:
         own = {*self.template.variables, "prompt", "question"}

@@ -196,10 +196,12 @@ def _mark_special(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> None
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The first there is of chat_template.jinja, tokenizer_config.json and chat_template.json (as processors have)."""
+    """The first there is of chat_template.jinja (with those beside it, by name), tokenizer_config.json and
+    chat_template.json (as processors have)."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return {"default": schema.read_text(file)}
+        named = {file.stem: schema.read_text(file) for file in folder.glob("additional_chat_templates/*.jinja")}
+        return {**named, "default": schema.read_text(file)}
     legacy = _read(folder / "chat_template.json", schema.TokenizerConfig)
     return _named_templates(config.get("chat_template")) or _named_templates(legacy.get("chat_template"))
 

@@ -8,7 +8,7 @@ from tests.cli.conftest import write_echo_model
 from tests.cli.shell import run_hfpipe
 from tests.fake_models import write_gguf, write_model
 
-DEVICE_MAP = "--device-map auto lets Accelerate place the model"
+DEVICE_MAP = "device_map auto lets Accelerate place the model"
 
 
 def failure(code, *args, **settings):
@@ -32,7 +32,7 @@ def failure(code, *args, **settings):
         (["--max-tokens", "0"], "max_tokens must be from 1 to 2**31 - 1, not 0.", ""),
         (["--seed", "-1"], "seed must be from 0", ""),
         (["--stop", ""], "A stop string cannot be empty.", ""),
-        (["-d", "0", "--device-map", "auto"], "--device and --device-map exclude each other.", DEVICE_MAP),
+        (["-d", "0", "--device-map", "auto"], "device and device_map exclude each other.", DEVICE_MAP),
         (["--ov-config", "NUM_STREAMS"], "--ov-config takes KEY=VALUE, not 'NUM_STREAMS'.", ""),
         (["--ov-config", "=1"], "--ov-config takes KEY=VALUE, not '=1'.", ""),
         (["--ov-config", '{"A": '], "--ov-config is not valid JSON:", ""),

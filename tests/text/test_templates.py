@@ -16,24 +16,24 @@ quick = settings(max_examples=60, deadline=None)
 # --- prompt templates
 
 
-def test_qa_is_the_step_by_step_prompt():
-    template = parse_template("qa")
-    filled = template.fill({"question": "What is EEG?"})
-    assert filled == "Question: What is EEG?\n\nAnswer: Let's think step by step."
-    assert (template.kind, template.name, template.variables) == ("qa", "qa", ("question",))
-
-
-@pytest.mark.parametrize("name", ["raw", "chat"])
-def test_raw_and_chat_take_the_prompt_as_it_is(name):
-    template = parse_template(name)
-    assert (template.kind, template.variables) == (name, ("prompt",))
-    assert template.fill({"prompt": "as {it} is\n"}) == "as {it} is\n"
-
-
-def test_custom_text():
-    template = parse_template("Say {what} to {who}, {who}: {{x}} }}{{")
-    assert (template.kind, template.variables) == ("custom", ("what", "who"))
-    assert template.fill({"what": "{who}", "who": "Ann", "more": "unused"}) == "Say {who} to Ann, Ann: {x} }{"
+@pytest.mark.parametrize(
+    ("text", "kind", "variables", "given", "filled"),
+    [
+        ("qa", "qa", ("question",), {"question": "Why?"}, "Question: Why?\n\nAnswer: Let's think step by step."),
+        ("raw", "raw", ("prompt",), {"prompt": "as {it} is\n"}, "as {it} is\n"),
+        ("chat", "chat", ("prompt",), {"prompt": "as {it} is\n"}, "as {it} is\n"),
+        (
+            "Say {what} to {who}, {who}: {{x}} }}{{",
+            "custom",
+            ("what", "who"),
+            {"what": "{who}", "who": "Ann", "more": "unused"},
+            "Say {who} to Ann, Ann: {x} }{",
+        ),
+    ],
+)
+def test_a_template_is_filled(text, kind, variables, given, filled):
+    template = parse_template(text)
+    assert (template.kind, template.variables, template.fill(given)) == (kind, variables, filled)
 
 
 @given(before=st.text(), value=st.text(), after=st.text())
@@ -49,18 +49,13 @@ def test_filling_changes_nothing_but_the_variable(before, value, after):
 
 @pytest.mark.parametrize(
     "field",
-    ["{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>10}", "{a:{b}}", "{a b}", '{"a": 1}', "{", "}", "{a", "{a!}"],
+    ["{}", "{0}", "{a.__class__}", "{a[0]}", "{a!r}", "{a:>10}", "{a:{b}}", "{a b}", '{"a": 1}', "{", "}", "{a"],
 )
 def test_only_plain_fields(field):
     with pytest.raises(TemplateError, match=r'the template "ask') as caught:
         parse_template("ask {x} " + field)
     assert "\n" not in caught.value.message
     assert "{{ and }}" in caught.value.hint
-
-
-def test_attributes_of_values_cannot_be_reached():
-    with pytest.raises(TemplateError, match="not a plain variable"):
-        parse_template("{question.__class__.__mro__}")
 
 
 def test_a_missing_variable_is_named():
@@ -80,49 +75,44 @@ def test_long_templates_are_shortened_in_messages():
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(("text", "hint"), [("qaa", "'qa'"), ("Chat", "'chat'"), ("rwa", "'raw'"), ("my own", "@FILE")])
+@pytest.mark.parametrize(
+    ("text", "hint"), [("qaa", "'qa'"), ("Chat", "'chat'"), ("rwa", "'raw'"), ("my own", "@FILE"), ("", "@FILE")]
+)
 def test_a_text_without_variables_is_probably_a_mistyped_name(text, hint):
     with pytest.raises(TemplateError, match=r"There is no \{variable\} in the template") as caught:
         parse_template(text)
     assert hint in caught.value.hint
 
 
-def test_empty_template():
-    with pytest.raises(TemplateError, match=r"no \{variable\}"):
-        parse_template("")
-
-
-def test_file(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "filled"),
+    [("Grüße, {x}!\n\n".encode(), "Grüße, y!\n"), (codecs.BOM_UTF8 + b"Q: {x}\r\nA:\r\n", "Q: y\nA:")],
+)
+def test_file(tmp_path, content, filled):
+    """Also from another system. The newline that ends it is not part of the template."""
     file = tmp_path / "prompt.txt"
-    file.write_text("Grüße, {name}!\n\n", encoding="utf-8")
+    file.write_bytes(content)
     template = parse_template(f"@{file}")
-    assert (template.kind, template.name, template.variables) == ("custom", f"@{file}", ("name",))
-    assert template.fill({"name": "Ann"}) == "Grüße, Ann!\n"
-
-
-def test_file_from_another_system(tmp_path):
-    file = tmp_path / "prompt.txt"
-    file.write_bytes(codecs.BOM_UTF8 + b"Q: {q}\r\nA:\r\n")
-    assert parse_template(f"@{file}").fill({"q": "x"}) == "Q: x\nA:"
+    assert (template.kind, template.name, template.fill({"x": "y"})) == ("custom", f"@{file}", filled)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"\xff\xfe {x}", "not UTF-8"), (b"no variables", "no {variable} in @"), (b"{}", "{}")],
+    [
+        (None, "Cannot read the template"),
+        (b"\xff\xfe {x}", "not UTF-8"),
+        (b"no variables", "no {variable} in @"),
+        (b"{}", "{}"),
+    ],
 )
 def test_file_that_cannot_be_used(tmp_path, content, message):
-    file = tmp_path / "prompt.txt"
+    file = tmp_path if content is None else tmp_path / "prompt.txt"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(TemplateError) as caught:
         parse_template(f"@{file}")
     assert message in caught.value.message
     assert f"@{file}" in caught.value.message
-
-
-def test_a_folder_is_not_a_template(tmp_path):
-    with pytest.raises(TemplateError, match="Cannot read the template @"):
-        parse_template(f"@{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -290,9 +280,12 @@ CONVERSATIONS = {
     "unicode": [user("中文 👩‍👩‍👧‍👦 Grüße \u2028 \t")],
     "jinja": [user("{{ 7 * 7 }} {% raise %}")],
     "answered": [user("Hi"), assistant("Hello.")],
+    "answered with spaces": [user("Hi"), assistant("  So ")],
+    "answered with nothing": [user("Hi"), assistant("")],
     "wrong": [user("Hi"), user("Again"), assistant("So?")],
     "late": [user("Hi"), SYSTEM, user("Hello")],
 }
+REFUSED = {("gemma", "system"), ("gemma", "wrong"), *(("mistral", name) for name in ("late", "system", "wrong"))}
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +299,10 @@ def render_there():
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **TOKENS)
 
     def render(source, messages, **extra):
+        ending = "continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt"
+        options = {ending: True, **extra}
         try:
-            return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **extra)
+            return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **options)
         except jinja2.TemplateError as error:
             return error
 
@@ -318,44 +313,25 @@ def render_here(source, messages, **extra):
     return ChatTemplate(source, TOKENS, "org/name").render(messages, **extra)
 
 
-@pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_equals_transformers(render_there, family, conversation, add_generation_prompt):
+def test_equals_transformers(render_there, family, conversation):
+    """A last message of the assistant is continued; refusals are the same."""
     source, messages = PUBLISHED[family], CONVERSATIONS[conversation]
-    there = render_there(source, messages, add_generation_prompt=add_generation_prompt)
+    there = render_there(source, messages)
+    assert isinstance(there, str) == ((family, conversation) not in REFUSED)
     if isinstance(there, str):
-        assert render_here(source, messages, add_generation_prompt=add_generation_prompt) == there
+        assert render_here(source, messages) == there
     else:
         with pytest.raises(TemplateError) as caught:
-            render_here(source, messages, add_generation_prompt=add_generation_prompt)
+            render_here(source, messages)
         assert caught.value.message == f"The chat template of org/name: {there}"
-
-
-@pytest.mark.parametrize("said", ["Hello.", "  So ", "", "}} {% x"])
-@pytest.mark.parametrize("family", PUBLISHED)
-def test_a_last_message_of_the_assistant_is_continued_as_in_transformers(render_there, family, said):
-    messages = [user("Hi"), assistant(said)]
-    there = render_there(PUBLISHED[family], messages, continue_final_message=True)
-    here = render_here(PUBLISHED[family], messages, add_generation_prompt=False, continue_final_message=True)
-    assert here == there
 
 
 def test_a_message_that_a_template_leaves_out_cannot_be_continued():
     source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     with pytest.raises(TemplateError, match="does not show the last message"):
-        render_here(source, [user("Hi"), assistant("So")], continue_final_message=True)
-
-
-def test_the_comparison_meets_refusals(render_there):
-    refused = [
-        (family, name)
-        for family, source in PUBLISHED.items()
-        for name, messages in CONVERSATIONS.items()
-        if not isinstance(render_there(source, messages), str)
-    ]
-    refused_by_mistral = [("mistral", name) for name in ("late", "system", "wrong")]
-    assert sorted(refused) == [("gemma", "system"), ("gemma", "wrong"), *refused_by_mistral]
+        render_here(source, [user("Hi"), assistant("So")])
 
 
 @given(
@@ -364,9 +340,7 @@ def test_the_comparison_meets_refusals(render_there):
 @quick
 def test_any_content_equals_transformers(render_there, content, family):
     messages = [user(content), assistant(content), user("x")]
-    assert render_here(PUBLISHED[family], messages) == render_there(
-        PUBLISHED[family], messages, add_generation_prompt=True
-    )
+    assert render_here(PUBLISHED[family], messages) == render_there(PUBLISHED[family], messages)
 
 
 def test_tools_and_further_variables_equal_transformers(render_there):
@@ -374,13 +348,7 @@ def test_tools_and_further_variables_equal_transformers(render_there):
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get", "arguments": {"x": "<é>"}}]}
     messages, extra = [user("Hi"), call, user("So?")], {"tools": [tool], "flag": "on", "bos_token": "other"}
     for source in (QWEN25, EVERYTHING, LLAMA3):
-        assert render_here(source, messages, add_generation_prompt=False, **extra) == render_there(
-            source, messages, **extra
-        )
-
-
-def test_generation_prompt_is_the_default():
-    assert render_here(CHATML, [user("Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        assert render_here(source, messages, **extra) == render_there(source, messages, **extra)
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,9 @@ def test_chat_template_places_and_their_order(tmp_path, families):
     assert write(tmp_path, raw, tokenizer_config={"chat_template": "one"}).chat_templates == {"default": "one"}
     (tmp_path / "chat_template.jinja").write_text("{# ä #}\n", encoding="utf-8")
     assert load_tokenizer(tmp_path).chat_templates == {"default": "{# ä #}\n"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert load_tokenizer(tmp_path).chat_templates == {"default": "{# ä #}\n", "tool_use": "tools"}
 
 
 @pytest.mark.parametrize("files", [[], ["config.json", "model.safetensors"]])
