@@ -96,13 +96,8 @@ def _remove_from_hub(entry: store.Entry) -> None:
 
 
 def _as_data(entry: store.Entry) -> dict[str, Any]:
-    return {
-        "model": entry.model,
-        "format": entry.format,
-        "size": entry.size,
-        "last_used": _last_used(entry).isoformat(timespec="seconds"),
-        "folder": str(entry.folder),
-    }
+    last_used = _last_used(entry).isoformat(timespec="seconds")
+    return {**dataclasses.asdict(entry), "last_used": last_used, "folder": str(entry.folder)}
 
 
 def _table(entries: Sequence[store.Entry]) -> str:

