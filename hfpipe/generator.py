@@ -15,7 +15,7 @@ from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.models.folder import context_length
-from hfpipe.sampling import end_token_ids, not_applied, resolve_max_tokens, resolve_sampling, stop_strings
+from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting, stop_strings
 from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
@@ -103,7 +103,7 @@ class Generator(AbstractContextManager["Generator"]):
         return TokenRequest(
             request_id,
             token_ids,
-            min(resolve_max_tokens(options, preferred), self._room(len(token_ids))),
+            min(int(setting("max_tokens", options, preferred)), self._room(len(token_ids))),
             self._ends | self._special_stops((*options.stop, *self._stops)),
             resolve_sampling(options, preferred),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 from hfpipe.types import DEFAULT_MAX_TOKENS, GenerationOptions, Sampling
@@ -12,85 +11,49 @@ from hfpipe.types import DEFAULT_MAX_TOKENS, GenerationOptions, Sampling
 # Keys of generation_config.json that change what is generated and that hfpipe does not apply, with the value at which
 # they change nothing.
 _NOT_APPLIED = {
-    "num_beams": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "top_h": None,
-    "min_length": 0,
-    "penalty_alpha": None,
-    "min_new_tokens": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "bad_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "exponential_decay_length_penalty": None,
-    "watermarking_config": None,
-    "token_healing": False,
+    **dict.fromkeys(("num_beams", "typical_p"), 1),
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "token_healing"), 0),
+    **dict.fromkeys(("top_h", "penalty_alpha", "exponential_decay_length_penalty", "min_new_tokens"), None),
+    **dict.fromkeys(("guidance_scale", "sequence_bias", "watermarking_config", "bad_words_ids"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), None),
 }
-
 
 # Some models ask for 1e-6, and mean 0: divided by it, logits overflow.
 _GREEDY_BELOW = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A value and where it comes from: "option", "generation_config.json" or "default"."""
-
-    value: Any
-    source: str
-
-
-def setting(name: str, options: GenerationOptions, preferred: Mapping[str, Any]) -> Setting:
+def setting(name: str, options: GenerationOptions, preferred: Mapping[str, Any]) -> Any:
     """The one rule of precedence: what the user gave, else what the model prefers, else the default."""
     given = getattr(options, name)
-    if given is not None:
-        return Setting(given, "option")
-    key = "max_new_tokens" if name == "max_tokens" else name
-    if preferred.get(key) is not None:
-        return Setting(preferred[key], "generation_config.json")
-    return Setting(DEFAULT_MAX_TOKENS if name == "max_tokens" else _default(name), "default")
-
-
-def _default(name: str) -> Any:
-    return next(field.default for field in fields(Sampling) if field.name == name)
-
-
-def resolve_max_tokens(options: GenerationOptions, preferred: Mapping[str, Any]) -> int:
-    return int(setting("max_tokens", options, preferred).value)
+    if given is None:
+        given = preferred.get("max_new_tokens" if name == "max_tokens" else name)
+    if given is None:
+        given = DEFAULT_MAX_TOKENS if name == "max_tokens" else getattr(Sampling(), name)
+    return given
 
 
 def resolve_sampling(options: GenerationOptions, preferred: Mapping[str, Any]) -> Sampling:
     """How tokens are drawn. Without a temperature, a model that does not ask for sampling is greedy, unless the user
     gave an option that only means something when sampling. A sampling run without a seed gets a random one."""
-    temperature = _temperature(options, preferred)
-    penalty = float(setting("repetition_penalty", options, preferred).value)
+    temperature = options.temperature
+    if temperature is None:
+        wanted = (options.top_p, options.top_k, options.min_p)
+        samples = preferred.get("do_sample") or any(value is not None for value in wanted)
+        liked = preferred.get("temperature")
+        temperature = 0.0 if not samples else 1.0 if liked is None else float(liked)
+    penalty = float(setting("repetition_penalty", options, preferred))
     if temperature < _GREEDY_BELOW:
         return Sampling(repetition_penalty=penalty)
     return Sampling(
         temperature=temperature,
-        top_p=float(setting("top_p", options, preferred).value),
-        top_k=int(setting("top_k", options, preferred).value),
-        min_p=float(setting("min_p", options, preferred).value),
+        top_p=float(setting("top_p", options, preferred)),
+        top_k=int(setting("top_k", options, preferred)),
+        min_p=float(setting("min_p", options, preferred)),
         repetition_penalty=penalty,
         seed=random.SystemRandom().getrandbits(31) if options.seed is None else options.seed,
     )
-
-
-def _temperature(options: GenerationOptions, preferred: Mapping[str, Any]) -> float:
-    if options.temperature is not None:
-        return options.temperature
-    wants_sampling = any(value is not None for value in (options.top_p, options.top_k, options.min_p))
-    if not (preferred.get("do_sample") or wants_sampling):
-        return 0.0
-    preference = preferred.get("temperature")
-    return 1.0 if preference is None else float(preference)
 
 
 def not_applied(preferred: Mapping[str, Any]) -> list[str]:

@@ -6,17 +6,9 @@ from typing import Any
 import pytest
 
 from hfpipe.errors import UsageError
-from hfpipe.sampling import (
-    Setting,
-    end_token_ids,
-    not_applied,
-    resolve_max_tokens,
-    resolve_sampling,
-    setting,
-)
+from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting
 from hfpipe.types import DEFAULT_MAX_TOKENS, GenerationOptions, Sampling
 
-NOTHING = GenerationOptions()
 SAMPLES = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1}
 
 
@@ -27,29 +19,22 @@ def resolved(preferred: Mapping[str, Any], **options: Any) -> Sampling:
 # Where a value comes from
 
 
-def test_an_option_wins():
-    assert setting("top_p", GenerationOptions(top_p=0.5), SAMPLES) == Setting(0.5, "option")
-
-
-def test_then_the_model():
-    assert setting("top_p", NOTHING, SAMPLES) == Setting(0.9, "generation_config.json")
-
-
-@pytest.mark.parametrize("preferred", [{}, {"top_p": None}])
-def test_then_the_default(preferred):
-    assert setting("top_p", NOTHING, preferred) == Setting(1.0, "default")
-
-
-@pytest.mark.parametrize("name", ["top_k", "min_p"])
-def test_an_option_of_zero_is_given(name):
-    assert setting(name, GenerationOptions(**{name: 0}), SAMPLES) == Setting(0, "option")
-
-
-def test_max_tokens():
-    assert resolve_max_tokens(NOTHING, {}) == DEFAULT_MAX_TOKENS
-    assert resolve_max_tokens(NOTHING, {"max_new_tokens": 33}) == 33
-    assert resolve_max_tokens(GenerationOptions(max_tokens=7), {"max_new_tokens": 33}) == 7
-    assert setting("max_tokens", NOTHING, {"max_new_tokens": 33}).source == "generation_config.json"
+@pytest.mark.parametrize(
+    ("name", "option", "preferred", "value"),
+    [
+        ("top_p", 0.5, SAMPLES, 0.5),
+        ("top_p", None, SAMPLES, 0.9),
+        ("top_p", None, {}, 1.0),
+        ("top_p", None, {"top_p": None}, 1.0),
+        ("top_k", 0, SAMPLES, 0),
+        ("min_p", 0, SAMPLES, 0),
+        ("max_tokens", None, {}, DEFAULT_MAX_TOKENS),
+        ("max_tokens", None, {"max_new_tokens": 33}, 33),
+        ("max_tokens", 7, {"max_new_tokens": 33}, 7),
+    ],
+)
+def test_an_option_wins_then_the_model_then_the_default(name, option, preferred, value):
+    assert setting(name, GenerationOptions(**{name: option}), preferred) == value
 
 
 # Greedy, or sampling

@@ -52,7 +52,7 @@ def used(
         "system": template.system,
         "add_special_tokens": template.add_special_tokens,
         **{name: getattr(loading, name) for name in _OF_LOADING},
-        **{field.name: setting(field.name, options, preferred).value for field in fields(GenerationOptions)},
+        **{field.name: setting(field.name, options, preferred) for field in fields(GenerationOptions)},
         "seed": options.seed,
         "stop": options.stop,
         "temperature": resolve_sampling(options, preferred).temperature,
