@@ -84,13 +84,14 @@ class Engine(Backend):
         waiting = Waiting(requests)
         try:
             for event in self._generate(waiting):
+                if self._closed:
+                    break
                 if event.finish_reason is not None and (flight := waiting.open.pop(event.request_id, None)):
                     self._forget(flight)
                 yield event
-                if self._closed:
-                    break
             if self._closed:
                 yield from [flight.end(self._closed_error()) for flight in waiting.open.values()]
+                waiting.flights.clear()
                 while not waiting.ended:
                     yield from self._fill(waiting, 1)
         finally:

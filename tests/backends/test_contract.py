@@ -1,6 +1,7 @@
 """What every backend must do, on the same tiny model, whatever its engine."""
 
 import gc
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -541,6 +542,31 @@ def test_closing_under_an_open_stream(load, name):
     for answer in answers.values():
         assert isinstance(answer.error, BackendError)
         assert "closed" in answer.error.message
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_closing_from_another_thread(load, name):
+    """Whatever the engine is doing, what it has not finished by then ends with the error."""
+    backend, closing = load(name), threading.Event()
+
+    def close() -> None:
+        backend.close()
+        closing.set()
+
+    def requests() -> Iterator[TokenRequest]:
+        for number in itertools.count():
+            yield ask(number, LONG, max_tokens=LONG)
+            if closing.is_set():
+                return
+
+    thread = threading.Timer(0.1, close)
+    thread.start()
+    answers = list(collect(backend.stream(requests())).values())
+    thread.join()
+    assert "closed" in answers[-1].error.message
+    for answer in answers:
+        finished = len(answer.token_ids) == LONG or answer.token_ids[-1:] == [*NO_END]
+        assert finished or "closed" in str(answer.error)
 
 
 @pytest.mark.parametrize("name", ENGINES)
