@@ -1,10 +1,13 @@
 """The same numbers on every engine: with `exact`, greedy ids are transformers' own, alone and beside others."""
 
+import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hfpipe import backends, models
@@ -114,49 +117,72 @@ def test_a_repetition_penalty_means_what_it_means_in_transformers(engine, folder
     assert_all_equal(engine, requests_for(prompts, 20, sampling=Sampling(repetition_penalty=1.4)), expected)
 
 
-SAMPLINGS = [
-    Sampling(temperature=1.0, top_k=6),
-    Sampling(temperature=3.0, top_p=0.5),
-    Sampling(temperature=3.0, min_p=0.2),
-    Sampling(temperature=2.0, top_k=8, top_p=0.8),
-    Sampling(temperature=2.0, top_k=8, top_p=0.8, min_p=0.1, repetition_penalty=1.5),
+# What can be drawn
+
+# Of eight tokens; no other has any.
+CHANCES = (0.30, 0.22, 0.16, 0.12, 0.08, 0.06, 0.04, 0.02)
+# Some are above 0 and some below, which a repetition penalty does not treat alike.
+LOGITS = np.array([math.log(chance) + 2.5 for chance in CHANCES] + [-1e4] * (tiny.VOCABULARY - 8), dtype=np.float32)
+# With this prompt, these tokens are possible.
+POSSIBLE = [
+    (20, Sampling(1.0), {0, 1, 2, 3, 4, 5, 6, 7}),
+    (20, Sampling(1.0, top_k=3), {0, 1, 2}),
+    (20, Sampling(1.0, top_p=0.5), {0, 1}),
+    (20, Sampling(1.0, top_p=0.6), {0, 1, 2}),
+    (20, Sampling(2.0, top_p=0.5), {0, 1, 2}),
+    (20, Sampling(1.0, min_p=0.25), {0, 1, 2, 3, 4}),
+    (20, Sampling(2.0, min_p=0.25), {0, 1, 2, 3, 4, 5, 6, 7}),
+    # Three of five have more than 0.75 among themselves, and less among all.
+    (20, Sampling(1.0, top_p=0.75), {0, 1, 2, 3}),
+    (20, Sampling(1.0, top_k=5, top_p=0.75), {0, 1, 2}),
+    (20, Sampling(1.0, top_p=0.6, min_p=0.7), {0, 1}),
+    (0, Sampling(1.0, top_k=1, repetition_penalty=1.3), {0}),
+    (0, Sampling(1.0, top_k=1, repetition_penalty=1.5), {1}),
+    (7, Sampling(1.0, min_p=0.05), {0, 1, 2, 3, 4, 5, 6, 7}),
+    (7, Sampling(1.0, min_p=0.05, repetition_penalty=1.5), {0, 1, 2, 3, 4, 5, 6}),
 ]
 
 
-@pytest.mark.parametrize("engine", ["torch-batch", "openvino-single", "openvino-paged"], indirect=True)
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"k={s.top_k} p={s.top_p} min_p={s.min_p}")
-def test_samples_are_drawn_from_the_same_tokens(engine, folders, sampling):
-    """Of very many seeds each token that transformers leaves is drawn, and no other is; roughly as often."""
-    prompt = ids_of(folders["torch"], PROMPTS[:1])[0]
-    chances = distribution(folders["torch"], prompt, sampling)
-    draws = 300
-    requests = [TokenRequest(str(n), prompt, 1, frozenset(), replace(sampling, seed=n)) for n in range(draws)]
-    drawn = [ids[0] for ids in hfpipe_ids(engine, requests).values()]
-    assert set(drawn) <= set(chances)
-    for token, chance in chances.items():
-        # Five standard deviations, and one draw for the very rare.
-        assert abs(drawn.count(token) - draws * chance) <= 5 * (draws * chance * (1 - chance)) ** 0.5 + 1
-
-
-def distribution(folder: Path, prompt: tuple[int, ...], sampling: Sampling) -> dict[int, float]:
-    """The chances of the next token: temperature, top-k, top-p, min-p, in plain numbers."""
+@pytest.fixture(scope="module")
+def eight_tokens(tiny_llama, tiny_llama_ov, tmp_path_factory) -> dict[str, Backend]:
+    """Backends of the tiny Llama with the same LOGITS after whatever prompt."""
+    import openvino as ov
     import torch
-    from transformers import AutoModelForCausalLM
+    from openvino import opset13
 
-    ids = torch.tensor([prompt])
-    logits = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits[0, -1].double()
-    seen = logits[list(set(prompt))]
-    penalty = sampling.repetition_penalty
-    logits[list(set(prompt))] = torch.where(seen > 0, seen / penalty, seen * penalty)
-    chances, tokens = (logits / sampling.temperature).softmax(0).sort(descending=True)
-    if sampling.top_k:
-        chances, tokens = chances[: sampling.top_k], tokens[: sampling.top_k]
-    before = chances.cumsum(0) / chances.sum() - chances / chances.sum()
-    kept = before < sampling.top_p
-    chances, tokens = chances[kept], tokens[kept]
-    kept = chances >= sampling.min_p * chances[0]
-    chances, tokens = chances[kept] / chances[kept].sum(), tokens[kept]
-    return dict(zip(tokens.tolist(), chances.tolist(), strict=True))
+    folder = shutil.copytree(tiny_llama_ov, tmp_path_factory.mktemp("models") / "eight")
+    model = ov.Core().read_model(tiny_llama_ov / "openvino_model.xml")
+    result = model.output("logits").node.input(0)
+    logits = opset13.add(opset13.multiply(result.get_source_output(), np.float32(0)), LOGITS)
+    result.replace_source_output(logits.output(0))
+    logits.output(0).set_names({"logits"})
+    ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+
+    made = {}
+    for name in ("torch-batch", "openvino-single", "openvino-paged"):
+        engine, options = ENGINES[name]
+        source = models.resolve(str(tiny_llama if engine == "torch" else folder))
+        made[name] = backends.load(engine, source, options)
+    made["torch-batch"]._forward = lambda ids, *_: torch.from_numpy(LOGITS).expand(len(ids), -1)
+    yield made
+    for backend in made.values():
+        backend.close()
+
+
+@pytest.mark.parametrize("name", ["torch-batch", "openvino-single", "openvino-paged"])
+@pytest.mark.parametrize(("prompt", "sampling", "possible"), POSSIBLE, ids=str)
+def test_the_same_tokens_can_be_drawn_on_every_engine(eight_tokens, name, prompt, sampling, possible):
+    """Each that the settings leave is, of 400 seeds, and no other; roughly as often as its chance says."""
+    draws = 400
+    requests = [TokenRequest(str(n), (prompt,), 1, frozenset(), replace(sampling, seed=n)) for n in range(draws)]
+    drawn = [ids[0] for ids in hfpipe_ids(eight_tokens[name], requests).values()]
+    assert set(drawn) == possible
+    if sampling.repetition_penalty == 1:
+        weights = {token: CHANCES[token] ** (1 / sampling.temperature) for token in possible}
+        for token, weight in weights.items():
+            chance = weight / sum(weights.values())
+            # Five standard deviations.
+            assert abs(drawn.count(token) - draws * chance) <= 5 * (draws * chance * (1 - chance)) ** 0.5
 
 
 # The real model

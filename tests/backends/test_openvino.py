@@ -1,28 +1,23 @@
-"""The OpenVINO engine: devices, properties, the compile cache, and what it says when something fails."""
+"""The OpenVINO engine: modes, devices, models, and what it says when something fails."""
 
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import decoding, loading
-from hfpipe.errors import BackendError, ModelError, OutOfMemory, UnsupportedModel, UsageError
-from hfpipe.process import run_child
+from hfpipe.errors import BackendError, ModelError, OutOfMemory
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
-from tests import tiny
 
 MODES = {"SDPA": 1, "paged": 4}
 ASK = TokenRequest("a", (20, 30, 40), 5)
-LONG = TokenRequest("long", tuple(range(20, 60)), 60)
 
 
 def load(folder: Path, batch_size: int, **options: object) -> Backend:
@@ -42,12 +37,6 @@ def cache(tmp_path, monkeypatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def in_a_process(folder: Path, options: dict, *, processors: list[int] | None = None, environment=None) -> dict:
-    """The ids and the details of a backend that is loaded in a process of its own. A crash there is an error here."""
-    arguments = {"folder": str(folder), "options": options, "processors": processors}
-    return run_child("tests.backends.openvino_child", arguments, what="The engine", environment=environment)
 
 
 class Notes(Silent):
@@ -88,6 +77,31 @@ def test_the_engine_leaves_nothing_behind(capfd, tiny_llama_ov, mode, end):
     stream.close()
     backend.close()
     assert capfd.readouterr().err == ""
+
+
+def test_what_nobody_reads_is_not_generated(monkeypatch, tiny_llama_ov):
+    """In a thread of its own, the engine hears of it with the next token."""
+    written, write = [], decoding._Streamer.write
+    monkeypatch.setattr(decoding._Streamer, "write", lambda self, token: written.append(token) or write(self, token))
+    with load(tiny_llama_ov, 1) as backend:
+        stream = backend.stream([TokenRequest("a", (20, 30, 40), 400)])
+        next(stream)
+        stream.close()
+        assert len(ids(backend)["a"]) == 5
+    assert len(written) < 400
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_the_next_call_works(monkeypatch, tiny_llama_ov):
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(BackendError, match="Cannot start the thread that generates") as raised:
+            load(tiny_llama_ov, 1)
+    assert "ulimit -u" in raised.value.hint
+    with load(tiny_llama_ov, 1) as backend:
+        assert len(ids(backend)["a"]) == 5
 
 
 # Devices
@@ -140,172 +154,6 @@ def _only(monkeypatch: pytest.MonkeyPatch, devices: list[str]) -> None:
         available_devices = devices
 
     monkeypatch.setattr(loading.ov, "Core", Core)
-
-
-# Properties
-
-WRONG = [
-    ({"BANANA": 1}, "Unsupported property BANANA"),
-    ({"NUM_STREAMS": "banana"}, "banana"),
-    ({"PERFORMANCE_HINT": "banana"}, "PERFORMANCE_HINT.*LATENCY/THROUGHPUT"),
-    ({"INFERENCE_PRECISION_HINT": "banana"}, "INFERENCE_PRECISION_HINT.*bf16"),
-    ({"INFERENCE_NUM_THREADS": -5}, "INFERENCE_NUM_THREADS.*-5"),
-    ({"KV_CACHE_PRECISION": "banana"}, "KV_CACHE_PRECISION.*u8"),
-    ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "x"}, "DYNAMIC_QUANTIZATION_GROUP_SIZE"),
-    ({"ATTENTION_BACKEND": "PA"}, "--ov-config ATTENTION_BACKEND=PA"),
-    ({"scheduler_config": {"a": 1}}, "--ov-config scheduler_config="),
-    ({"device": "GPU"}, "--ov-config device=GPU"),
-    ({"prompt_lookup": True}, "--ov-config prompt_lookup=True"),
-    ({"num_streams": 1}, "--ov-config num_streams=1"),
-    ({"NUM_STREAMS": None}, "--ov-config NUM_STREAMS=None"),
-    ({"": "x"}, "--ov-config =x"),
-]
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("properties", "message"), WRONG, ids=[str(properties) for properties, _ in WRONG])
-def test_a_property_that_is_wrong(tiny_llama_ov, mode, properties, message):
-    with pytest.raises(UsageError, match=message) as raised:
-        load(tiny_llama_ov, MODES[mode], ov_config=properties)
-    assert "\n" not in raised.value.message
-    assert "/src/" not in raised.value.message
-    assert raised.value.hint
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_properties_reach_the_engine(tiny_llama_ov, mode):
-    """In a process of its own, as all settings that can crash OpenVINO."""
-    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode], "ov_config": {"INFERENCE_NUM_THREADS": "1"}})
-    assert found["detail"]["INFERENCE_NUM_THREADS"] == "1"
-    assert len(found["ids"]["a"]) == 5
-
-
-def test_exact_is_three_properties():
-    options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1})
-    assert loading.properties(options, "CPU", {"A": "1"}) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
-
-
-@pytest.mark.parametrize("key", loading.EXACT)
-def test_a_property_that_contradicts_exact(key):
-    same = {key: loading.EXACT[key]}
-    assert loading.properties(LoadOptions(exact=True, ov_config=same), "CPU", {})[0] == loading.EXACT
-    with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
-        loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU", {})
-
-
-# Processors
-
-
-ONE_THREAD = [
-    {"INFERENCE_NUM_THREADS": 1},
-    {"NUM_STREAMS": len(os.sched_getaffinity(0))},
-    {"INFERENCE_NUM_THREADS": 1, "EXECUTION_MODE_HINT": "ACCURACY"},
-    {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"},
-]
-
-
-@pytest.mark.parametrize("batch_size", MODES.values(), ids=MODES)
-@pytest.mark.parametrize("ov_config", ONE_THREAD, ids=str)
-def test_one_thread(tiny_llama_ov, batch_size, ov_config):
-    """On processors with AMX, OpenVINO dies of it in bf16, where its MLP node is used."""
-    assert len(in_a_process(tiny_llama_ov, {"batch_size": batch_size, "ov_config": ov_config})["ids"]["a"]) == 5
-
-
-@pytest.mark.parametrize("options", [{}, {"device": "AUTO"}], ids=str)
-@pytest.mark.parametrize("mode", MODES)
-def test_one_processor(tiny_llama_ov, mode, options):
-    processor = min(os.sched_getaffinity(0))
-    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode], **options}, processors=[processor])
-    assert len(found["ids"]["a"]) == 5
-
-
-def test_the_command_on_one_processor(tiny_llama_ov):
-    processor = min(os.sched_getaffinity(0))
-    done = subprocess.run(
-        [sys.executable, "-m", "hfpipe", "run", str(tiny_llama_ov), "hi", "-n", "4", "--stats"],
-        preexec_fn=lambda: os.sched_setaffinity(0, [processor]),
-        capture_output=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-
-
-# With fewer, SSE41, OpenVINO itself fails.
-@pytest.mark.parametrize("instructions", ["AVX512_CORE", "AVX512_CORE_BF16", "AVX2"])
-@pytest.mark.parametrize("mode", MODES)
-def test_processors_with_fewer_instructions(tiny_llama_ov, mode, instructions):
-    environment = {"ONEDNN_MAX_CPU_ISA": instructions}
-    found = in_a_process(tiny_llama_ov, {"batch_size": MODES[mode]}, environment=environment)
-    assert len(found["ids"]["a"]) == 5
-
-
-class Compiled:
-    """What OpenVINO says of a compiled model."""
-
-    def __init__(self, precision: str, threads: int) -> None:
-        kind = SimpleNamespace(get_type_name=lambda: precision)
-        self.get_property = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": kind}.get
-
-
-@pytest.mark.parametrize(
-    ("flags", "precision", "threads", "needs"),
-    [
-        ("amx_bf16", "bf16", 1, True),
-        ("amx_bf16", "bf16", 2, False),
-        ("amx_bf16", "f16", 1, False),
-        ("amx_fp16", "f16", 1, True),
-        ("amx_bf16", "f32", 1, False),
-        ("avx512_bf16", "bf16", 1, False),
-        ("", "bf16", 1, False),
-    ],
-)
-def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, threads, needs):
-    """And --stats says why; what the user set is an error there, and not changed."""
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(loading, "_processors", lambda: f"flags: {flags}")
-    core = SimpleNamespace(get_property=lambda *_: {}, compile_model=lambda *_: Compiled(precision, threads))
-    monkeypatch.setattr(loading.ov, "Core", lambda: core)
-    used, reasons = loading.properties(LoadOptions(), "CPU", {})
-    why = f"{precision} with one thread crashes OpenVINO on this processor"
-    assert used == ({"INFERENCE_PRECISION_HINT": "f32"} if needs else {})
-    assert reasons == ({"INFERENCE_PRECISION_HINT": why} if needs else {})
-    asked = LoadOptions(ov_config={"INFERENCE_PRECISION_HINT": precision})
-    if needs:
-        with pytest.raises(UsageError, match=f"INFERENCE_PRECISION_HINT={precision} cannot be used here: {why}"):
-            loading.properties(asked, "CPU", {})
-    else:
-        assert loading.properties(asked, "CPU", {}) == (asked.ov_config, {})
-    assert loading.properties(LoadOptions(exact=True), "CPU", {}) == (loading.EXACT, {})
-    assert loading.properties(LoadOptions(), "GPU.0", {}) == ({}, {})
-
-
-@pytest.mark.parametrize(
-    ("allowed", "given", "used"), [(1, {}, "1"), (2, {}, None), (1, {"INFERENCE_NUM_THREADS": "2"}, "2")]
-)
-def test_a_cpu_quota_bounds_the_threads(monkeypatch, allowed, given, used):
-    monkeypatch.setattr(loading.machine, "affinity", lambda: 2)
-    monkeypatch.setattr(loading.machine, "processors", lambda: allowed)
-    found, reasons = loading.properties(LoadOptions(ov_config=given), "CPU", {})
-    assert found.get("INFERENCE_NUM_THREADS") == used
-    assert reasons.get("INFERENCE_NUM_THREADS") == ("the CPU quota" if used == "1" else None)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("options", "shown"),
-    [
-        ({}, "64 (measured on this machine)"),
-        ({"ov_config": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}}, "32"),
-        ({"exact": True}, "0"),
-    ],
-)
-def test_what_this_machine_was_measured_to_run_best_with(tiny_llama_ov, tmp_path, cache, mode, options, shown):
-    """It is known for copies too, gives way to the user's own, and is not in the model's folder."""
-    folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "exported"))
-    (folder / "hfpipe.json").write_text('{"runtime": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}}')
-    loading.keep_tuned(tiny_llama_ov, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"})
-    with load(folder, MODES[mode], **options) as backend:
-        assert backend.info.detail["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == shown
 
 
 # Failing
@@ -401,108 +249,6 @@ def test_a_kv_cache_that_is_too_small(monkeypatch, tiny_llama_ov):
         assert len(ids(backend)["a"]) == 5
 
 
-# The compile cache
-
-
-def compiled_in(folder: Path, device: str, properties: dict) -> Path:
-    return Path(loading.with_compile_cache(folder, device, properties, Silent())["CACHE_DIR"])
-
-
-def blobs(cache: Path) -> list[Path]:
-    return sorted(cache.glob("openvino-compiled/*/*.blob"))
-
-
-def test_one_answer_at_a_time_compiles_once(cache, tiny_llama_ov):
-    with load(tiny_llama_ov, 1) as backend:
-        first = ids(backend)
-    made = blobs(cache)
-    assert made
-    times = [blob.stat().st_mtime_ns for blob in made]
-    with load(tiny_llama_ov, 1) as backend:
-        assert ids(backend) == first
-    assert blobs(cache) == made
-    assert [blob.stat().st_mtime_ns for blob in made] == times
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:-10],
-        lambda data: b"",
-        lambda data: b"\xff" * len(data),
-        lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
-    ],
-    ids=["half", "without its end", "empty", "garbage", "half of zeros"],
-)
-def test_a_spoiled_blob_is_compiled_again(cache, tiny_llama_ov, spoil):
-    with load(tiny_llama_ov, 1) as backend:
-        first = ids(backend)
-    for blob in blobs(cache):
-        blob.write_bytes(spoil(blob.read_bytes()))
-    for _ in range(2):
-        with load(tiny_llama_ov, 1) as backend:
-            assert ids(backend) == first
-
-
-@pytest.mark.parametrize("first", [{}, {"INFERENCE_PRECISION_HINT": "f16"}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}])
-def test_what_was_compiled_before_does_not_change_an_answer(cache, tiny_llama_ov, first):
-    """OpenVINO itself takes a model that was compiled in f16, or in bf16 on AMX, for --exact too."""
-    with load(tiny_llama_ov, 1, exact=True, ov_config={"CACHE_DIR": ""}) as backend:
-        exact = ids(backend, LONG)
-    with load(tiny_llama_ov, 1, ov_config=first) as backend:
-        ids(backend, LONG)
-    with load(tiny_llama_ov, 1, exact=True) as backend:
-        assert ids(backend, LONG) == exact
-    assert len(blobs(cache)) == 2
-
-
-def test_a_compiled_model_is_kept_by_all_that_it_depends_on(cache, tiny_llama_ov, tmp_path, monkeypatch):
-    copy = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
-    places = [compiled_in(tiny_llama_ov, "CPU", {})]
-    assert compiled_in(tiny_llama_ov, "CPU", {}) == places[0]
-    places.append(compiled_in(tiny_llama_ov, "AUTO", {}))
-    places.append(compiled_in(tiny_llama_ov, "CPU", {"NUM_STREAMS": 1}))
-    with (copy / "openvino_model.bin").open("r+b") as weights:
-        weights.write(b"1")
-    places.append(compiled_in(copy, "CPU", {}))
-    with monkeypatch.context() as patch:
-        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-        places.append(compiled_in(tiny_llama_ov, "CPU", {}))
-    with monkeypatch.context() as patch:
-        patch.setattr(loading.machine, "processors", lambda: 77)
-        places.append(compiled_in(tiny_llama_ov, "CPU", {}))
-    with monkeypatch.context() as patch:
-        patch.setattr(loading.ov, "__version__", "another")
-        places.append(compiled_in(tiny_llama_ov, "CPU", {}))
-    assert len(set(places)) == len(places)
-    assert all(place.is_relative_to(cache) for place in places)
-
-
-def test_the_least_used_compiled_models_are_removed(cache, tiny_llama_ov):
-    folders = []
-    for number in range(loading._KEPT_COMPILE_CACHES + 3):
-        folders.append(compiled_in(tiny_llama_ov, "CPU", {"NUMBER": number}))
-        os.utime(folders[-1], (number, number))
-        # The first is used every time.
-        os.utime(compiled_in(tiny_llama_ov, "CPU", {"NUMBER": 0}), (1000 + number, 1000 + number))
-    left = {folder for folder in folders if folder.is_dir()}
-    assert folders[0] in left
-    assert left - {folders[0]} == set(folders[-loading._KEPT_COMPILE_CACHES + 1 :])
-
-
-def test_a_cache_dir_of_the_users_own(cache, tmp_path, tiny_llama_ov):
-    with load(tiny_llama_ov, 1, ov_config={"CACHE_DIR": str(tmp_path / "own")}) as backend:
-        assert len(ids(backend)["a"]) == 5
-    assert list((tmp_path / "own").glob("*.blob"))
-    assert not blobs(cache)
-
-
-def test_a_cache_dir_that_cannot_be_made(tiny_llama_ov):
-    with pytest.raises(BackendError, match="/proc/nowhere"):
-        load(tiny_llama_ov, 1, ov_config={"CACHE_DIR": "/proc/nowhere"})
-
-
 # Models
 
 
@@ -554,27 +300,6 @@ def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_pa
     weights[len(weights) // 2] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert folder() != first
-
-
-def test_an_architecture_that_is_not_exported(cache, tmp_path):
-    from transformers import GemmaConfig
-
-    config = GemmaConfig(
-        vocab_size=tiny.VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-    )
-    tiny.save_model(tmp_path / "gemma", config)
-    tiny.save_tokenizer(tmp_path / "gemma", eos_token="<|im_end|>")
-    source = replace(models.resolve(str(tmp_path / "gemma")), reference="google/a-gemma")
-    with pytest.raises(UnsupportedModel, match="cannot export google/a-gemma for OpenVINO: ") as raised:
-        backends.load("openvino", source, LoadOptions(batch_size=1))
-    assert raised.value.hint == "--backend torch may run it."
-    assert not list((cache / "openvino").glob("[!.]*"))
 
 
 @pytest.mark.parametrize("mode", MODES)
