@@ -10,6 +10,7 @@ parity      how many answers match those of an exact run of the prompt alone
 job         all of it: `hfpipe.batch`
 """
 
-from hfpipe.batch.job import Options, Summary, run
+from hfpipe.batch.job import Options, run
+from hfpipe.batch.order import Summary
 
 __all__ = ["Options", "Summary", "run"]

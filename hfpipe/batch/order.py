@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
@@ -12,6 +13,9 @@ from hfpipe.batch.records import Record, described
 from hfpipe.errors import HFPipeError
 from hfpipe.generator import FailedRequest
 from hfpipe.types import Completion, TextRequest
+
+if TYPE_CHECKING:
+    from hfpipe.batch.parity import Parity
 
 # How many records, from the oldest unfinished one on, may be in flight or wait for it: a long answer is not to hold up
 # the engine, and memory is to be bounded.
@@ -21,19 +25,52 @@ AHEAD = 4096
 RECORDS_FAILED = 3
 
 
-@dataclass
-class Tally:
-    """What a run has done so far. `errors` counts the failed by the type of their error."""
+@dataclass(slots=True)
+class Summary:
+    """What a batch has done.
 
-    records: int = 0
+    `output` is the file of results, None where they went elsewhere; of its results, `existing` are of earlier runs, and
+    `errors` counts the failed by type. `answered` counts the records of this run, failed ones included, and the tokens
+    are theirs. `unanswered` tells that the input has records without a result. `set_aside` is the new name of an
+    earlier output, `parity` what `verify_parity` found.
+    """
+
+    output: Path | None = None
+    answered: int = 0
+    existing: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    unanswered: bool = False
+    set_aside: Path | None = None
+    parity: Parity | None = None
+
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
+
+    @property
+    def failed_by_type(self) -> str:
+        """The most first."""
+        by_count = sorted(self.errors.items(), key=lambda one: -one[1])
+        return ", ".join(f"{count:,} {kind}" for kind, count in by_count)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where a record failed or has no result."""
+        return RECORDS_FAILED if self.errors or self.unanswered else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        paths = {name: value and str(value) for name, value in (("output", self.output), ("set_aside", self.set_aside))}
+        return {**asdict(self), **paths, "failed": self.failed}
 
     def count(self, answer: Completion) -> None:
-        self.records += 1
+        self.answered += 1
         if answer.error is not None:
-            self.errors[described(answer.error)["type"]] += 1
+            kind = described(answer.error)["type"]
+            self.errors[kind] = self.errors.get(kind, 0) + 1
         elif answer.usage:
             self.prompt_tokens += answer.usage.prompt_tokens
             self.completion_tokens += answer.usage.completion_tokens
@@ -50,7 +87,7 @@ def results(
     form: Format,
     ask: Callable[[Record], TextRequest],
     stream_batch: Callable[[Iterable[TextRequest | None]], Iterator[tuple[int, Completion]]],
-    tally: Tally,
+    summary: Summary,
     max_errors: int | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[bytes]:
@@ -87,15 +124,15 @@ def results(
         record = waiting[index]
         assert isinstance(record, Record)
         waiting[index] = form.result_line(record, answer)
-        tally.count(answer)
+        summary.count(answer)
         while isinstance(line := waiting.get(written), bytes):
             del waiting[written]
             written += 1
             yield line
         on_progress()
-        failed = tally.errors.total()
-        if max_errors is not None and failed > max_errors:
-            by_type = ", ".join(f"{count:,} {word}" for word, count in tally.errors.most_common())
-            raise TooManyErrors(f"{failed:,} records failed ({by_type}), and --max-errors is {max_errors}.")
+        if max_errors is not None and summary.failed > max_errors:
+            raise TooManyErrors(
+                f"{summary.failed:,} records failed ({summary.failed_by_type}), and --max-errors is {max_errors}."
+            )
     if unreadable:
         raise unreadable

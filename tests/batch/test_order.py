@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hfpipe.batch import order
 from hfpipe.batch.formats import Format, OpenAIFormat
 from hfpipe.batch.lines import Line
-from hfpipe.batch.order import Tally, TooManyErrors
+from hfpipe.batch.order import Summary, TooManyErrors
 from hfpipe.errors import BackendError, ContextLengthError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.generator import FailedRequest
 from hfpipe.text.templates import PromptTemplate, parse_template
@@ -69,10 +69,10 @@ class Engine:
                 yield number, completion(request)
 
 
-def results(source, stream=in_turn, form=FORM, tally=None, **settings):
+def results(source, stream=in_turn, form=FORM, summary=None, **settings):
     template, options = PromptTemplate(parse_template("raw"), "tiny"), GenerationOptions()
     return order.results(
-        source, form, lambda record: record.request(template, options), stream, tally or Tally(), **settings
+        source, form, lambda record: record.request(template, options), stream, summary or Summary(), **settings
     )
 
 
@@ -86,32 +86,32 @@ def test_nothing():
 
 @pytest.mark.parametrize("choose", [lambda n: 0, lambda n: n - 1, lambda n: n // 2])
 def test_the_order_is_that_of_the_input(choose):
-    tally = Tally()
-    assert texts(results(questions(50), Engine(choose), tally=tally)) == [f"Q{i}" for i in range(50)]
-    assert tally == Tally(50, 150, 200, Counter())
+    summary = Summary()
+    assert texts(results(questions(50), Engine(choose), summary=summary)) == [f"Q{i}" for i in range(50)]
+    assert summary == Summary(None, 50, 0, {}, 150, 200)
 
 
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_any_interleaving_gives_the_same_bytes(count, window, ahead, random):
     records = [random.choice([{"question": f"q{i}"}, {"x": 1}, b"{", {"question": "engine"}]) for i in range(count)]
-    tally, expected = Tally(), Tally()
+    summary, expected = Summary(), Summary()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "AHEAD", ahead)
-        mixed = list(results(lines(*records), Engine(random.randrange, window), tally=tally))
-    assert mixed == list(results(lines(*records), tally=expected))
-    assert tally == expected
+        mixed = list(results(lines(*records), Engine(random.randrange, window), summary=summary))
+    assert mixed == list(results(lines(*records), summary=expected))
+    assert summary == expected
 
 
 def test_each_result_comes_as_soon_as_all_before_it_are_there():
     """And progress is told of every record."""
-    tally, told = Tally(), []
+    summary, told = Summary(), []
     backwards = Engine(lambda n: n - 1, window=2)
-    come = results(questions(3), backwards, tally=tally, on_progress=lambda: told.append(tally.records))
+    come = results(questions(3), backwards, summary=summary, on_progress=lambda: told.append(summary.answered))
     # 1, 2, then 0.
-    assert [tally.records for _ in come] == [3, 3, 3]
+    assert [summary.answered for _ in come] == [3, 3, 3]
     assert told == [1, 2, 3]
-    come = results(questions(3), tally=(tally := Tally()))
-    assert [tally.records for _ in come] == [1, 2, 3]
+    come = results(questions(3), summary=(summary := Summary()))
+    assert [summary.answered for _ in come] == [1, 2, 3]
 
 
 def test_lines_are_read_as_there_is_room():
@@ -134,12 +134,12 @@ def test_what_is_wrong_with_a_record_is_its_result():
         b'{"question": "memory"}': "out_of_memory",
         b'{"question": "long"}': "context_length",
     }
-    good, tally = b'{"question": "fine"}', Tally()
+    good, summary = b'{"question": "fine"}', Summary()
     records = itertools.chain(*((good, one) for one in bad), [good])
-    made = [json.loads(one) for one in results(lines(*records), Engine(lambda n: n - 1), tally=tally)]
+    made = [json.loads(one) for one in results(lines(*records), Engine(lambda n: n - 1), summary=summary)]
     assert [one["error"]["type"] for one in made[1::2]] == list(bad.values())
     assert [one["text"] for one in made[::2]] == ["FINE"] * 11
-    assert tally == Tally(21, 33, 44, Counter(bad.values()))
+    assert summary == Summary(None, 21, 0, Counter(bad.values()), 33, 44)
     assert [one["id"] for one in made] == [str(n) for n in range(1, 22)]
 
 
