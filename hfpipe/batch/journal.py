@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -24,17 +23,15 @@ from hfpipe.batch.manifest import ENTRY, RESTART, Manifest, manifest_path
 from hfpipe.errors import HFPipeError, UsageError, is_disk_full
 
 _SYNC_AFTER_S = 0.9
-# Names that no later run can write to either.
-_NEVER = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
 
 
 class Journal:
     """The output of a batch, to which results are appended in input order.
 
-    A context manager: entered, it locks the output against other runs for as long as it is open and its process lives,
-    and checks that what is there was made with the same `settings` (JSON values by name). `resume` then finds the place
-    to continue at, `check` takes settings that only a loaded model knows, and `append` writes. With `restart`, an
-    existing output is renamed instead. For one thread at a time; another may take the lines.
+    Entered, it locks the output against other runs for as long as its process lives, and checks that what is there was
+    made with the same `settings` (JSON values by name). `resume` then finds the place to continue at, `check` takes
+    settings that only a loaded model knows, and `append` writes. With `restart`, an existing output is renamed instead.
+    For one thread at a time; another may take the lines.
 
     Of the results found, `failed` are the positions (from 0) of errors, and `errors` counts their types. `set_aside` is
     the old output's new name.
@@ -120,22 +117,18 @@ class Journal:
         changed by somebody else; the file then ends with the result before."""
         file, (count, size) = self._open(), self._done
         self._check_unchanged(file, size)
-        try:
-            # First: after a kill, no result is without the digest of its record.
-            self._manifest.put(count, self._digests[count])
-            written = os.write(file, line)
-            while written < len(line):
-                written += os.write(file, memoryview(line)[written:])
-            self._done = (count + 1, size + len(line))
-        except BaseException as error:
-            with suppress(OSError):
-                # An interrupt may come after the write.
+        with _writing(self.output):
+            try:
+                # First: after a kill, no result is without the digest of its record.
+                self._manifest.put(count, self._digests[count])
+                written = os.write(file, line)
+                while written < len(line):
+                    written += os.write(file, memoryview(line)[written:])
+            finally:
+                # A part of a line is cut off. An interrupt may also come after all of it.
                 if os.fstat(file).st_size == size + len(line):
                     self._done = (count + 1, size + len(line))
                 _cut(file, self._done[1])
-            if isinstance(error, OSError):
-                raise _unwritable(self.output, error) from error
-            raise
         del self._digests[count]
         self._written.set()
 
@@ -264,20 +257,22 @@ class Journal:
         return file
 
     def _check_unchanged(self, file: int, size: int) -> None:
-        if self._sync_error:
-            raise _unwritable(self.output, self._sync_error)
+        self._check_synced()
         try:
             now = os.stat(self.output)
-        except OSError as error:
-            raise HFPipeError(
-                f"{self.output} was removed or renamed while hfpipe was writing to it.",
-                hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
-            ) from error
-        if now.st_size != size or not os.path.samestat(now, os.fstat(file)):
-            raise HFPipeError(
-                f"{self.output} was changed by another program while hfpipe was writing to it.",
-                hint=f"Run the same command again to resume, if its lines are intact. {RESTART}",
-            )
+            if now.st_size == size and os.path.samestat(now, os.fstat(file)):
+                return
+        except OSError:
+            pass
+        raise HFPipeError(
+            f"{self.output} was changed, renamed or removed by another program while hfpipe was writing to it.",
+            hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
+        )
+
+    def _check_synced(self) -> None:
+        with _writing(self.output):
+            if self._sync_error:
+                raise self._sync_error
 
     def _sync(self, file: int) -> None:
         last = False
@@ -300,8 +295,7 @@ class Journal:
             self._written.set()
             self._thread.join()
             os.close(self._file)
-            if self._sync_error:
-                raise _unwritable(self.output, self._sync_error)
+            self._check_synced()
 
 
 def check_place(output: Path) -> None:
@@ -325,19 +319,11 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> HFPipeError:
-    if is_disk_full(error):
-        return HFPipeError(
-            f"The disk of {path} is full. The results in it are complete lines.",
-            hint="Free some space and run the same command again to resume.",
-        )
-    hint = "Make it writable and run the same command again to resume, or choose another file."
-    return HFPipeError(
-        f"Cannot write {path}: {error.strerror}.", hint="Choose another file." if error.errno in _NEVER else hint
-    )
+        said, hint = f"Cannot write {path}: {error.strerror}.", "Choose another file, or mend that and resume."
+        if is_disk_full(error):
+            said = f"The disk of {path} is full. The results in it are complete lines."
+            hint = "Free some space and run the same command again to resume."
+        raise HFPipeError(said, hint=hint) from error
 
 
 def _set_aside(output: Path) -> Path:
@@ -347,11 +333,7 @@ def _set_aside(output: Path) -> Path:
     while os.path.lexists(aside := output.with_name(f"{output.name}.{number}")) or manifest_path(aside).exists():
         number += 1
     # The output last: until it has gone, the next run finds everything as it was.
-    if data := manifest_path(output).read_bytes():
-        with manifest_path(aside).open("wb") as copy:
-            copy.write(data)
-            copy.flush()
-            os.fsync(copy.fileno())
+    shutil.copyfile(manifest_path(output), manifest_path(aside))
     output.rename(aside)
     _sync_folder(output.parent)
     return aside
@@ -360,10 +342,8 @@ def _set_aside(output: Path) -> Path:
 def _sync_folder(folder: Path) -> None:
     """Have the disk hold the names in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _cut(file: int, size: int) -> None:

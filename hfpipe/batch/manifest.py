@@ -75,26 +75,21 @@ class Manifest:
     def __init__(self, output: Path) -> None:
         self._output = output
         self.path = manifest_path(output)
-        self.descriptor = self._locked()
         # Where the entries begin.
         self._start = 0
-
-    def _locked(self) -> int:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                os.close(descriptor)
-                raise HFPipeError(
-                    f"Another hfpipe is writing to {self._output}.",
-                    hint="Wait until it has finished, or choose another file.",
-                ) from error
+                os.close(self.descriptor)
+                hint = "Wait until it has finished, or choose another file."
+                raise HFPipeError(f"Another hfpipe is writing to {output}.", hint=hint) from error
             # Whoever held it may have removed it.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), self.path.stat()):
-                    return descriptor
-            os.close(descriptor)
+                if os.path.samestat(os.fstat(self.descriptor), self.path.stat()):
+                    return
+            os.close(self.descriptor)
 
     def close(self) -> None:
         """Let others write. A file in which nothing was written is removed."""

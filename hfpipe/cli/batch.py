@@ -5,14 +5,13 @@ from __future__ import annotations
 import json as jsonlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from hfpipe.cli import options as o
-from hfpipe.cli import options_batch as b
 from hfpipe.cli.main import say_when_interrupted
 from hfpipe.cli.startup import leave_out_unused, silence
 from hfpipe.cli.terminal import Answer, Terminal, data, tell
@@ -28,22 +27,32 @@ _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _SHOWN = 3
 _EXCERPT = 40
 
+_output = partial(o.option, panel=o.OUTPUT)
+_INPUT = o.argument("INPUT", "JSON lines, or a .txt file with a prompt a line; also gzipped; - is stdin.")
+_RESULTS = "Write results to FILE. Run the same command again to resume. Default: stdout."
+_FORMAT = "hfpipe, openai (Batch API) or text. Default: recognized by the first line."
+_RESTART = _output("--restart", help="Start over, and keep the old results under another name.")
+_RETRY = _output("--retry-errors", help="Answer failed records again, in their places.")
+_MOST = _output("--max-errors", help="Stop once more than N have failed.", metavar="N")
+_VERIFY = "Afterwards compare N answers with an exact run of the prompt alone."
+_AT_ONCE = "Requests in flight at once. Default: the backend's own."
+
 
 def batch(
     *,
-    input: b.InputArg,
+    input: Annotated[str, _INPUT],
     model: o.ModelOpt = None,
-    output: b.ResultsOpt = None,
-    format: b.FormatOpt = None,
-    json: b.JsonOpt = False,
-    restart: b.RestartOpt = False,
-    retry_errors: b.RetryErrorsOpt = False,
-    max_errors: b.MaxErrorsOpt = None,
-    verify_parity: b.VerifyParityOpt = None,
+    output: Annotated[Path | None, _output("--output", "-o", help=_RESULTS, metavar="FILE")] = None,
+    format: Annotated[str | None, _output("--format", help=_FORMAT, metavar="FORMAT")] = None,
+    json: Annotated[bool, _output("--json", help="The summary as one JSON object on stdout.")] = False,
+    restart: Annotated[bool, _RESTART] = False,
+    retry_errors: Annotated[bool, _RETRY] = False,
+    max_errors: Annotated[int | None, _MOST] = None,
+    verify_parity: Annotated[int | None, _output("--verify-parity", help=_VERIFY, metavar="N")] = None,
     backend: o.BackendOpt = "auto",
     loading: LoadOptions,
     generation: GenerationOptions,
-    batch_size: b.BatchSizeOpt = None,
+    batch_size: Annotated[int | None, o.option("--batch-size", help=_AT_ONCE, panel=o.LOADING, metavar="N")] = None,
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,
@@ -66,7 +75,9 @@ def batch(
     silence(verbose=verbose)
     if not loading.trust_remote_code:
         leave_out_unused()
-    say_when_interrupted(_interrupted(path, restart=restart))
+    # Nothing has to be put in order: the output is at every moment as good as finished.
+    again = "without --restart" if restart else "again"
+    say_when_interrupted(lambda: f"Interrupted. Run the same command {again} to resume." if path else "Interrupted.")
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
         if model is None and not quiet:
             tell(f"No --model and no HFPIPE_MODEL: using {DEFAULT_MODEL}.")
@@ -113,49 +124,22 @@ def _to_stdout(terminal: Terminal) -> Callable[[bytes], None]:
     return write
 
 
-def _interrupted(output: Path | None, *, restart: bool) -> Callable[[], str]:
-    """What Ctrl-C says. Nothing has to be put in order: the output is at every moment as good as finished."""
-    before = _identity(output)
-
-    def said() -> str:
-        if output is None:
-            return "Interrupted."
-        # Once there are new results, --restart would start over again.
-        again = "without --restart" if restart and _identity(output) not in (None, before) else "again"
-        return f"Interrupted. Run the same command {again} to resume."
-
-    return said
-
-
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    with suppress(OSError):
-        if path and (found := path.stat()).st_size:
-            return found.st_dev, found.st_ino
-    return None
-
-
 def _described(summary: Summary, *, retry: bool) -> list[str]:
     """One line for a person, one more for earlier results, and those of a comparison."""
     lines = [f"The earlier results are in {summary.set_aside}."] if summary.set_aside else []
     rate = summary.completion_tokens / summary.seconds
-    parts = [f"{_counted(summary.answered, 'record')} in {summary.seconds:.1f} s, {rate:,.1f} generated tokens/s"]
+    said = f"{_counted(summary.answered, 'record')} in {summary.seconds:.1f} s, {rate:,.1f} generated tokens/s"
     if retry and not summary.answered:
-        parts = [f"Nothing to retry: no record failed in {summary.output}"]
+        said = f"Nothing to retry: no record failed in {summary.output}"
     elif summary.existing and not summary.answered:
-        records = _counted(summary.existing, "record")
-        parts = [f"Nothing to do: {summary.output} already has a result for all {records}"]
+        said = f"Nothing to do: {summary.output} already has a result for all {_counted(summary.existing, 'record')}"
     elif summary.existing and not retry:
-        parts.append(f"{summary.existing:,} already had a result")
+        said += f"; {summary.existing:,} already had a result"
     if summary.errors:
-        by_type = ", ".join(f"{count:,} {kind}" for kind, count in _most_first(summary.errors))
-        parts.append(f"{summary.failed:,} failed ({by_type})")
+        said += f"; {summary.failed:,} failed ({summary.failed_by_type})"
     if summary.unanswered:
-        parts.append("some records have no result yet: run the same command without --retry-errors to answer them")
-    return [*lines, "; ".join(parts) + ".", *(parity_lines(summary.parity) if summary.parity else [])]
-
-
-def _most_first(errors: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(errors.items(), key=lambda one: -one[1])
+        said += "; some records have no result yet: run the same command without --retry-errors to answer them"
+    return [*lines, f"{said}.", *(parity_lines(summary.parity) if summary.parity else [])]
 
 
 def _counted(number: int, noun: str) -> str:

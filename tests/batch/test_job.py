@@ -147,7 +147,7 @@ def test_a_loop_of_links(model, source, tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(HFPipeError, match="Too many levels of symbolic links") as caught:
         batch(model, source, tmp_path / "a")
-    assert caught.value.hint == "Choose another file."
+    assert caught.value.hint.startswith("Choose another file")
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
