@@ -1,18 +1,24 @@
-"""`hfpipe.batch` in Python, and what inputs and outputs it takes."""
+"""`hfpipe.batch` in Python, on the echo backend: it answers a record with its prompt."""
 
 import gzip
 import json
 from dataclasses import replace
 
 import pytest
+from openai.types import Completion as TextCompletion
+from openai.types.chat import ChatCompletion
 
 import hfpipe
 from hfpipe.batch.formats import recognized
 from hfpipe.batch.lines import Line
+from hfpipe.batch.order import TooManyErrors
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.langchain import HFPipe
 from tests import tiny
+from tests.batch.work import RESTART
 from tests.cli.conftest import write_echo_model
+
+ODD = ["é 🙂 שלום", "a\u2028b\x85c", 'tab\tand "quotes" \\ {braces}', "[bold]x[/] :dog:", "\x1b[2J", "\ud83d"]
 
 
 @pytest.fixture(scope="module")
@@ -20,29 +26,60 @@ def model(tmp_path_factory):
     return write_echo_model(tmp_path_factory.mktemp("model") / "chat", tiny.CHAT_TEMPLATE)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return write_echo_model(tmp_path_factory.mktemp("model") / "plain", n_positions=None)
+
+
+def write(path, *records):
+    path.write_text("".join(one if isinstance(one, str) else json.dumps(one) + "\n" for one in records))
+    return path
+
+
 @pytest.fixture
 def source(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"Number {i}"}) + "\n" for i in range(9)))
-    return path
+    return write(tmp_path / "q.jsonl", *({"id": f"q{i}", "prompt": f"Number {i}"} for i in range(9)))
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """The 2nd, 4th and 5th record fail."""
+    wrong = {"prompt": "five", "n": 2, "max_tokens": 0}
+    return write(tmp_path / "mixed", {"prompt": "one"}, "{\n", {"prompt": "three"}, {"x": 1}, wrong, {"prompt": "six"})
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out.jsonl"
 
 
 def batch(model, source, output, **options):
     return hfpipe.batch(model, source, output, **{"backend": "echo", "template": "raw", **options})
 
 
+def results(output):
+    return [json.loads(line) for line in output.read_bytes().splitlines()]
+
+
 def texts(output):
-    return [json.loads(line)["text"] for line in output.read_bytes().splitlines()]
+    return [result["text"] for result in results(output)]
 
 
-def test_a_batch_and_its_summary(model, source, tmp_path):
-    output = tmp_path / "a.jsonl"
+def cut(output, share):
+    data = output.read_bytes()
+    output.write_bytes(data[: int(len(data) * share)])
+    return output.read_bytes().count(b"\n")
+
+
+def test_a_batch_and_its_summary(model, source, output):
     first = batch(model, source, output)
     assert (first.output, first.answered, first.existing, first.failed, first.exit_code) == (output, 9, 0, 0, 0)
     assert first.completion_tokens == first.prompt_tokens > 9
+    before = [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in output.parent.iterdir()]
     again = batch(str(model), str(source), str(output))
     assert (again.answered, again.existing, again.completion_tokens) == (0, 9, 0)
     assert json.loads(json.dumps(again.as_dict()))["output"] == str(output)
+    assert [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in output.parent.iterdir()] == before
     lines = []
     batch(model, source, lines.append)
     assert b"".join(lines) == output.read_bytes()
@@ -74,17 +111,44 @@ def test_a_loaded_model_answers_too(model, source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "said", "hint"),
     [
-        ({"max_token": 3}, "Unknown option max_token."),
-        ({"format": "opnai"}, "Unknown format 'opnai'."),
-        ({"max_errors": -1}, "--max-errors must be at least 0"),
-        ({"restart": True, "retry_errors": True}, "--retry-errors cannot be combined with --restart."),
+        ({"max_token": 3}, "Unknown option max_token.", "max_tokens"),
+        ({"format": "opnai"}, "Unknown format 'opnai'.", "Did you mean 'openai'?"),
+        ({"format": "x"}, "Unknown format 'x'.", "Known formats are hfpipe, openai, text."),
+        ({"max_errors": -1}, "--max-errors must be at least 0, not -1.", ""),
+        ({"verify_parity": 0}, "--verify-parity must be at least 1, not 0.", ""),
+        ({"restart": True, "retry_errors": True}, "--retry-errors cannot be combined with --restart.", ""),
+        ({"template": "none"}, 'There is no {variable} in the template "none".', "A template is qa"),
+        ({"template": "chat"}, "has no chat template.", "Use the template qa"),
+        ({"batch_size": 0}, "batch_size must be at least 1", ""),
     ],
 )
-def test_options_that_are_wrong(model, source, tmp_path, options, said):
-    with pytest.raises(UsageError, match=said):
-        batch(model, source, tmp_path / "a", **options)
+def test_options_that_are_wrong(plain, source, tmp_path, options, said, hint):
+    with pytest.raises(UsageError) as caught:
+        batch(plain, source, tmp_path / "a", **options)
+    assert said in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert [path.name for path in tmp_path.iterdir()] == ["q.jsonl"]
+
+
+@pytest.mark.parametrize(("input", "output"), [("q.jsonl", None), ("-", "out")])
+@pytest.mark.parametrize("option", [{"retry_errors": True}, {"verify_parity": 2}])
+def test_what_needs_a_file_that_can_be_read_twice(plain, source, input, output, option):
+    with pytest.raises(UsageError, match="needs an output file, and an input file that can be read twice"):
+        batch(plain, source.with_name(input) if input != "-" else "-", output or print, **option)
+
+
+# What goes in
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_any_kind_of_file(model, source, tmp_path, packed):
+    """A BOM, CRLF, blank lines, no newline at the end, gzip."""
+    data = b"\xef\xbb\xbf\r\n" + b"\r\n \r\n".join(source.read_bytes().splitlines())
+    (tmp_path / "odd").write_bytes(gzip.compress(data) if packed else data)
+    batch(model, tmp_path / "odd", tmp_path / "a")
+    assert [(one["id"], one["text"]) for one in results(tmp_path / "a")] == [(f"q{i}", f"Number {i}") for i in range(9)]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -94,26 +158,29 @@ def test_plain_text_has_a_prompt_a_line(model, tmp_path, packed):
     path.write_bytes(gzip.compress(data) if packed else data)
     summary = batch(model, path, tmp_path / "a")
     assert dict(summary.errors) == {"invalid_json": 1}
-    results = [json.loads(line) for line in (tmp_path / "a").read_bytes().splitlines()]
-    assert [(one["id"], one["text"]) for one in results] == [("1", "one {x}"), ("3", ""), ("4", "three")]
+    assert [(one["id"], one["text"]) for one in results(tmp_path / "a")] == [
+        ("1", "one {x}"),
+        ("3", ""),
+        ("4", "three"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "said", "hint"),
+    ("name", "first", "hint"),
     [
-        ("q.csv", b"question,answer", "q.csv is not JSON lines", "pandas.read_csv('q.csv').to_json('q.jsonl'"),
-        ("q.parquet", b"PAR1\x15", "q.parquet is not JSON lines", "read_parquet"),
-        ("q", b"PAR1\x15", "q is not JSON lines", "read_parquet"),
-        ("q.json", b"[", "q.json is not JSON lines", "jq -c '.[]' q.json > q.jsonl"),
-        ("q.json", b'[{"prompt": "a"}]', "q.json is not JSON lines", "jq -c '.[]'"),
-        ("q.json", b"{", "q.json is not JSON lines", "jq -c '.' q.json"),
-        ("stdin", b"What is EEG?", "stdin is not JSON lines", "--format text"),
+        ("q.csv", b"question,answer", "pandas.read_csv('q.csv').to_json('q.jsonl'"),
+        ("q.parquet", b"PAR1\x15", "read_parquet"),
+        ("q", b"PAR1\x15", "read_parquet"),
+        ("q.json", b"[", "jq -c '.[]' q.json > q.jsonl"),
+        ("q.json", b'[{"prompt": "a"}]', "jq -c '.[]'"),
+        ("q.json", b"{", "jq -c '.' q.json"),
+        ("stdin", b"What is EEG?", "--format text"),
     ],
 )
-def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, name, first, said, hint):
+def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, name, first, hint):
     with pytest.raises(UsageError) as caught:
         recognized(Line(1, first, b""), name)
-    assert caught.value.message.startswith(said)
+    assert caught.value.message == f"{name} is not JSON lines: its first line is not a JSON object."
     assert hint in caught.value.hint
     path = tmp_path / name
     path.write_bytes(first)
@@ -122,24 +189,184 @@ def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, nam
     assert not (tmp_path / "a").exists()
 
 
-def test_requests_of_openai_are_recognized(model, tmp_path):
-    source, output = tmp_path / "q", tmp_path / "a"
-    request = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi", "model": "x"}}
-    source.write_text(json.dumps(request) + "\n")
-    hfpipe.batch(str(model), source, output, backend="echo")
-    result = json.loads(output.read_bytes())
-    # Raw text, although the model has a chat template.
-    assert (result["custom_id"], result["response"]["body"]["choices"][0]["text"]) == ("a", "Hi")
-    with pytest.raises(UsageError, match="does not apply to OpenAI requests"):
-        hfpipe.batch(str(model), source, output, backend="echo", template="qa")
+def test_all_forms_of_a_record(model, tmp_path, output):
+    records = [
+        {"question": "Hi"},
+        {"prompt": "Hi", "id": 7},
+        {"messages": [{"role": "user", "content": "Hi"}], "custom_id": "a"},
+        {"question": "Hi", "max_tokens": 3},
+        {"question": "Hi", "stop": []},
+    ]
+    batch(model, write(tmp_path / "q", *records), output, template=None, stop="assist", system="X")
+    assert [one["id"] for one in results(output)] == ["1", "7", "a", "4", "5"]
+    question, prompt, messages, short, whole = texts(output)
+    assert question == prompt == messages == "system\nX\nuser\nHi\n"
+    assert results(output)[3]["usage"]["completion_tokens"] == 3
+    assert question.startswith(short)
+    assert whole == question + "assistant\n"
 
 
-def test_a_conversation_that_ends_with_the_assistant_is_continued(model, tmp_path):
-    source = tmp_path / "q"
+def test_variables(model, tmp_path, output):
+    source = write(tmp_path / "q", {"text": "Hi", "to": "German"}, {"text": "Hi"}, {"prompt": "Hi"})
+    batch(model, source, output, template="{text} in {to}", variables={"to": "French"})
+    assert texts(output) == ["Hi in German", "Hi in French", "Hi in French"]
+
+
+def test_any_text(model, tmp_path, output):
+    """And a line of 10 MB, of which nothing is asked."""
+    records = [{"id": text, "prompt": text} for text in ODD]
+    batch(model, write(tmp_path / "q", *records, {"prompt": "Hi", "metadata": {"x": "y" * 10_000_000}}), output)
+    assert texts(output) == [*ODD[:-1], "\ufffd", "Hi"]
+    assert [one["id"] for one in results(output)] == [*ODD, "7"]
+    text = output.read_text()
+    assert text.splitlines() == text.split("\n")[:-1]
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_continued(model, tmp_path, output):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
-    source.write_text(json.dumps({"messages": messages}) + "\n")
-    batch(model, source, tmp_path / "a")
-    assert texts(tmp_path / "a")[0].endswith("assistant\nWell")
+    batch(model, write(tmp_path / "q", {"messages": messages}), output)
+    assert texts(output)[0].endswith("assistant\nWell")
+
+
+def test_requests_of_openai_are_recognized(model, tmp_path, output):
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 5, "model": "gpt"}
+    requests = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat},
+        {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi", "model": "gpt"}},
+        {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"input": "Hi"}},
+        {"custom_id": "d", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x " * 2000}},
+    ]
+    source = write(tmp_path / "q", *requests, "{\n")
+    summary = batch(model, source, output, template=None)
+    assert summary.errors == {"invalid_record": 1, "context_length": 1, "invalid_json": 1}
+    a, b, c, d, e = results(output)
+    assert [one["custom_id"] for one in (a, b, c, d, e)] == ["a", "b", "c", "d", "5"]
+    assert ChatCompletion.model_validate(a["response"]["body"], strict=True).usage.completion_tokens == 5
+    # Raw text, although the model has a chat template.
+    assert TextCompletion.model_validate(b["response"]["body"], strict=True).choices[0].text == "Hi"
+    assert [one["response"] and one["response"]["status_code"] for one in (c, d, e)] == [400, 400, None]
+    whole = output.read_bytes()
+    cut(output, 0.5)
+    batch(model, source, output, template=None)
+    assert output.read_bytes() == whole
+    with pytest.raises(UsageError, match="does not apply to OpenAI requests"):
+        batch(model, source, output, template="qa")
+
+
+# Failed records
+
+
+def test_failed_records(plain, mixed, output):
+    kinds = ["invalid_json", "missing_variable", "invalid_record"]
+    for answered in (6, 0):
+        summary = batch(plain, mixed, output)
+        assert (summary.exit_code, summary.answered, summary.errors) == (3, answered, dict.fromkeys(kinds, 1))
+    assert [one["error"] and one["error"]["type"] for one in results(output)] == [
+        None,
+        kinds[0],
+        None,
+        *kinds[1:],
+        None,
+    ]
+
+
+def test_too_many_of_them_end_it_early(plain, mixed, output, tmp_path):
+    batch(plain, mixed, tmp_path / "whole")
+    with pytest.raises(TooManyErrors, match="2 records failed"):
+        batch(plain, mixed, output, batch_size=1, max_errors=1)
+    assert output.read_bytes() == b"".join((tmp_path / "whole").read_bytes().splitlines(keepends=True)[:4])
+    # Of this run.
+    assert batch(plain, mixed, output, max_errors=1).failed == 3
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_retry_puts_results_in_their_places(plain, source, output):
+    """Two failed for want of memory, let us say."""
+    batch(plain, source, output)
+    whole = output.read_bytes()
+    failed = {"text": "", "finish_reason": "error", "usage": None, "error": {"type": "out_of_memory", "message": "No."}}
+    lines = whole.splitlines(keepends=True)
+    for i in (3, 7):
+        lines[i] = json.dumps({"id": f"q{i}", **failed}).encode() + b"\n"
+    # Of a run that was interrupted, too: what has no result comes with the next run.
+    for exist in (9, 8):
+        output.write_bytes(b"".join(lines[:exist]))
+        summary = batch(plain, source, output, retry_errors=True)
+        assert (summary.answered, summary.failed, summary.unanswered) == (2, 0, exist < 9)
+        assert summary.exit_code == (3 if exist < 9 else 0)
+        assert output.read_bytes() == b"".join(whole.splitlines(keepends=True)[:exist])
+    assert batch(plain, source, output).exit_code == 0
+    assert output.read_bytes() == whole
+    assert batch(plain, source, output, retry_errors=True).answered == 0
+
+
+def test_a_retry_that_can_change_nothing(plain, mixed, output):
+    batch(plain, mixed, output)
+    before = output.read_bytes()
+    summary = batch(plain, mixed, output, retry_errors=True)
+    assert (summary.exit_code, summary.answered, summary.failed) == (3, 3, 3)
+    assert output.read_bytes() == before
+    with pytest.raises(HFPipeError, match="a different variables"):
+        batch(plain, mixed, output, retry_errors=True, variables={"x": "y"})
+
+
+# What was there
+
+
+def test_a_run_resumes_from_any_byte(model, source, output):
+    batch(model, source, output)
+    whole = output.read_bytes()
+    for share in (0, 0.001, 0.3, 0.77, 0.9999):
+        existing = cut(output, share)
+        summary = batch(model, source, output)
+        assert (summary.answered, summary.existing, output.read_bytes()) == (9 - existing, existing, whole)
+
+
+def test_restart_keeps_the_old_results_aside(model, source, output):
+    batch(model, source, output)
+    old = output.read_bytes()
+    summary = batch(model, source, output, restart=True, max_tokens=2)
+    assert summary.set_aside == output.with_name("out.jsonl.1")
+    assert (summary.set_aside.read_bytes(), texts(output)[0]) == (old, "Nu")
+
+
+@pytest.mark.parametrize(
+    ("other", "options", "said"),
+    [
+        (False, {"max_tokens": 8}, r"a different max_tokens \(then: 9, now: 8\)\."),
+        (False, {"template": "qa"}, r'a different template \(then: "{prompt}", now: "Question: '),
+        (False, {"exact": True}, r"a different exact \(then: false, now: true\)\."),
+        (False, {"temperature": 0}, r"a different temperature_if_a_record_samples \(then: 1.0, now: 0.0\)\."),
+        (True, {}, r"a different model \(then: "),
+    ],
+)
+def test_results_of_other_settings_are_not_resumed(model, plain, source, output, other, options, said):
+    batch(plain, source, output, max_tokens=9)
+    whole = output.read_bytes()
+    with pytest.raises(HFPipeError, match=said) as caught:
+        batch(model if other else plain, source, output, **{"max_tokens": 9, **options})
+    assert (caught.value.hint, output.read_bytes()) == (RESTART, whole)
+
+
+@pytest.mark.parametrize(("name", "default"), [("plain", "qa"), ("model", "chat")])
+def test_the_template_that_was_used_counts_and_not_the_option(request, name, default, source, output, tmp_path):
+    model = request.getfixturevalue(name)
+    batch(model, source, tmp_path / "whole", template=None)
+    for first, then in [(None, default), (default, None)]:
+        batch(model, source, output, template=first)
+        cut(output, 0.6)
+        with pytest.raises(HFPipeError, match="was started with a different template"):
+            batch(model, source, output)
+        assert batch(model, source, output, template=then).answered
+        assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+        output.unlink()
+
+
+def test_what_is_the_same_by_another_name_is_no_difference(plain, source, output, monkeypatch):
+    monkeypatch.chdir(plain.parent)
+    batch("./plain", source, output)
+    for one, options in [("plain", {}), (plain, {"max_tokens": 256}), (plain, {"repetition_penalty": 1})]:
+        assert batch(one, source, output, **options).existing == 9
 
 
 def test_a_loop_of_links(model, source, tmp_path):
@@ -148,14 +375,3 @@ def test_a_loop_of_links(model, source, tmp_path):
     with pytest.raises(HFPipeError, match="Too many levels of symbolic links") as caught:
         batch(model, source, tmp_path / "a")
     assert caught.value.hint.startswith("Choose another file")
-
-
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_a_temperature_that_is_not_a_number(model, tmp_path, value):
-    (tmp_path / "q").write_text(f'{{"prompt": "x", "temperature": {value}}}\n')
-    batch(model, tmp_path / "q", tmp_path / "a")
-    error = json.loads((tmp_path / "a").read_bytes())["error"]
-    assert error == {
-        "type": "invalid_record",
-        "message": f"temperature must be from 0 (greedy) to 1000, not {float(value)}.",
-    }

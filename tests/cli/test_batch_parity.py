@@ -33,6 +33,8 @@ def test_answers_that_are_equal(plain_model, source):
     ended = verified(plain_model, source, "--verify-parity", "7")
     assert ended.code == 0
     assert "7 of 7 answers match an exact run of the prompt alone." in ended.err.decode()
+    quiet = verified(plain_model, source, "--verify-parity", "3", "-q")
+    assert (quiet.code, quiet.err) == (0, b"")
 
 
 def test_a_finished_file_is_looked_at_alone(plain_model, source):
@@ -52,29 +54,6 @@ def test_with_exact_all_must_be_equal(plain_model, source):
     ended = verified(plain_model, source, "--exact", "--verify-parity", "20")
     assert ended.code == 1
     assert "Error: With --exact all answers must be equal. 19 of 20" in ended.err.decode()
-
-
-def test_a_quiet_run_says_nothing(plain_model, source):
-    ended = verified(plain_model, source, "--verify-parity", "3", "-q")
-    assert (ended.code, ended.err) == (0, b"")
-
-
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [
-        (("--verify-parity", "0"), "--verify-parity must be at least 1, not 0."),
-        (("--verify-parity", "-2"), "--verify-parity must be at least 1, not -2."),
-    ],
-)
-def test_how_many(plain_model, source, args, error):
-    ended = verified(plain_model, source, *args)
-    assert (ended.code, ended.error) == (2, error)
-
-
-def test_results_must_be_in_a_file(plain_model, source):
-    ended = run_hfpipe("batch", source, "-m", plain_model, "-b", "echo", "--verify-parity", "2")
-    assert (ended.code, ended.out) == (2, b"")
-    assert ended.error.startswith("--verify-parity needs an output file")
 
 
 def test_what_a_person_reads():
