@@ -199,6 +199,4 @@ def serve(module: str) -> NoReturn:
 def _die_with_parent() -> None:
     # Only the end of file comes after the line of arguments.
     os.read(0, 1)
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

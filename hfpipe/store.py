@@ -115,56 +115,51 @@ def lock(path: Path, *, wait: str | None = None, reporter: Reporter | None = Non
     Where another holds it, say `wait` and wait for it; without `wait`, raise Locked. On a file system without locks the
     file names its holder instead.
     """
-    while not (held := _take(path)):
-        if wait is None:
-            raise Locked(path)
-        if reporter:
-            reporter.note(wait)
-            reporter = None
-        time.sleep(_POLL_S)
-    taken, descriptor = held
-    try:
+    with ExitStack() as held:
+        while not _take(path, held):
+            if wait is None:
+                raise Locked(path)
+            if reporter:
+                reporter.note(wait)
+                reporter = None
+            time.sleep(_POLL_S)
         yield
-    finally:
-        taken.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
-def _take(path: Path) -> tuple[Path, int] | None:
-    """The lock file that is held now and its descriptor; None where another holds it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with ExitStack() as cleanup:
-            cleanup.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                if error.errno not in _WITHOUT_LOCKS:
-                    raise
-                path.unlink(missing_ok=True)
-                return _take_without_locks(path.with_name(f"{path.name}-pid"))
+def _take(path: Path, held: ExitStack) -> bool:
+    """Whether this process holds the lock now; `held` gives it back."""
+    with ExitStack() as cleanup:
+        file = cleanup.enter_context(path.open("a"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before may have removed it between the two calls.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                    cleanup.pop_all()
-                    return path, descriptor
+            if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return False
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            path = path.with_name(f"{path.name}-pid")
+            if not _create(path):
+                return False
+        cleanup.callback(path.unlink, missing_ok=True)
+        held.push(cleanup.pop_all())
+    return True
 
 
-def _take_without_locks(path: Path) -> tuple[Path, int] | None:
-    """By a file that only one can create. One of a process of this machine that has ended is removed."""
+def _create(path: Path) -> bool:
+    """Where there are no locks: a file that only one can create. That of a process here that has ended is removed."""
     host = os.uname().nodename
     with suppress(FileNotFoundError, ValueError):
-        owner, _, number = path.read_text().rpartition(" ")
+        owner, number = path.read_text().split()
         if owner == host and not os.path.isdir(f"/proc/{int(number)}"):
             path.unlink()
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return None
-    os.write(descriptor, f"{host} {os.getpid()}".encode())
-    return path, descriptor
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(f"{host} {os.getpid()}")
+        return True
+    return False
 
 
 # Folders made atomically
