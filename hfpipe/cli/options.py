@@ -34,22 +34,24 @@ def variable_of(*names: str) -> str:
     return "HFPIPE_" + long.removeprefix("--").replace("-", "_").upper()
 
 
-def option(*names: str, help: str, panel: str, **settings: Any) -> Any:
-    """An option with its section of the help and its environment variable."""
-    return typer.Option(
-        *names, help=help, rich_help_panel=panel, **{"envvar": variable_of(*names), "show_envvar": False, **settings}
-    )
+def option(*words: str, help: str, panel: str, **settings: Any) -> Any:
+    """An option by the words that its help shows, as in "--device -d DEVICE", in a section of the help and with its
+    environment variable."""
+    names = " ".join(words).split()
+    metavar = None if names[-1].startswith("-") else names.pop()
+    settings = {"metavar": metavar, "envvar": variable_of(*names), "show_envvar": False, **settings}
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def repeatable(*names: str, help: str, panel: str, metavar: str) -> Any:
+def repeatable(words: str, help: str, panel: str) -> Any:
     """An option that may be given several times. Its variable holds one value a line: Click would cut it at spaces."""
-    variable = variable_of(*names)
+    variable = variable_of(*words.split())
 
     def given_or_set(value: list[str] | None) -> list[str]:
         # Not splitlines: a value may hold U+2028 and other line ends of Unicode.
         return value or [line for line in os.environ.get(variable, "").split("\n") if line]
 
-    return option(*names, help=help, panel=panel, metavar=metavar, envvar=None, callback=given_or_set)
+    return option(words, help=help, panel=panel, envvar=None, callback=given_or_set)
 
 
 def argument(metavar: str, help: str, **settings: Any) -> Any:
@@ -76,35 +78,29 @@ ModelArg = Annotated[str, argument("MODEL", _MODEL, autocompletion=complete_mode
 ModelOrPromptArg = Annotated[str | None, argument("[MODEL]", f"{_MODEL} Not with -m.", autocompletion=complete_model)]
 PromptArg = Annotated[str | None, argument("[PROMPT]", "The prompt, after what is on stdin. - is stdin.")]
 
-ModelOpt = Annotated[str | None, _loading("--model", "-m", help=_MODEL, metavar="MODEL", autocompletion=complete_model)]
+ModelOpt = Annotated[str | None, _loading("--model -m MODEL", help=_MODEL, autocompletion=complete_model)]
 _BACKENDS = ("auto", *BACKENDS)
 BackendOpt = Annotated[
-    str,
-    _loading("--backend", "-b", help=f"{', '.join(_BACKENDS)}.", metavar="NAME", autocompletion=one_of(_BACKENDS)),
+    str, _loading("--backend -b NAME", help=f"{', '.join(_BACKENDS)}.", autocompletion=one_of(_BACKENDS))
 ]
 TemplateOpt = Annotated[
     str | None,
     _generation(
-        "--template",
-        "-t",
+        "--template -t TEMPLATE",
         help="chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa.",
-        metavar="TEMPLATE",
         autocompletion=one_of(BUILT_IN),
         show_default=False,
     ),
 ]
 VarOpt = Annotated[
-    list[str] | None,
-    _generation_list("--var", help="A variable of the (chat) template. Repeatable.", metavar="NAME=TEXT"),
+    list[str] | None, _generation_list("--var NAME=TEXT", help="A variable of the (chat) template. Repeatable.")
 ]
-SystemOpt = Annotated[
-    str | None, _generation("--system", "-s", help="The system message of a chat template.", metavar="TEXT")
-]
+SystemOpt = Annotated[str | None, _generation("--system -s TEXT", help="The system message of a chat template.")]
 ChatTemplateNameOpt = Annotated[
-    str | None, _generation("--chat-template-name", help="Which of several chat templates of a model.", metavar="NAME")
+    str | None, _generation("--chat-template-name NAME", help="Which of several chat templates of a model.")
 ]
 VerboseOpt = Annotated[bool, _output("--verbose", help="Show what the libraries write on stderr.")]
-QuietOpt = Annotated[bool, _output("--quiet", "-q", help="Write only errors on stderr.")]
+QuietOpt = Annotated[bool, _output("--quiet -q", help="Write only errors on stderr.")]
 JsonOpt = Annotated[bool, _output("--json", help="One JSON object instead of text.")]
 NoStreamOpt = Annotated[bool, _output("--no-stream", help="Write the answer once it is complete.")]
 StatsOpt = Annotated[bool, _output("--stats", help="Times and counts, on stderr.")]
@@ -114,24 +110,19 @@ ShowPromptOpt = Annotated[bool, _output("--show-prompt", help="Write the prompt 
 _OPTIONS: dict[Any, dict[str, Any]] = {
     LoadOptions: {
         "device": _loading(
-            "--device",
-            "-d",
-            help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU.",
-            metavar="DEVICE",
+            "--device -d DEVICE", help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU."
         ),
-        "device_map": _loading(
-            "--device-map", help="auto: Accelerate places the model. Not with --device.", metavar="MAP"
-        ),
-        "dtype": _loading("--dtype", help="auto, float32, float16 or bfloat16 (torch).", metavar="DTYPE"),
-        "attn": _loading("--attn", help="sdpa, eager or flash_attention_2 (torch).", metavar="KIND"),
+        "device_map": _loading("--device-map MAP", help="auto: Accelerate places the model. Not with --device."),
+        "dtype": _loading("--dtype DTYPE", help="auto, float32, float16 or bfloat16 (torch)."),
+        "attn": _loading("--attn KIND", help="sdpa, eager or flash_attention_2 (torch)."),
         "ov_config": _loading_list(
-            "--ov-config", help="An OpenVINO property, or one JSON object of them. Repeatable.", metavar="KEY=VALUE"
+            "--ov-config KEY=VALUE", help="An OpenVINO property, or one JSON object of them. Repeatable."
         ),
         "model_kwargs": _loading_list(
-            "--model-kwarg", help="An argument of from_pretrained (torch). Repeatable.", metavar="KEY=VALUE"
+            "--model-kwarg KEY=VALUE", help="An argument of from_pretrained (torch). Repeatable."
         ),
-        "task": _loading("--task", help="Only text-generation is supported.", metavar="TASK"),
-        "revision": _loading("--revision", help="A branch, tag or commit of a Hub model.", metavar="REV"),
+        "task": _loading("--task TASK", help="Only text-generation is supported."),
+        "revision": _loading("--revision REV", help="A branch, tag or commit of a Hub model."),
         "trust_remote_code": _loading("--trust-remote-code", help="Run Python code that comes with the model."),
         "allow_pickle": _loading("--allow-pickle", help="Load pickled weights, which can run code."),
         "exact": _loading(
@@ -140,19 +131,16 @@ _OPTIONS: dict[Any, dict[str, Any]] = {
     },
     GenerationOptions: {
         "max_tokens": _generation(
-            "--max-tokens",
-            "--max-new-tokens",
-            "-n",
+            "--max-tokens --max-new-tokens -n N",
             help="The most tokens to generate. Default: the model's own, else 256.",
-            metavar="N",
         ),
-        "temperature": _generation("--temperature", "--temp", help="0 is greedy.", metavar="T"),
-        "top_p": _generation("--top-p", help="Nucleus sampling.", metavar="P"),
-        "top_k": _generation("--top-k", help="0 is off.", metavar="K"),
-        "min_p": _generation("--min-p", help="Least probability, relative to the best token.", metavar="P"),
-        "repetition_penalty": _generation("--repetition-penalty", help="1 is off.", metavar="X"),
-        "seed": _generation("--seed", help="The same seed samples the same text.", metavar="N"),
-        "stop": _generation_list("--stop", help=r"Text that ends the answer; \n works. Repeatable.", metavar="TEXT"),
+        "temperature": _generation("--temperature --temp T", help="0 is greedy."),
+        "top_p": _generation("--top-p P", help="Nucleus sampling."),
+        "top_k": _generation("--top-k K", help="0 is off."),
+        "min_p": _generation("--min-p P", help="Least probability, relative to the best token."),
+        "repetition_penalty": _generation("--repetition-penalty X", help="1 is off."),
+        "seed": _generation("--seed N", help="The same seed samples the same text."),
+        "stop": _generation_list("--stop TEXT", help=r"Text that ends the answer; \n works. Repeatable."),
     },
 }
 RevisionOpt = Annotated[str | None, _OPTIONS[LoadOptions]["revision"]]
