@@ -21,9 +21,6 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from importlib import import_module
-from operator import attrgetter
 from typing import Any
 
 
@@ -57,81 +54,56 @@ class HFPipeError(Exception):
         return "\n".join([self.message, *self.details, *([self.hint] if self.hint else [])])
 
     def as_data(self) -> dict[str, Any]:
-        """The error as values of JSON, for another process. `classes` are its own class and those above, as
-        module:qualname."""
-        classes = [f"{one.__module__}:{one.__qualname__}" for one in type(self).__mro__ if issubclass(one, HFPipeError)]
-        return {"classes": classes, "message": self.message, "hint": self.hint, "details": list(self.details)}
+        """The error as values of JSON, for another process."""
+        classes = [kind.__name__ for kind in type(self).__mro__]
+        return {"classes": classes, "message": self.message, "hint": self.hint, "details": self.details}
 
     @staticmethod
     def from_data(data: Mapping[str, Any]) -> HFPipeError:
-        """The error of which `as_data` was taken, in the nearest of its classes that this process can import."""
-        kind = next((one for name in data["classes"] if (one := _error_class(name))), HFPipeError)
-        # Subclasses may be made of other arguments.
-        error = kind.__new__(kind)
-        HFPipeError.__init__(error, data["message"], hint=data["hint"], details=data["details"])
+        """The error of which `as_data` was taken, in the nearest of its classes that is one of these here."""
+        kind = next(globals()[name] for name in data["classes"] if name in globals())
+        error: HFPipeError = kind(data["message"], hint=data["hint"], details=data["details"])
         return error
-
-
-def _error_class(name: str) -> type[HFPipeError] | None:
-    module, _, qualname = name.partition(":")
-    # Whatever a module fails with as it is imported here, the error itself is what counts.
-    with suppress(Exception):
-        found = attrgetter(qualname)(import_module(module))
-        if isinstance(found, type) and issubclass(found, HFPipeError):
-            return found
-    return None
 
 
 class UsageError(HFPipeError):
     exit_code = 2
 
 
-class TemplateError(UsageError):
-    pass
+class TemplateError(UsageError): ...
 
 
-class MissingVariable(TemplateError):
-    pass
+class MissingVariable(TemplateError): ...
 
 
-class UnsupportedOption(UsageError):
-    pass
+class UnsupportedOption(UsageError): ...
 
 
-class ModelError(HFPipeError):
-    pass
+class ModelError(HFPipeError): ...
 
 
-class ModelNotFound(ModelError):
-    pass
+class ModelNotFound(ModelError): ...
 
 
-class AccessDenied(ModelError):
-    pass
+class AccessDenied(ModelError): ...
 
 
-class DownloadError(ModelError):
-    pass
+class DownloadError(ModelError): ...
 
 
-class UnsupportedModel(ModelError):
-    pass
+class UnsupportedModel(ModelError): ...
 
 
-class ContextLengthError(HFPipeError):
-    pass
+class ContextLengthError(HFPipeError): ...
 
 
-class ConversionError(HFPipeError):
-    pass
+class ConversionError(HFPipeError): ...
 
 
-class BackendError(HFPipeError):
-    pass
+class BackendError(HFPipeError): ...
 
 
-class OutOfMemory(BackendError):
-    pass
+class OutOfMemory(BackendError): ...
 
 
 def is_disk_full(error: OSError) -> bool:
