@@ -31,10 +31,10 @@ _SHOWN_LINES = 3
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\s+|During handling of|The above exception")
 _MEMORY_HINT = "Close other programs, or use a smaller model."
 _TELEMETRY_OFF = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
-_ALWAYS = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"}
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "true",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -44,9 +44,11 @@ class ChildOutput(Exception):
     """The last lines that a failed child wrote: the cause of its error, for HFPIPE_DEBUG=1."""
 
 
-def telemetry_off_environment() -> dict[str, str]:
-    """The variables that keep the libraries from sending anything, less those that the user has set."""
-    return {name: value for name, value in _TELEMETRY_OFF.items() if name not in os.environ}
+def quiet_environment(*, verbose: bool) -> dict[str, str]:
+    """The variables that keep the libraries from sending anything and, unless `verbose`, from talking; less those that
+    the user has set."""
+    wanted = _TELEMETRY_OFF if verbose else _TELEMETRY_OFF | _QUIET
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def silence_openvino_telemetry() -> None:
@@ -81,7 +83,7 @@ def run_child(
     reporter = reporter or Silent()
     # Libraries raise an error for a user without a home folder, as containers have them.
     home = {"HOME": tempfile.gettempdir()} if os.path.expanduser("~") == "~" else {}
-    quiet = {} if verbose else _QUIET
+    quiet = quiet_environment(verbose=verbose)
     # The parent's own path: `-m` would put the working directory first, and import a stray torch.py from there.
     source = f"import sys; sys.path[:] = {sys.path!r}; from hfpipe.process import serve; serve({module!r})"
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -91,7 +93,7 @@ def run_child(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **_ALWAYS, **home, **telemetry_off_environment(), **quiet, **(environment or {})},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **home, **quiet, **(environment or {})},
         # Out of reach of the terminal's Ctrl-C.
         start_new_session=True,
     ) as process:

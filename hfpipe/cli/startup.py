@@ -18,21 +18,13 @@ from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.process import telemetry_off_environment
+from hfpipe.process import quiet_environment
 
 if TYPE_CHECKING:
     from hfpipe.cli.terminal import Terminal
     from hfpipe.langchain import HFPipe
     from hfpipe.types import GenerationOptions, LoadOptions
 
-_NO_NOISE = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
-    "HF_HUB_VERBOSITY": "critical",
-    "TRANSFORMERS_VERBOSITY": "critical",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-}
 # Variables by which LangChain and LangSmith are told to send prompts somewhere, or to import more.
 _TRACING = ("LANGCHAIN_", "LANGSMITH_")
 # transformers imports these where they are installed: for assisted decoding, losses of detection models, and images.
@@ -43,17 +35,13 @@ _COMPILER = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
 
 
 def silence(*, verbose: bool) -> None:
-    """Have libraries say and send nothing. Call it before they are imported: most read their environment then. Of the
-    variables that only make them quiet, what the user has set stays."""
-    os.environ.update(telemetry_off_environment())
+    """Have libraries say and send nothing. Call it before they are imported: most read their environment then."""
+    os.environ.update(quiet_environment(verbose=verbose))
     for name in [name for name in os.environ if name.startswith(_TRACING)]:
         del os.environ[name]
-    if verbose:
-        return
-    for name, value in _NO_NOISE.items():
-        os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
 
 
 def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, terminal: Terminal) -> HFPipe:

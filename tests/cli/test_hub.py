@@ -35,7 +35,7 @@ def test_a_sharded_model_comes_with_a_bar_on_a_terminal(hub):
     ended = run_hfpipe(*args, env=hub.env, tty="stderr")
     assert (ended.code, ended.out) == (0, b"hi\n")
     assert b"Downloading org/name" in ended.err
-    assert ended.err.endswith(b"\x1b[2K")
+    assert ended.err.rstrip(b"\r").endswith(b"\x1b[2K")
     assert len([name for name in hub.served.paths("GET") if name.endswith(".safetensors")]) == 2
     again = run_hfpipe(*args, env=hub.env)
     assert (again.out, again.err) == (b"hi\n", b"")
