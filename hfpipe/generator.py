@@ -127,8 +127,9 @@ class Generator(AbstractContextManager["Generator"]):
                 tokens = self.prepare(request, number)
             except HFPipeError as error:
                 tokens, refused = TokenRequest(number, (), 1), error
-            stops = (*request.options.stop, *self._stops)
-            answers[number] = _Answer(request.id, tokens, self.tokenizer, stops, start, refused)
+            decoder = IncrementalDecoder(self.tokenizer, tokens.token_ids)
+            scanner = StopScanner((*request.options.stop, *self._stops))
+            answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused)
             yield tokens
 
     def _room(self, prompt_tokens: int, about: str = "") -> int:
@@ -149,48 +150,42 @@ class Generator(AbstractContextManager["Generator"]):
         return frozenset(token_id for token_id in ids if token_id is not None)
 
 
+@dataclass(slots=True)
 class _Answer:
     """What is known of one answer while it is generated; `refused` is the error of a bad prompt."""
 
-    def __init__(
-        self,
-        request_id: str,
-        tokens: TokenRequest,
-        tokenizer: Tokenizer,
-        stops: Sequence[str],
-        start: float,
-        refused: HFPipeError | None,
-    ) -> None:
-        self.finished = False
-        self._id = request_id
-        self._request = tokens
-        self._refused = refused
-        self._decoder = IncrementalDecoder(tokenizer, tokens.token_ids)
-        self._scanner = StopScanner(stops)
-        self._generated = 0
-        self._start = self._first = self._last = start
+    id: str
+    request: TokenRequest
+    decoder: IncrementalDecoder
+    scanner: StopScanner
+    start: float
+    refused: HFPipeError | None
+    finished: bool = False
+    generated: int = 0
+    first: float = 0.0
+    last: float = 0.0
 
     def take(self, event: TokenEvent) -> TextEvent | None:
         """The text that `event` makes final. After a stop string there is none, whatever the backend still sends."""
         if self.finished:
             return None
-        if error := self._refused or event.error:
+        if error := self.refused or event.error:
             self.finished = True
-            return TextEvent(self._id, finish_reason="error", error=error)
+            return TextEvent(self.id, finish_reason="error", error=error)
         if event.token_ids:
-            self._last = time.perf_counter()
-            self._first = self._last if self._generated == 0 else self._first
-            self._generated += len(event.token_ids)
-        text = self._decoder.feed(token for token in event.token_ids if token not in self._request.eos_token_ids)
-        text, stopped = self._scanner.feed(text if event.finish_reason is None else text + self._decoder.flush())
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+            self.generated += len(event.token_ids)
+        text = self.decoder.feed(token for token in event.token_ids if token not in self.request.eos_token_ids)
+        text, stopped = self.scanner.feed(text if event.finish_reason is None else text + self.decoder.flush())
         reason = "stop" if stopped else event.finish_reason
         if reason is None:
-            return TextEvent(self._id, text) if text else None
+            return TextEvent(self.id, text) if text else None
         self.finished = True
-        usage = Usage(len(self._request.token_ids), self._generated)
-        timing = Timing(self._start, self._first, self._last)
-        seed = self._request.sampling.seed if self._request.sampling.temperature else None
-        return TextEvent(self._id, text + self._scanner.flush(), reason, usage, timing, seed=seed)
+        usage = Usage(len(self.request.token_ids), self.generated)
+        timing = Timing(self.start, self.first or self.start, self.last or self.start)
+        seed = self.request.sampling.seed if self.request.sampling.temperature else None
+        return TextEvent(self.id, text + self.scanner.flush(), reason, usage, timing, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,15 +225,13 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
 
 def wrap_pipeline(pipeline: Any) -> Generator:
     """A generator over an existing transformers text-generation pipeline: its model, tokenizer and options."""
-    if getattr(pipeline, "task", None) != "text-generation":
-        raise UsageError(
-            f"Expected a text-generation pipeline, got {getattr(pipeline, 'task', type(pipeline).__name__)}."
-        )
-    model, config = pipeline.model, pipeline.model.config.to_dict()
-    settings = pipeline.generation_config.to_dict()
+    task = getattr(pipeline, "task", type(pipeline).__name__)
+    if task != "text-generation":
+        raise UsageError(f"Expected a text-generation pipeline, got {task}.")
+    model, config, settings = pipeline.model, pipeline.model.config.to_dict(), pipeline.generation_config.to_dict()
     # transformers samples from the 50 likeliest tokens where the settings leave it open.
     preferred = {"top_k": 50} | {name: value for name, value in settings.items() if value is not None}
-    folder = Path(model.name_or_path)
-    source = ModelSource(model.name_or_path, folder, "transformers", config, preferred, context_length(config))
+    name, length = model.name_or_path, context_length(config)
+    source = ModelSource(name, Path(name), "transformers", config, preferred, length)
     backend = import_module("hfpipe.backends.torch.decoding").TorchBackend(model.eval())
     return Generator(backend, from_transformers(pipeline.tokenizer), source, why="an existing pipeline")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -93,6 +93,24 @@ class LoadOptions:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
 
 
+_RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {
+    "max_tokens": (Integral, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31),
+    "temperature": (Real, "from 0 (greedy) to 1000", lambda t: 0 <= t <= 1000),
+    "top_p": (Real, "above 0 and at most 1", lambda p: 0 < p <= 1),
+    "top_k": (Integral, "from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31),
+    "min_p": (Real, "at least 0 and below 1", lambda p: 0 <= p < 1),
+    "repetition_penalty": (Real, "from 0.01 to 100", lambda p: 0.01 <= p <= 100),
+    "seed": (Integral, "from 0 to 2**63 - 1", lambda n: 0 <= n < 2**63),
+}
+
+
+def _check_ranges(options: GenerationOptions | Sampling) -> None:
+    for name, (kind, meaning, holds) in _RANGES.items():
+        value = getattr(options, name, None)
+        if value is not None and not (isinstance(value, kind) and holds(value)):
+            raise UsageError(f"{name} must be {meaning}, not {value}.")
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """What the user asked of a generation. None means: what the model's generation_config.json says."""
@@ -107,8 +125,7 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require("max_tokens", self.max_tokens, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)
-        _require_sampling(self)
+        _check_ranges(self)
         if not all(isinstance(stop, str) for stop in self.stop):
             raise UsageError(f"stop must be strings, not {self.stop}.")
         if "" in self.stop:
@@ -146,21 +163,6 @@ class GenerationFields(TypedDict, total=False):
     stop: str | Sequence[str] | None
 
 
-def _require_sampling(options: GenerationOptions | Sampling) -> None:
-    _require("temperature", options.temperature, "from 0 (greedy) to 1000", lambda t: 0 <= t <= 1000)
-    _require("top_p", options.top_p, "above 0 and at most 1", lambda p: 0 < p <= 1)
-    _require("top_k", options.top_k, "from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31)
-    _require("min_p", options.min_p, "at least 0 and below 1", lambda p: 0 <= p < 1)
-    _require("repetition_penalty", options.repetition_penalty, "from 0.01 to 100", lambda p: 0.01 <= p <= 100)
-    _require("seed", options.seed, "from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63)
-
-
-def _require(name: str, value: Any, meaning: str, holds: Any) -> None:
-    kind = numbers.Integral if name in ("max_tokens", "top_k", "seed") else numbers.Real
-    if value is not None and not (isinstance(value, kind) and holds(value)):
-        raise UsageError(f"{name} must be {meaning}, not {value}.")
-
-
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn, resolved: the same numbers mean the same on every backend.
@@ -177,7 +179,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_sampling(self)
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

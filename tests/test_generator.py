@@ -14,7 +14,7 @@ from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.echo import EchoBackend
 from hfpipe.backends.scheduling import Flight
-from hfpipe.errors import BackendError, ContextLengthError, HFPipeError, UnsupportedOption, UsageError
+from hfpipe.errors import BackendError, ContextLengthError, UnsupportedOption, UsageError
 from hfpipe.generator import Generator, open_generator
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import Completion, GenerationOptions, LoadOptions, Silent, TextEvent, TextRequest, TokenEvent
@@ -481,13 +481,8 @@ def test_what_is_not_applied_is_said(preferring):
 def test_a_seed(generator):
     first, second = (answer(generator, ask(max_tokens=20, temperature=1.0, seed=11)) for _ in range(2))
     assert first.text == second.text
-    other = answer(generator, ask(max_tokens=20, temperature=1.0, seed=12))
-    assert other.text != first.text
-
-
-def test_without_a_seed(generator):
-    texts = {answer(generator, ask(max_tokens=20, temperature=1.0)).text for _ in range(3)}
-    assert len(texts) == 3
+    others = {answer(generator, ask(max_tokens=20, temperature=1.0, seed=seed)).text for seed in (12, None, None)}
+    assert len(others | {first.text}) == 4
 
 
 def test_a_seed_draws_the_same_beside_others(generator):
@@ -505,10 +500,6 @@ def test_moments_are_in_order(generator):
     for completion in generator.generate(requests):
         timing = completion.timing
         assert timing.start < timing.first_token < timing.end
-        assert timing.decode_tps(completion.usage) > 0
-
-
-def test_the_moments_of_one_token(generator):
     timing = answer(generator, ask(max_tokens=1)).timing
     assert timing.start < timing.first_token == timing.end
 
@@ -532,19 +523,11 @@ def test_opening_says_what_was_chosen(tiny_llama, tiny_llama_ov):
             assert generator.source.reference == str(folder)
 
 
-def test_an_option_that_cannot_be_honoured_is_found_before_the_model():
+def test_an_option_that_cannot_be_honoured_is_found_as_soon_as_the_backend_is_known(tiny_llama_ov):
     with pytest.raises(UnsupportedOption, match="openvino backend cannot honour --dtype"):
         open_generator("no/such/model/at/all", LoadOptions(backend="openvino", dtype="bf16"))
-
-
-def test_an_option_that_the_chosen_backend_cannot_honour(tiny_llama_ov):
     with pytest.raises(UnsupportedOption, match="openvino backend cannot honour --attn"):
         open_generator(str(tiny_llama_ov), LoadOptions(attn="eager"))
-
-
-def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(HFPipeError, match="There is no folder"):
-        open_generator(str(tmp_path / "nowhere"), LoadOptions())
 
 
 # The real model

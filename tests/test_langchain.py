@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,19 +35,6 @@ def test_a_chain_invokes_streams_and_batches(echo: HFPipe) -> None:
     parts = list(pipe.stream({"question": "Why?"}))
     assert len(parts) > 3
     assert "".join(parts) == "Question: Why?\n\nAnswer:"
-
-
-def test_a_batch_is_one_batch_of_the_engine(echo: HFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    stream = echo.generator.backend.stream
-
-    def counted(requests):
-        calls.append(threading.get_ident())
-        return stream(requests)
-
-    monkeypatch.setattr(echo.generator.backend, "stream", counted)
-    assert echo.batch(["a", "b", "c", "d"]) == ["a", "b", "c", "d"]
-    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("stop", [["\n\n"], ["n:\x00", "\n"], ["tion"]])

@@ -143,11 +143,6 @@ def test_batch_as_completed_is_one_stream_and_in_this_thread(model: Any, monkeyp
     assert list(model.batch_as_completed([])) == []
 
 
-def test_what_is_bound_is_heard(model: Any) -> None:
-    found = dict(model.bind(stop=["two"]).batch_as_completed(["one two", "three"]))
-    assert text_of(found[0]).endswith("one ")
-
-
 def test_max_concurrency_bounds_the_window(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     window = Window(model, monkeypatch)
     assert len(list(model.batch_as_completed(TEXTS, {"max_concurrency": 2}))) == 6
@@ -191,12 +186,6 @@ def test_a_failure_is_raised_and_ends_the_runs(model: Any) -> None:
         list(model.batch_as_completed([TEXTS[4], wrong, TEXTS[0]], {"callbacks": [watcher]}))
     assert watcher.events.count("start") == watcher.events.count("error") + watcher.events.count("end")
     assert model.generator.backend._active == {}
-
-
-def test_what_is_no_input_fails_by_itself(model: Any) -> None:
-    found = dict(model.batch_as_completed(["a", 7], return_exceptions=True))
-    assert isinstance(found[1], UsageError)
-    assert "a" in text_of(found[0])
 
 
 def test_async_gives_the_same_and_may_be_left(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -60,36 +59,6 @@ def test_a_prompt_of_messages_in_a_chain(echo: ChatHFPipe) -> None:
     chain = ChatPromptTemplate([("human", "{question}")]) | echo.bind(stop=["two"])
     answer = chain.invoke({"question": "one two three"}).content
     assert answer.endswith("one ")
-
-
-class Watcher(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.started, self.ended, self.failed = 0, 0, 0
-
-    def on_chat_model_start(self, serialized, messages, **kwargs):
-        self.started += len(messages)
-
-    def on_llm_end(self, response, **kwargs):
-        self.ended += 1
-
-    def on_llm_error(self, error, **kwargs):
-        self.failed += 1
-
-
-def test_a_batch_is_one_stream_of_the_engine_and_failures_stay_apart(echo: ChatHFPipe, monkeypatch) -> None:
-    streams = []
-    stream = echo.generator.backend.stream
-    monkeypatch.setattr(echo.generator.backend, "stream", lambda requests: streams.append(1) or stream(requests))
-    watcher = Watcher()
-    inputs = ["a", [ToolMessage("1", tool_call_id="a")], "c"]
-    answers = echo.batch(inputs, {"callbacks": [watcher]}, return_exceptions=True)
-    assert len(streams) == 1
-    assert isinstance(answers[1], UsageError)
-    assert [type(answers[0]), type(answers[2])] == [AIMessage, AIMessage]
-    assert (watcher.started, watcher.ended, watcher.failed) == (3, 2, 1)
-    with pytest.raises(UsageError, match="tool"):
-        echo.batch(inputs)
-    assert echo.batch([]) == []
 
 
 def test_an_llm_and_a_chat_model_over_one_loaded_model(tiny_llama: Path) -> None:

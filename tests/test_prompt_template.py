@@ -3,7 +3,6 @@
 import pytest
 
 from hfpipe.errors import TemplateError, UsageError
-from hfpipe.text import chat
 from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import Tokenizer
 from tests import tiny
@@ -87,13 +86,3 @@ def test_a_variable_that_the_chat_template_lacks_is_an_error():
     assert "enable_thinking" in caught.value.hint
     with pytest.raises(TemplateError, match="no variable 'messages'"):
         choose({"default": THINKING}, variables={"messages": "[]"})
-
-
-def test_a_template_is_compiled_once(monkeypatch):
-    source = CHAT + "{# once #}"
-    compiled = []
-    from_string = chat._environment().from_string
-    monkeypatch.setattr(chat._environment(), "from_string", lambda text: compiled.append(text) or from_string(text))
-    for _ in range(3):
-        choose({"default": source}).fill({"prompt": "Hi"})
-    assert compiled == [source]

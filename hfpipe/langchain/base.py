@@ -93,10 +93,15 @@ class LoadedModel(BaseModel):
     ) -> None:
         given = _checked_generation(cast("dict[str, Any]", options), {*_LOADING, *type(self).model_fields})
         loading = {name: given.pop(name) for name in _LOADING & given.keys()}
-        if generator is None:
-            generator = _load(model, loading)
-        elif loading:
+        if generator is not None and loading:
             raise UsageError(f"{', '.join(sorted(loading))} has no effect: the model is loaded already.")
+        if generator is None:
+            if model is None:
+                raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
+            reporter = loading.pop("reporter", None)
+            if isinstance(loading.get("device"), int):
+                loading["device"] = str(loading["device"])
+            generator = open_generator(str(model), _checked(lambda: _LOAD_OPTIONS.validate_python(loading)), reporter)
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
 
@@ -220,7 +225,7 @@ class LoadedModel(BaseModel):
         return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(_OF_A_CALL)}}
 
     def _is_cached(self) -> bool:
-        cache = cast("Any", self).cache
+        cache = getattr(self, "cache", None)
         return cache is not False and (bool(cache) or get_llm_cache() is not None)
 
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
@@ -240,7 +245,8 @@ class LoadedModel(BaseModel):
         self, one: LanguageModelInput, config: RunnableConfig, options: Mapping[str, Any]
     ) -> tuple[CallbackManagerForLLMRun, TextRequest]:
         """Tell the callbacks of `config` that a run begins, and give its request."""
-        model, prompt = cast("Any", self), self._prompt(StringPromptValue(text=str(one)))
+        model: Any = self
+        prompt = self._prompt(StringPromptValue(text=str(one)))
         try:
             prompt = self._prompt(model._convert_input(one))
             request = self._request(prompt)
@@ -248,44 +254,33 @@ class LoadedModel(BaseModel):
             request = FailedRequest("", "", error=error)
         except (KeyError, NotImplementedError, TypeError, ValueError) as error:
             request = FailedRequest("", "", error=UsageError(f"Invalid input: {error}"))
+        callbacks, tags = config.get("callbacks"), config.get("tags")
         metadata = {**(config.get("metadata") or {}), **model._get_ls_params(**options)}
         manager = CallbackManager.configure(
-            config.get("callbacks"),
-            model.callbacks,
-            model.verbose,
-            config.get("tags"),
-            model.tags,
-            metadata,
-            model.metadata,
+            callbacks, model.callbacks, model.verbose, tags, model.tags, metadata, model.metadata
         )
-        (run,) = getattr(manager, self._begins)(
-            model._serialized,
-            [prompt],
-            invocation_params={**self._identifying_params, **options},
-            options=dict(options),
-            name=config.get("run_name"),
-            run_id=config.get("run_id"),
-            batch_size=1,
-        )
+        about: dict[str, Any] = {"invocation_params": {**self._identifying_params, **options}, "options": dict(options)}
+        about |= {"name": config.get("run_name"), "run_id": config.get("run_id"), "batch_size": 1}
+        (run,) = getattr(manager, self._begins)(model._serialized, [prompt], **about)
         return run, request
 
     def _prompt_template(self, template: str | None) -> PromptTemplate:
         tokenizer, reference = self.generator.tokenizer, self.generator.source.reference
         return prompt_template(tokenizer, reference, template, self.system, self.variables, self.chat_template_name)
 
-    def _text_request(self, text: str, special: bool) -> TextRequest:
-        """`special` is whether the tokenizer adds its own tokens, unless this model says so."""
-        return TextRequest(
-            "", text, self._options, special if self.add_special_tokens is None else self.add_special_tokens
-        )
+    def _request(self, prompt: Any) -> TextRequest:
+        """The request of a prompt. Raises an HFPipeError where it has no place in this model."""
+        text, special = self._filled(prompt)
+        special = special if self.add_special_tokens is None else self.add_special_tokens
+        return TextRequest("", text, self._options, special)
 
     @abstractmethod
     def _prompt(self, value: PromptValue) -> Any:
         """A prompt as this model takes it: text, or messages."""
 
     @abstractmethod
-    def _request(self, prompt: Any) -> TextRequest:
-        """The request of a prompt. Raises an HFPipeError where it has no place in this model."""
+    def _filled(self, prompt: Any) -> tuple[str, bool]:
+        """A prompt in its template, and whether the tokenizer should add its own special tokens."""
 
     @abstractmethod
     def _chunk(self, event: TextEvent) -> Any:
@@ -319,16 +314,6 @@ def _checked_generation(options: Mapping[str, Any], known: Iterable[str]) -> dic
         given["stop"] = tuple(given["stop"]) if isinstance(given["stop"], list | tuple) else (given["stop"],)
     GenerationOptions(**{name: given[name] for name in _GENERATION & given.keys()})
     return given
-
-
-def _load(model: str | Path | None, loading: dict[str, Any]) -> Generator:
-    if model is None:
-        raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
-    reporter = loading.pop("reporter", None)
-    if isinstance(loading.get("device"), int):
-        loading["device"] = str(loading["device"])
-    options = _checked(lambda: _LOAD_OPTIONS.validate_python(loading))
-    return open_generator(str(model), options, reporter)
 
 
 def _checked(make: Callable[[], _T]) -> _T:

@@ -19,7 +19,7 @@ from hfpipe.errors import UsageError
 from hfpipe.generator import Generator
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.llm import HFPipe
-from hfpipe.types import Completion, TextEvent, TextRequest
+from hfpipe.types import Completion, TextEvent
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
@@ -82,9 +82,8 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
         return value.to_messages()
 
     @override
-    def _request(self, prompt: Sequence[BaseMessage]) -> TextRequest:
-        text = self._prompt_template(self.template or "chat").render(turns(prompt))
-        return self._text_request(text, False)
+    def _filled(self, prompt: Sequence[BaseMessage]) -> tuple[str, bool]:
+        return self._prompt_template(self.template or "chat").render(turns(prompt)), False
 
     @override
     def _chunk(self, event: TextEvent) -> ChatGenerationChunk:
@@ -109,20 +108,14 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
 
 
 def turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    """Messages as a chat template takes them, those of a role in a row joined by a blank line. Raises UsageError for
-    what is not text, and for roles such as tool."""
-    if other := [message.type for message in messages if message.type not in _ROLES]:
-        raise UsageError(f"Messages of type {other[0]} are not supported; system, human and ai are.")
-    said = [(_ROLES[message.type], _text(message)) for message in messages]
+    """Messages as a chat template takes them, those of a role in a row joined by a blank line."""
+    for message in messages:
+        if message.type not in _ROLES:
+            raise UsageError(f"Messages of type {message.type} are not supported; system, human and ai are.")
+        for block in message.content:
+            if isinstance(block, dict) and block.get("type") != "text":
+                raise UsageError(f"Content of type {block.get('type')} is not supported; text is.")
     return [
-        {"role": role, "content": "\n\n".join(text for _, text in group)}
-        for role, group in groupby(said, key=lambda one: one[0])
+        {"role": role, "content": "\n\n".join(str(message.text) for message in group)}
+        for role, group in groupby(messages, key=lambda message: _ROLES[message.type])
     ]
-
-
-def _text(message: BaseMessage) -> str:
-    blocks = message.content if isinstance(message.content, list) else [message.content]
-    for block in blocks:
-        if isinstance(block, dict) and block.get("type") != "text":
-            raise UsageError(f"Content of type {block.get('type')} is not supported; text is.")
-    return "".join(block if isinstance(block, str) else block["text"] for block in blocks)

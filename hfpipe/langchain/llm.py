@@ -15,12 +15,12 @@ from typing_extensions import Self, Unpack, override
 from hfpipe.errors import UsageError
 from hfpipe.generator import Generator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
-from hfpipe.types import Completion, TextEvent, TextRequest
+from hfpipe.types import Completion, TextEvent
 
 if TYPE_CHECKING:
     from transformers import Pipeline
 
-_OF_LANGCHAIN = ("tags", "metadata", "run_name", "run_id")
+_OF_LANGCHAIN = frozenset(("prompts", "stop", "callbacks", "tags", "metadata", "run_name", "run_id"))
 
 
 class HFPipe(LoadedModel, BaseLLM):
@@ -85,36 +85,27 @@ class HFPipe(LoadedModel, BaseLLM):
     ) -> Self:
         """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text. `pipeline_kwargs`
         are generation options; for OpenVINO, `ov_config` in `model_kwargs` is understood."""
+        kwargs = dict(model_kwargs or {})
         given: dict[str, Any] = {"template": "raw", **_translated(pipeline_kwargs or {}), **options}
-        given["model_kwargs"] = {key: value for key, value in (model_kwargs or {}).items() if key != "ov_config"}
-        if model_kwargs and "ov_config" in model_kwargs:
-            given["ov_config"] = model_kwargs["ov_config"]
-        given |= {
-            "task": task,
-            "backend": "auto" if backend == "default" else backend,
-            "device": device,
-            "device_map": device_map,
-        }
-        return cls(model_id, batch_size=batch_size, **given)
+        if "ov_config" in kwargs:
+            given["ov_config"] = kwargs.pop("ov_config")
+        given |= {"task": task, "backend": "auto" if backend == "default" else backend, "model_kwargs": kwargs}
+        return cls(model_id, device=device, device_map=device_map, batch_size=batch_size, **given)
 
     @override
-    def generate(
-        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
-    ) -> LLMResult:
+    def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
         # The options of the call as fields: the key of LangChain's cache has the fields alone.
         model, theirs = self._split(kwargs)
-        return super(HFPipe, model).generate(prompts, stop, callbacks, **theirs)
+        return super(HFPipe, model).generate(*args, **theirs)
 
     @override
-    async def agenerate(
-        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
-    ) -> LLMResult:
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         model, theirs = self._split(kwargs)
-        return await super(HFPipe, model).agenerate(prompts, stop, callbacks, **theirs)
+        return await super(HFPipe, model).agenerate(*args, **theirs)
 
-    def _split(self, options: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        theirs = {name: options[name] for name in _OF_LANGCHAIN if name in options}
-        return self._called_with({name: value for name, value in options.items() if name not in theirs}), theirs
+    def _split(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        theirs = {name: options.pop(name) for name in _OF_LANGCHAIN & options.keys()}
+        return self._called_with(options), theirs
 
     @override
     def _generate(
@@ -133,15 +124,15 @@ class HFPipe(LoadedModel, BaseLLM):
         return value.to_string()
 
     @override
-    def _request(self, prompt: str) -> TextRequest:
-        """`prompt` in the template. Where none is chosen, that is the model's chat template, else the text alone."""
+    def _filled(self, prompt: str) -> tuple[str, bool]:
+        # Where no template is chosen, it is the model's chat template, else the text alone.
         template = self._prompt_template(self.template)
         if self.template is None and template.kind != "chat":
             template = self._prompt_template("raw")
         name = template.template.prompt_variable(self.variables)
         if name is None:
             raise UsageError(f"The prompt has no place in {template.name}: `variables` fill all of it.")
-        return self._text_request(template.fill({name: prompt}), template.add_special_tokens)
+        return template.fill({name: prompt}), template.add_special_tokens
 
     @override
     def _chunk(self, event: TextEvent) -> GenerationChunk:

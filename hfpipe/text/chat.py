@@ -84,10 +84,9 @@ class ChatTemplate:
     @property
     def variables(self) -> set[str]:
         """The names of the variables that a caller may set."""
-        environment = _environment()
         with self._errors():
-            used = find_undeclared_variables(environment.parse(self.source))
-        return used - {*environment.globals, *self.special_tokens, "messages", "add_generation_prompt"}
+            used = find_undeclared_variables(_ENVIRONMENT.parse(self.source))
+        return used - {*_ENVIRONMENT.globals, *self.special_tokens, "messages", "add_generation_prompt"}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -263,11 +262,5 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-@lru_cache(maxsize=1)
-def _environment() -> _Environment:
-    return _Environment()
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+_ENVIRONMENT = _Environment()
+_compiled = lru_cache(maxsize=16)(_ENVIRONMENT.from_string)

@@ -91,10 +91,6 @@ def test_what_looked_like_a_stop_is_shown_as_soon_as_it_is_not():
     assert scanner.flush() == ""
 
 
-def test_without_stops_nothing_is_held():
-    assert StopScanner([]).feed("\n") == ("\n", False)
-
-
 def test_flush_gives_the_held_text_once():
     scanner = StopScanner(["ab"])
     assert scanner.feed("a") == ("", False)

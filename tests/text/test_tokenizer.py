@@ -1,9 +1,6 @@
 """Tokenizers of every family: loading, encoding, and decoding token by token."""
 
 import json
-import subprocess
-import sys
-import time
 
 import pytest
 import tokenizers
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
-from hfpipe.errors import ModelError, UnsupportedModel
+from hfpipe.errors import UnsupportedModel
 from hfpipe.text.decoder import IncrementalDecoder
 from hfpipe.text.tokenizer import from_transformers, load_tokenizer
 
@@ -134,17 +131,11 @@ def test_text_before_a_cut_character_is_not_held(tokenizer_of, families):
     assert pieces_of(tokenizer, first, middle, middle) == ["a", "中", "中"]
 
 
-def test_invalid_bytes_do_not_stall(tokenizer_of):
-    tokenizer = tokenizer_of("byte_fallback")
-    broken = bytes_of(tokenizer, *[0xFF] * 50)
-    pieces = stream(tokenizer, broken)
-    assert "".join(pieces) == "\ufffd" * 50
-    assert "".join(pieces[:50]) == "\ufffd" * 50
-
-
-def test_invalid_byte_level_bytes_do_not_stall(tokenizer_of, families):
+def test_invalid_bytes_do_not_stall(tokenizer_of, families):
     tokenizer, lone = tokenizer_of("byte_level"), families["byte_level"].token_to_id("ÿ")
     assert "".join(stream(tokenizer, [lone] * 50)[:50]) == "\ufffd" * 49
+    tokenizer = tokenizer_of("byte_fallback")
+    assert "".join(stream(tokenizer, bytes_of(tokenizer, *[0xFF] * 50))[:50]) == "\ufffd" * 50
 
 
 def test_bytes_recover_after_an_invalid_one(tokenizer_of, families):
@@ -189,20 +180,18 @@ def test_every_token_of_plain_text_is_shown_at_once(tokenizer_of):
     assert all(stream(tokenizer, ids)[: len(ids)])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_makes_nothing(tokenizer_of, family):
-    tokenizer = tokenizer_of(family)
-    assert tokenizer.encode("", add_special_tokens=False) == ()
-    assert tokenizer.decode([]) == ""
-    assert stream(tokenizer, []) == ["", ""]
+def test_no_more_than_four_tokens_are_decoded_at_once(tokenizer_of, monkeypatch):
+    tokenizer, most = tokenizer_of("byte_level"), 0
+    decode = tokenizer.decode
 
+    def counted(ids):
+        nonlocal most
+        most = max(most, len(ids))
+        return decode(ids)
 
-def test_time_per_token_does_not_grow(tokenizer_of):
-    tokenizer = tokenizer_of("byte_level")
-    decoder, start = IncrementalDecoder(tokenizer), time.perf_counter()
-    for token_id in range(100_000):
-        decoder.feed((2 + token_id % 390,))
-    assert time.perf_counter() - start < 20
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    stream(tokenizer, [2 + token_id % 390 for token_id in range(5_000)])
+    assert most <= 4
 
 
 # --- a tokenizer from a folder
@@ -222,15 +211,6 @@ def test_stored_truncation_and_padding_are_off(tmp_path, families):
     tokenizer = write(tmp_path, raw)
     text = "no limit on this text at all"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=True)) == text
-
-
-@pytest.mark.parametrize("family", ["byte_level", "byte_fallback", "metaspace"])
-@pytest.mark.parametrize("unit", ["word and word, ", "a", "中"])
-def test_a_megabyte_is_encoded(tokenizer_of, family, unit):
-    text, start = unit * (1_000_000 // len(unit)), time.perf_counter()
-    ids = tokenizer_of(family).encode(text, add_special_tokens=False)
-    assert ids
-    assert time.perf_counter() - start < 20
 
 
 def test_half_a_surrogate_pair_is_replaced(tokenizer_of):
@@ -256,26 +236,23 @@ def test_only_bytes_count_as_bytes(tokenizer_of, families):
     assert tokenizer_of("byte_fallback").byte_values == {3 + value: value for value in range(256)}
 
 
-def test_special_token_texts_from_the_configuration(tmp_path, families):
-    config = {
-        "bos_token": {"content": "<s>", "lstrip": False},
-        "eos_token": "</s>",
-        "pad_token": None,
-        "add_bos_token": False,
-        "model_max_length": 8,
-        "added_tokens_decoder": {},
-    }
-    tokenizer = write(tmp_path, families["byte_fallback"], tokenizer_config=config, special_tokens_map={"x_token": "x"})
-    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+OBJECT = {"content": "<s>", "lstrip": False}
 
 
-def test_special_token_texts_of_an_old_folder(tmp_path, families):
-    tokenizer = write(
-        tmp_path,
-        families["byte_fallback"],
-        tokenizer_config={"eos_token": "<unk>"},
-        special_tokens_map={"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<s>"]},
-    )
+@pytest.mark.parametrize(
+    ("config", "special"),
+    [
+        (
+            {"bos_token": OBJECT, "eos_token": "</s>", "pad_token": None, "add_bos_token": False, "model_max_length": 8}
+            | {"added_tokens_decoder": {}},
+            {"x_token": "x"},
+        ),
+        ({"eos_token": "<unk>"}, {"bos_token": OBJECT, "eos_token": "</s>", "additional_special_tokens": ["<s>"]}),
+    ],
+    ids=["the configuration", "an old folder"],
+)
+def test_special_token_texts(tmp_path, families, config, special):
+    tokenizer = write(tmp_path, families["byte_fallback"], tokenizer_config=config, special_tokens_map=special)
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -317,21 +294,6 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path, content):
     with pytest.raises(UnsupportedModel, match="Cannot read") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in caught.value.message
-
-
-def test_a_configuration_that_cannot_be_read(tmp_path, families):
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ')
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
-        write(tmp_path, families["byte_level"])
-
-
-def test_nothing_heavy_is_imported():
-    code = (
-        "import sys, hfpipe.text.tokenizer, hfpipe.text.templates\n"
-        "print({'torch', 'transformers', 'jinja2', 'numpy', 'huggingface_hub'} & set(sys.modules))"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "set()"
 
 
 # --- a tokenizer that transformers made
