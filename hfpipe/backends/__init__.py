@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, fields
 
 from hfpipe.backends.base import Backend
@@ -44,14 +45,8 @@ BACKENDS = {
 }
 
 # What names of architectures end in that are trained for something other than the next token.
-_OTHER_TASKS = (
-    "MaskedLM",
-    "PreTraining",
-    "SequenceClassification",
-    "TokenClassification",
-    "QuestionAnswering",
-    "MultipleChoice",
-    "NextSentencePrediction",
+_OTHER_TASKS = re.compile(
+    "(MaskedLM|PreTraining|(Sequence|Token)Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
 )
 
 
@@ -128,7 +123,7 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
             f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.", hint=hint
         )
     for architecture in source.config.get("architectures") or ():
-        if architecture.endswith(_OTHER_TASKS):
+        if _OTHER_TASKS.search(architecture):
             raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)
     return engine(name).load(source, options, reporter or Silent())
 

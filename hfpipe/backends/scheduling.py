@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from hfpipe.backends.base import Backend, as_backend_error
-from hfpipe.errors import BackendError, HFPipeError, UsageError
+from hfpipe.errors import BackendError, HFPipeError, OutOfMemory, UsageError
 from hfpipe.types import FinishReason, TokenEvent, TokenRequest
 
 # Of the memory that is available, what keys and values may take. The rest is for activations, the tokenizer, others.
@@ -20,6 +20,9 @@ _NO_MORE: Any = object()
 class Flight:
     """A request on its way through an engine, with the tokens that it has given."""
 
+    # Whether it is to run by itself, and the largest window in which memory was too short for it.
+    alone, window = False, 0
+
     def __init__(self, request: TokenRequest) -> None:
         self.request = request
         self.token_ids: list[int] = []
@@ -29,6 +32,11 @@ class Flight:
     def tokens(self) -> int:
         """What it may come to: its prompt and the longest answer."""
         return len(self.request.token_ids) + self.request.max_tokens
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the engine could be given what is left."""
+        return True
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -72,6 +80,8 @@ class Engine(Backend):
     """A backend that keeps its requests as Flights, from when they are pulled until their last event."""
 
     flight: ClassVar[type[Flight]] = Flight
+    # How many requests are in flight at once.
+    batch_size: int
     _vocabulary: int | None = None
 
     def __init__(self) -> None:
@@ -122,6 +132,22 @@ class Engine(Backend):
         for flight in [flight for flight in waiting.flights if flight.cancelled]:
             waiting.flights.remove(flight)
             yield flight.end()
+
+    def _failed(self, flights: list[Any], error: HFPipeError, in_flight: int, waiting: Waiting) -> Iterator[TokenEvent]:
+        """What an error did to `flights`, of so many in flight. Those are tried again: where memory was too short, in
+        half of the window; else each alone. One that fails alone was to blame, and the window is what it was."""
+        again = [flight for flight in flights if flight.cancelled or (in_flight > 1 and flight.can_go_on)]
+        for flight in flights:
+            if not isinstance(error, OutOfMemory):
+                flight.alone = True
+            elif in_flight > 1:
+                flight.window = max(flight.window, self.batch_size)
+            else:
+                self.batch_size = max(self.batch_size, flight.window)
+        if isinstance(error, OutOfMemory) and in_flight > 1:
+            self.batch_size = min(self.batch_size, (in_flight + 1) // 2)
+        waiting.flights[:0] = again
+        yield from [flight.end(error) for flight in flights if flight not in again]
 
     def _refusal(self, request: TokenRequest) -> HFPipeError | None:
         """Why the engine may not be given a request: it could fail all that run beside it, or answer noise."""

@@ -117,6 +117,31 @@ def test_what_does_not_fit_alone_fails_and_leaves_the_window_whole(roomy):
     assert roomy.batch_size == 8
 
 
+def test_the_request_to_blame_fails_by_itself(roomy):
+    """The engine does not say which it was: each is tried alone."""
+
+    class Poisoned(Memory):
+        bad: object = None
+
+        def add_request(self, number: int, tensor: object, config: object) -> object:
+            handle = super().add_request(number, tensor, config)
+            self.bad = handle if tensor.shape[1] == 120 else self.bad
+            return handle
+
+        def step(self) -> None:
+            if self.bad is not None and self.bad.get_status() == genai.GenerationStatus.RUNNING:
+                raise RuntimeError("The device was lost")
+            super().step()
+
+    whole, _ = ends(roomy, *GREEDY)
+    roomy._pipeline = Poisoned(roomy._pipeline, 8)
+    bad = TokenRequest("bad", tuple(range(20, 140)), 5)
+    found, errors = ends(roomy, *GREEDY[:3], bad, *GREEDY[3:])
+    assert found == whole
+    assert {name: error.message for name, error in errors.items()} == {"bad": "OpenVINO on CPU: The device was lost"}
+    assert roomy.batch_size == 8
+
+
 def test_nothing_fits(roomy):
     with_memory(roomy, 0)
     found, errors = ends(roomy, *GREEDY)

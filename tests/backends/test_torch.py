@@ -263,14 +263,14 @@ class Memory:
 
 
 def test_out_of_memory_halves_the_batch(monkeypatch, qwen2):
-    """The halves go on, and later batches are of what is left of the size."""
+    """What is left goes on, and later batches are of half of the size."""
     requests = shuffled(24)
     whole = answers(TorchBackend(qwen2, batch_size=8), requests)
     backend = TorchBackend(qwen2, batch_size=8)
     memory = Memory(monkeypatch, backend, rows=3)
     assert answers(backend, requests) == whole
     assert backend.batch_size == 2
-    assert memory.prefills == [8, 4, 2, 2, 4, 2, 2, *[2] * 8]
+    assert memory.prefills == [8, 4, *[2] * 12]
 
 
 def test_out_of_memory_in_the_middle_of_answers(monkeypatch, qwen2):

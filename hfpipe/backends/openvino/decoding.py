@@ -1,9 +1,6 @@
-"""The OpenVINO engine, through openvino-genai: one request at the lowest latency, or many by continuous batching.
-
-One request at a time runs in SDPA mode, whose compiled model is cached and starts in a third of a second; more than one
-in paged mode, which shares the steps of the engine among all that are in flight. Both take and give token ids, so that
-the folder needs no OpenVINO tokenizer.
-"""
+"""The OpenVINO engine, through openvino-genai: one request at the lowest latency in SDPA mode, whose compiled model is
+cached and starts in a third of a second; or many by continuous batching, in paged mode. Both take and give token ids,
+so that the folder needs no OpenVINO tokenizer."""
 
 from __future__ import annotations
 
@@ -168,12 +165,10 @@ class PagedFlight(Flight):
     """A request in continuous batching. Its handle must be kept: dropping it stops the request."""
 
     handle: Any = None
-    # The largest window in which memory was too short for it.
-    window = 0
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the engine could be given what is left: what was drawn so far cannot be drawn again."""
+        """What was drawn so far cannot be drawn again."""
         return not self.token_ids or self.request.sampling.temperature == 0
 
     def left(self) -> TokenRequest:
@@ -220,7 +215,7 @@ class PagedBackend(OpenVINOBackend):
         while mine or waiting.more:
             while len(mine) < self.batch_size:
                 yield from self._fill(waiting, 1)
-                if not waiting.flights or (mine and waiting.flights[0].tokens > budget - self._tokens_in_flight()):
+                if not waiting.flights or (mine and not self._fits_beside(mine, waiting.flights[0], budget)):
                     break
                 yield from self._add(waiting.flights.pop(0), mine, waiting)
             if mine:
@@ -238,9 +233,10 @@ class PagedBackend(OpenVINOBackend):
             taken: int = pipeline.get_metrics().cache_size_in_bytes
         return token_budget(available_memory() + taken, self._bytes_per_token)
 
-    def _tokens_in_flight(self) -> int:
+    def _fits_beside(self, mine: list[PagedFlight], flight: PagedFlight, budget: float) -> bool:
         """Of all streams: the engine reserves an answer's memory when it takes the request."""
-        return sum(flight.tokens for flight in list(self._active.values()) if flight.handle is not None)
+        taken = sum(flight.tokens for flight in list(self._active.values()) if flight.handle is not None)
+        return not (flight.alone or mine[0].alone) and flight.tokens <= budget - taken
 
     def _drop(self, flights: list[Any]) -> None:
         super()._drop(flights)
@@ -296,25 +292,13 @@ class PagedBackend(OpenVINOBackend):
     def _fail(
         self, flights: list[PagedFlight], error: Exception, mine: list[PagedFlight], waiting: Waiting
     ) -> Iterator[TokenEvent]:
-        """What an error did to `flights`. What memory was too short for among others is tried again in a smaller
-        window; what does not fit alone was to blame, and the window is again what it was."""
-        error = loading.explained(error, self.info.device)
-        again: list[PagedFlight] = []
-        if isinstance(error, OutOfMemory):
-            self._end(flights)
-            if len(mine) == 1:
-                again = [flight for flight in flights if flight.cancelled]
-                self.batch_size = max(self.batch_size, flights[0].window)
-            else:
-                again = [flight for flight in flights if flight.cancelled or flight.can_go_on]
-                for flight in flights:
-                    flight.window = max(flight.window, self.batch_size)
-                self.batch_size = min(self.batch_size, len(mine) // 2)
+        """Take `flights` out of the engine, to be tried again or to end."""
+        in_flight = len(mine)
+        self._end(flights)
         for flight in flights:
             mine.remove(flight)
             flight.handle = None
-        waiting.flights[:0] = again
-        yield from [flight.end(error) for flight in flights if flight not in again]
+        yield from self._failed(flights, loading.explained(error, self.info.device), in_flight, waiting)
 
 
 def tensor(request: TokenRequest) -> ov.Tensor:
