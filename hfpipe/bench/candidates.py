@@ -6,71 +6,54 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from hfpipe import backends, models, store
 from hfpipe.backends.openvino.optimum_cli import own_format
-from hfpipe.bench.report import Configuration
+from hfpipe.batch.records import Record
+from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.spec import Spec
-from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, UsageError
 from hfpipe.export import ExportOptions, exporter
 from hfpipe.export import Report as Export
 from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
 from hfpipe.quality import Reference
-from hfpipe.types import LoadOptions, ModelSource, Reporter, Unit
+from hfpipe.text.templates import PromptTemplate, prompt_template
+from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter
 
 _QUANTIZED = ("int8", "int4")
 # What a transformers model is loaded from.
 _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
 # What an export keeps of the config.json of its source.
 _KEPT = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+_SHORTER = "Use a smaller prompt_tokens or new_tokens (-p, -g), or max_tokens in a line."
 QUESTION = "What is EEG?"
 
 References = Callable[[ModelSource], Reference]
+# Token ids, and how many tokens are to follow.
+Prompt = tuple[Sequence[int], int]
 
 
 @dataclass(slots=True)
 class Candidate:
-    """A row of the report, and what it takes to measure it: the `source` that is loaded with `loading`, and `origin`,
-    the transformers model that it comes from, None where that is not known."""
+    """A row of the report, and what it takes to measure it: the `source` that is loaded with `loading`; the user's own
+    `prompts`, None for random ones; and `origin`, the transformers model that it comes from, None where not known."""
 
     row: Configuration
     source: ModelSource
     loading: LoadOptions
     origin: ModelSource | None
+    prompts: Sequence[Prompt] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A reporter whose every message begins with a label."""
+def candidates(spec: Spec, report: Report, references: References | None, reporter: Reporter) -> list[Candidate]:
+    """Those that are ready; what is not exported yet is. All of them are rows of the `report`, with the error of what
+    cannot be made; it also gets warnings of what is doubtful.
 
-    reporter: Reporter
-    label: str
-
-    def note(self, text: str) -> None:
-        self.reporter.note(f"{self.label}: {text}")
-
-    def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        self.reporter.progress(f"{self.label}: {task}", done, total, unit, detail)
-
-    def stage(self, text: str | None) -> None:
-        self.reporter.stage(f"{self.label}: {text}" if text else None)
-
-
-def candidates(
-    spec: Spec,
-    references: References | None,
-    reporter: Reporter,
-    *,
-    check: Callable[[ModelSource], object] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
-) -> Iterator[Candidate | Configuration]:
-    """Each as soon as it is ready: what is not exported yet is. Where that fails, the row with its error.
-
-    Exports are verified against the `references` of their sources, or not at all. `check` raises HFPipeError for a
-    model that cannot do what is to be measured; `warn` is told what is doubtful. Raises HFPipeError for a model that
+    Exports are verified against the `references` of their sources, or not at all. Raises HFPipeError for a model that
     does not exist, and for a reference that cannot be one.
     """
     refused = _without_device(spec)
@@ -83,34 +66,38 @@ def candidates(
     reference = _resolve(spec.reference, spec, reporter) if spec.reference else None
     if reference:
         compared = [source for source in found if origin_of(source, found, reference) is reference]
-        for warning in check_reference(reference, compared):
-            warn(warning)
+        report.warnings += check_reference(reference, compared)
     name_of = _names(found)
     wanted = [(source, *variant) for source in found for variant in _variants(source, spec)]
     number, total = 0, sum(weight_format is not None for *_, weight_format in wanted)
+    ready: list[Candidate] = []
+    tokenized: dict[Path, list[Prompt] | None] = {}
     for source, backend, weight_format in wanted:
         loading = _known_options(spec.loading, backend)
-        name = name_of(source, backend, weight_format)
-        row = _row(name, source, weight_format, replace(loading, revision=spec.revision(source.reference)))
+        row = _row(name_of(source, backend, weight_format), source, weight_format, spec, loading)
+        report.configurations.append(row)
         number += weight_format is not None
         try:
             if backend in refused:
                 raise refused[backend]
-            check_room(source, spec.tokens, hint="Use a smaller prompt_tokens or new_tokens (-p, -g).")
-            check(source)
+            check_room(source, (spec.workload.prompt_tokens or 0) + spec.workload.new_tokens)
+            if source.folder not in tokenized:
+                tokenized[source.folder] = tokenize(spec, source)
             backends.choose(backend, source.format)
             loaded = source
             if weight_format:
-                labelled = Labelled(reporter, f"{row.name} (export {number} of {total})")
-                export = _export(source, weight_format, loading, references, labelled)
+                label = f"{row.name} ({number} of {total})"
+                export = _export(source, weight_format, loading, references, reporter, label)
                 # The user is to get what was measured: a verification also chooses runtime options.
                 row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
                 loaded = models.resolve(str(export.folder))
             row.size_mb = _size(loaded) / 1e6
-            yield Candidate(row, loaded, loading, origin_of(source, found, reference))
+            origin = origin_of(source, found, reference)
+            ready.append(Candidate(row, loaded, loading, origin, tokenized[source.folder]))
         except HFPipeError as error:
             row.error = reason(error)
-            yield row
+    reporter.stage(None)
+    return ready
 
 
 def reason(error: HFPipeError) -> str:
@@ -118,13 +105,42 @@ def reason(error: HFPipeError) -> str:
     return f"{error.message} {error.hint}" if error.hint else error.message
 
 
-def check_room(source: ModelSource, tokens: int, *, hint: str | None = None) -> None:
+def check_room(source: ModelSource, tokens: int) -> None:
     """Raise ContextLengthError: some models continue beyond their context, and answer noise."""
     limit = source.context_length
     if limit is not None and tokens > limit:
         raise ContextLengthError(
-            f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.", hint=hint
+            f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.", hint=_SHORTER
         )
+
+
+def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
+    """The user's own prompts as `hfpipe batch` puts them to a model, None where they are random.
+
+    Raises HFPipeError, with its line, for one that does not fit the model's template or context.
+    """
+    if spec.prompts is None:
+        return None
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=spec.loading.trust_remote_code)
+    options = GenerationOptions(max_tokens=spec.workload.new_tokens)
+    template = prompt_template(tokenizer, source.reference)
+    return [_tokenized(one, source, template, options, tokenizer) for one in spec.prompts]
+
+
+def _tokenized(
+    record: Record, source: ModelSource, template: PromptTemplate, options: GenerationOptions, tokenizer: Tokenizer
+) -> Prompt:
+    try:
+        request = record.request(template, options)
+        token_ids = tokenizer.encode(request.prompt, request.add_special_tokens)
+        new_tokens = request.options.max_tokens or 0
+        check_room(source, len(token_ids) + new_tokens)
+    except HFPipeError as error:
+        hint = error.hint if isinstance(error, ContextLengthError) else None
+        if isinstance(error, MissingVariable):
+            hint = 'A line needs a "prompt", a "question", or "messages".'
+        raise type(error)(f"Line {record.number} of the prompts: {error.message}", hint=hint) from error
+    return token_ids, new_tokens
 
 
 def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
@@ -145,7 +161,12 @@ def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None
 
 
 def _export(
-    source: ModelSource, weight_format: str, loading: LoadOptions, references: References | None, reporter: Reporter
+    source: ModelSource,
+    weight_format: str,
+    loading: LoadOptions,
+    references: References | None,
+    reporter: Reporter,
+    label: str,
 ) -> Export:
     """The export of a model in the cache. Raises HFPipeError where it fails."""
     verify = references is not None
@@ -158,6 +179,7 @@ def _export(
     if plan.output.exists():
         # It is damaged.
         store.remove(plan.output)
+    reporter.note(f"Exporting {label}.")
     for warning in plan.warnings:
         reporter.note(f"Warning: {warning}")
     reference = (lambda: references(source)) if references else None
@@ -189,11 +211,9 @@ def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | No
 
     def label(reference: str) -> str:
         parts = PurePath(reference).parts
-        for count in range(1, len(parts)):
-            short = "/".join(parts[-count:])
-            if sum(f"/{other}".endswith(f"/{short}") for other in references) == 1:
-                return short
-        return reference
+        endings = ["/".join(parts[-count:]) for count in range(1, len(parts))]
+        alone = (one for one in endings if sum(f"/{other}".endswith(f"/{one}") for other in references) == 1)
+        return next(alone, reference)
 
     def name(source: ModelSource, backend: str, weight_format: str | None) -> str:
         model = label(source.reference) if len(found) > 1 else ""
@@ -204,25 +224,25 @@ def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | No
     return name
 
 
-def _row(name: str, source: ModelSource, weight_format: str | None, loading: LoadOptions) -> Configuration:
+def _row(name: str, source: ModelSource, weight_format: str | None, spec: Spec, loading: LoadOptions) -> Configuration:
     """A row without measurements, with the commands that a person runs it with."""
-    model, prepare = source.reference, list[str]()
-    common = ["--revision", loading.revision] if loading.revision else []
+    model, prepare, revision = source.reference, list[str](), spec.revision(source.reference)
+    common = ["--revision", revision] if revision else []
     command = ["hfpipe", "run", model, *common]
     if weight_format:
         common += [_flag(name) for name in ("trust_remote_code", "allow_pickle") if getattr(loading, name)]
         prepare = ["hfpipe", "export", model, "--weight-format", weight_format, *common]
         command = ["hfpipe", "run", str(default_output(model, weight_format))]
-    command += [*flags(replace(loading, revision=None)), QUESTION]
+    command += [*flags(loading), QUESTION]
     return Configuration(name, model, loading.backend, weight_format, prepare, command)
 
 
 def flags(loading: LoadOptions) -> list[str]:
-    """The options of `hfpipe run` that mean `loading`, for a person."""
+    """The options of `hfpipe run` that mean `loading`, but the revision, for a person."""
     words: list[str] = []
     for one in fields(LoadOptions):
         value, flag = getattr(loading, one.name), _flag(one.name)
-        if value is None or value is False or one.name == "batch_size":
+        if value in (None, False) or one.name in ("batch_size", "revision"):
             continue
         if one.name == "model_kwargs":
             words += [word for key, each in value.items() for word in ("--model-kwarg", f"{key}={json.dumps(each)}")]
@@ -245,21 +265,18 @@ def _without_device(spec: Spec) -> dict[str, HFPipeError]:
 
     It is asked before hours of exports, and in a child: importing an engine takes seconds, and memory.
     """
+    refused: dict[str, HFPipeError] = {}
     device = spec.loading.device
-    asked = [name for name in spec.engines if device and "device" in backends.spec(name).honours]
-    refused = {name: error for name in asked if (error := _device_error(name, device or ""))}
+    for name in spec.engines:
+        if device and "device" in backends.spec(name).honours:
+            try:
+                given = {"task": "device", "backend": name, "device": device}
+                run_child("hfpipe.bench.measure", given, what=f"Looking for {device}")
+            except HFPipeError as error:
+                refused[name] = error
     if refused and len(refused) == len(spec.engines):
         raise next(iter(refused.values()))
     return refused
-
-
-def _device_error(backend: str, device: str) -> HFPipeError | None:
-    given = {"task": "device", "backend": backend, "device": device}
-    try:
-        run_child("hfpipe.bench.measure", given, what=f"Looking for {device}")
-    except HFPipeError as error:
-        return error
-    return None
 
 
 def origin_of(source: ModelSource, found: Sequence[ModelSource], reference: ModelSource | None) -> ModelSource | None:

@@ -1,4 +1,4 @@
-"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html (tables.page).
+"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html.
 
 Decode speed against loss of quality, or bars of speeds where no quality was measured; and the times between tokens.
 A page has both, with the tables, the advice and all other facts. Matplotlib takes half a second to import, and on its
@@ -7,19 +7,23 @@ first start some seconds to list the fonts: it is imported once there is somethi
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import os
+import shlex
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfpipe.bench.advice import Advice, change, number
+from hfpipe.bench.advice import warnings as warnings_of
 from hfpipe.bench.report import Configuration, Measured, Report, check_output, several_sources, write_file
-from hfpipe.bench.summary import Advice, change, number
-from hfpipe.bench.tables import circumstances, clean, models, page
+from hfpipe.bench.tables import clean, meanings, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,11 +55,44 @@ def plot(report: Report, path: Path, *, advice: Advice | None = None) -> list[Pa
             # Without a date, the same report gives the same bytes.
             figure.savefig(buffer, format="svg" if html else path.suffix[1:], dpi=160, metadata={"Date": None})
             pictures.append(buffer.getvalue())
-    contents = [page(report, pictures, advice).encode()] if html else pictures
+    contents = [_page(report, pictures, advice).encode()] if html else pictures
     paths = [path, path.with_name(f"{path.stem}-latency{path.suffix}")][: len(contents)]
     for file, data in zip(paths, contents, strict=True):
         write_file(file, data)
     return paths
+
+
+def _page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> str:
+    """A page that needs nothing from elsewhere: the pictures, the advice, the tables and the facts."""
+    import jinja2
+
+    def printable(value: Any) -> Any:
+        # What has __html__ is markup, and clean.
+        return clean(value.replace("\n", " ")) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+    environment = jinja2.Environment(autoescape=True, finalize=printable)
+    environment.filters["command"] = shlex.join
+    template = environment.from_string(files("hfpipe.bench").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        models=_models(report), circumstances=_circumstances(report), report=report, advice=advice,
+        warnings=warnings_of(report), tables=tables(report), meanings=meanings(report),
+        pictures=[base64.b64encode(one).decode() for one in pictures],
+    )  # fmt: skip
+
+
+def _models(report: Report) -> str:
+    """Their names, without the folders that they are in."""
+    names = list(dict.fromkeys(clean(Path(row.model).name or row.model) for row in report.configurations))
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _circumstances(report: Report) -> str:
+    """Where and when, in one line."""
+    host, repeats = report.host, report.arguments.get("repeats")
+    facts = [str(host.get("processor") or ""), f"{host.get('cores')} cores" if host.get("cores") else ""]
+    facts += dict.fromkeys(row.detail.get("gpu", "") for row in report.configurations)
+    facts += [f"{repeats} round{'' if repeats == 1 else 's'}" if repeats else "", report.created[:10]]
+    return " · ".join(filter(None, facts)).replace("(R)", "").replace("(TM)", "")
 
 
 @contextmanager
@@ -89,13 +126,13 @@ def _figure(
     from matplotlib.figure import Figure
 
     failed = [f"{row.name} ({row.error.splitlines()[0].rstrip('.')})" for row in report.configurations if row.error]
-    notes = [circumstances(report), *notes, *([f"Failed: {', '.join(failed)}."] if failed else [])]
+    notes = [_circumstances(report), *notes, *([f"Failed: {', '.join(failed)}."] if failed else [])]
     missing = [row.name for row in report.configurations if not row.error and row not in drawn]
     notes += [f"Without {what}: {', '.join(missing)}."] if missing else []
     notes += ["The run was interrupted before everything was measured."] if report.interrupted else []
     lines = [line for note in notes for line in textwrap.wrap(clean(note), 115)]
     figure = Figure(figsize=(8, height + 0.15 * len(lines) + 0.5), layout="constrained")
-    figure.suptitle(textwrap.fill(f"{models(report)}: {about}", 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(textwrap.fill(f"{_models(report)}: {about}", 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=_GREY)
     return figure
 

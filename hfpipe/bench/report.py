@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import tempfile
@@ -11,19 +10,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from hfpipe.bench.spec import Workload
-from hfpipe.errors import HFPipeError, UsageError, is_disk_full
+from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export.report import versions
+from hfpipe.quality import Change
 from hfpipe.store import replace_file
 
-# Of the JSON. It changes when a reader of the old one would understand the new one wrongly.
-VERSION = 1
 # Up to this two perplexities are of one source model: engines round differently.
 _SAME_SOURCE = 1e-4
 
@@ -47,30 +44,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Samples of one metric: their median, lowest, highest, and how many."""
+    """Samples of one metric."""
 
     median: float
     low: float
     high: float
-    rounds: int
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class Quality(Change):
     """How far a configuration is from the reference, which is the source model, exact and in its own precision.
 
-    `perplexity_change` is the ratio of the perplexities less 1, `perplexity_change_error` its standard error;
-    `same_top` the share of equal most likely next tokens, `mean_kl` the KL divergence in nats: see hfpipe.quality.
     Greedy answers to `answers` prompts: `same_answers` of them equal the reference's, and `first_divergence` is the
     median of the number of equal tokens before an answer diverges, all `answer_tokens` where it does not.
     """
 
-    perplexity: float
-    reference_perplexity: float
-    perplexity_change: float
-    perplexity_change_error: float | None
-    same_top: float
-    mean_kl: float
     answers: int
     same_answers: int
     answer_tokens: int
@@ -106,7 +94,7 @@ class Configuration:
     def measured(self, metric: str) -> Measured | None:
         """What the samples of a metric come to; those that are not finite numbers are left out. None without any."""
         numbers = [value for value in self.values(metric).values() if math.isfinite(value)]
-        return Measured(median(numbers), min(numbers), max(numbers), len(numbers)) if numbers else None
+        return Measured(median(numbers), min(numbers), max(numbers)) if numbers else None
 
     @property
     def rounds(self) -> int:
@@ -124,25 +112,29 @@ class Report:
     """A run. The first of `configurations` is what the others are compared with.
 
     `arguments` are prompt_tokens, new_tokens, batches, repeats and all else that was asked for; `host` the facts and
-    versions of the machine; `interrupted` says that it ended before all was measured.
+    versions of the machine; `interrupted` says that it ended before all was measured. `version` changes when a reader
+    of the old JSON would understand the new one wrongly.
     """
 
     arguments: Mapping[str, Any]
     host: Mapping[str, Any]
     created: str
-    configurations: list[Configuration] = field(default_factory=list)
+    configurations: list[Configuration]
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
+    version: Literal[1] = 1
 
     @property
     def workload(self) -> Workload:
         """What it was measured with."""
-        arguments = self.arguments
-        return Workload(arguments["prompt_tokens"], arguments["new_tokens"], tuple(arguments["batches"]))
+        return _WORKLOAD.validate_python(self.arguments)
 
     def as_dict(self) -> dict[str, Any]:
         """Values of JSON."""
-        return {"version": VERSION, **asdict(self)}
+        return asdict(self)
+
+
+_WORKLOAD = TypeAdapter(Workload)
 
 
 def several_sources(qualities: Iterable[Quality | None]) -> bool:
@@ -154,28 +146,18 @@ def several_sources(qualities: Iterable[Quality | None]) -> bool:
 def read_report(path: Path) -> Report:
     """The report in a file of JSON. Raises UsageError where it is not one, or one of another version."""
     try:
-        data = from_json(path.read_bytes())
+        report = TypeAdapter(Report).validate_json(path.read_bytes(), strict=True)
+        _WORKLOAD.validate_python(report.arguments)
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not a report of hfpipe bench: it is not JSON.") from error
-    missing = [name for name in ("version", "configurations") if not isinstance(data, dict) or name not in data]
-    if missing:
-        raise UsageError(f"{path} is not a report of hfpipe bench: it has no {missing[0]}.")
-    if data.pop("version") != VERSION:
-        raise UsageError(f"{path} was written by another version of hfpipe bench.", hint="Measure it again.")
-    try:
-        report = TypeAdapter(Report).validate_json(json.dumps(data), strict=True)
-        asked = {name: report.arguments[name] for name in ("prompt_tokens", "new_tokens", "batches")}
-        TypeAdapter(Workload).validate_json(json.dumps(asked), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path} is not a report of hfpipe bench: {place}: {first['msg']}.") from error
-    except KeyError as error:
-        raise UsageError(f"{path} is not a report of hfpipe bench: it has no {error.args[0]}.") from error
-    except UsageError as error:
-        raise UsageError(f"{path} is not a report of hfpipe bench: {error.message}") from error
+    except (ValidationError, UsageError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
+        raise UsageError(
+            f"{path} is not a report of this version of hfpipe bench: {reason}", hint="Measure it again."
+        ) from error
     return report
 
 
@@ -206,25 +188,19 @@ def check_output(option: str, path: Path, suffixes: Sequence[str]) -> None:
     if path.suffix.lower() not in suffixes:
         supported = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         raise UsageError(f"{option}: unsupported file type {path.suffix or path.name} (use {supported}).")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"Cannot write {path}: the folder {path.parent} does not exist.", hint="Create it first.")
-    if path.is_dir():
-        raise UsageError(f"Cannot write {path}: it is a folder.", hint="Choose another file.")
+    reason = "it is a folder" if path.is_dir() else None
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass
     except OSError as error:
-        raise UsageError(f"Cannot write {path}: {error.strerror}.", hint="Choose another file.") from error
+        reason = error.strerror
+    if reason:
+        raise UsageError(f"Cannot write {path}: {reason}.", hint="Choose another file.")
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file beside its place, and rename it. Raises HFPipeError where that fails; an old file is then whole."""
+    """Raises HFPipeError where that fails; an old file is then whole."""
     try:
         replace_file(path, data)
     except OSError as error:
-        if is_disk_full(error):
-            raise HFPipeError(
-                f"The disk of {path} is full.", hint="Free some space, or choose another disk."
-            ) from error
-        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.", hint="Choose another file.") from error

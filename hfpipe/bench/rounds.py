@@ -6,31 +6,26 @@ would seem faster than the last. Each measurement has a process of its own, whic
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.batch.records import Record
-from hfpipe.bench.candidates import QUESTION, Candidate, check_room, reason
-from hfpipe.bench.measure import BUSY, Prompt, Task
+from hfpipe.bench.candidates import QUESTION, Candidate, Prompt, reason
+from hfpipe.bench.measure import BUSY
 from hfpipe.bench.report import Sample
 from hfpipe.bench.spec import Spec
-from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable
+from hfpipe.errors import HFPipeError
 from hfpipe.process import run_child
-from hfpipe.text.templates import PromptTemplate, prompt_template
-from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
-from hfpipe.types import GenerationOptions, ModelSource, Reporter
+from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import Reporter
 
 # The number of the round that is not kept, and the size of the task that is a start.
 _BEFORE, _START = -1, 0
-# Hints that help here: other commands have other options.
-_HINTS = {
-    MissingVariable: 'A line needs a "prompt", a "question", or "messages".',
-    ContextLengthError: "Use a smaller new_tokens (-g), or max_tokens in the line.",
-}
+# Of the answers before the measured ones: as much as makes an engine compile and allocate for a shape.
+_WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +34,6 @@ class Rounds:
 
     spec: Spec
     reporter: Reporter
-    tokenized: Callable[[ModelSource], Sequence[Prompt] | None] = lambda _: None
     after_each: Callable[[], None] = lambda: None
     verbose: bool = False
 
@@ -54,122 +48,80 @@ class Rounds:
         for number in range(self.spec.repeats):
             order = given if number % 2 == 0 else given[::-1]
             rounds.append([(candidate, size) for candidate in order for size in sizes])
-        done, total = 0, sum(map(len, rounds))
+        done, total, others = 0, sum(map(len, rounds)), list[float]()
         for number, steps in enumerate(rounds, _BEFORE):
-            samples = []
             for candidate, size in steps:
-                name = (
-                    "first start" if number == _BEFORE else f"{_described(size)} ({number + 1} of {self.spec.repeats})"
-                )
+                what = "start" if size == _START else "one answer" if size == 1 else f"{size} at once"
+                name = "first start" if number == _BEFORE else f"{what} ({number + 1} of {self.spec.repeats})"
                 self.reporter.progress("Measuring", done, total, "steps", f"{candidate.row.name}, {name}")
-                sample = self._try(candidate, size, number)
                 done += 1
-                if sample and number != _BEFORE:
-                    candidate.row.samples.append(sample)
-                samples += [sample] if sample else []
-            if number == _BEFORE:
-                self._warn_if_busy(samples)
-            else:
+                if candidate.row.error is not None:
+                    continue
+                try:
+                    sample = (
+                        self._start(candidate, number) if size == _START else self._answers(candidate, size, number)
+                    )
+                except HFPipeError as error:
+                    candidate.row.error = reason(error)
+                else:
+                    if number == _BEFORE:
+                        others.append(sample.others_cpu or 0)
+                    else:
+                        candidate.row.samples.append(sample)
+            if number != _BEFORE:
                 self.after_each()
+            elif others and median(others) > BUSY:
+                # While there is still time to wait for a quiet hour.
+                used = f"other processes use {median(others):.0%} of its processors"
+                self.reporter.note(f"Warning: The machine is busy: {used}. Small differences will not be resolved.")
         self.reporter.progress("Measuring", total, total, "steps")
-
-    def _try(self, candidate: Candidate, size: int, number: int) -> Sample | None:
-        """None for one that has failed, which is then in its row."""
-        if candidate.row.error is not None:
-            return None
-        try:
-            return self._start(candidate, number) if size == _START else self._answers(candidate, size, number)
-        except HFPipeError as error:
-            candidate.row.error = reason(error)
-            return None
 
     def _start(self, candidate: Candidate, number: int) -> Sample:
         """A process as `hfpipe run` from its start to its first token."""
-        given = {
-            "folder": str(candidate.source.folder.absolute()),
-            "loading": asdict(replace(candidate.loading, batch_size=1)),
-            "question": QUESTION,
-        }
-        return Sample("start", number, **self._child("hfpipe.cli.bench", f"Starting {candidate.row.name}", given))
+        return Sample("start", number, **self._child("hfpipe.cli.bench", "Starting", candidate, 1, question=QUESTION))
 
     def _answers(self, candidate: Candidate, size: int, number: int) -> Sample:
         """The workload, `size` answers at once. The candidate's row gets what the engine says of itself, too."""
         source, work = candidate.source, self.spec.workload
-        prompts = self.tokenized(candidate.source)
-        task = Task(
-            reference=candidate.row.name,
-            folder=str(source.folder.absolute()),
-            loading=asdict(replace(candidate.loading, batch_size=size)),
-            batch=size,
-            prompts=None if prompts is None else [astuple(one) for one in prompts],
-            prompt_tokens=work.prompt_tokens,
-            new_tokens=work.new_tokens,
-            vocabulary=_vocabulary(candidate),
-            # The same for all candidates, and others in each round.
-            seed=f"round {number}",
-            prefill=work.prefill,
-            decode=work.decode,
+        trusted = candidate.loading.trust_remote_code
+        known = vocabulary_size(source.config)
+        vocabulary = known or load_tokenizer(source.folder, trust_remote_code=trusted).vocab_size
+        # The same for all candidates, and others in each round. Decoding is measured alone, as llama-bench does it.
+        asked = candidate.prompts or drawn(
+            f"round {number}", vocabulary, [(work.prompt_tokens or 1, work.new_tokens)] * size
         )
-        found = self._child("hfpipe.bench.measure", f"Measuring {candidate.row.name}", asdict(task))
+        short = (
+            [] if candidate.prompts or size > 1 else drawn(f"round {number}, short", vocabulary, [(1, work.new_tokens)])
+        )
+        shapes = [(len(token_ids), min(new_tokens, _WARM_UP_TOKENS)) for token_ids, new_tokens in (*asked, *short)]
+        warm_up = drawn("warm-up", vocabulary, shapes if size == 1 else shapes[:size])
+        prompts = {"warm_up": warm_up, "prompts": asked, "short": short}
+        found = self._child("hfpipe.bench.measure", "Measuring", candidate, size, **prompts)
+        names = {"prefill_tps": work.prefill, "decode_tps": work.decode, "batch_tps": f"batch{size}_tps"}
+        sample = found["sample"]
+        sample["values"] = {names.get(name, name): value for name, value in sample["values"].items()}
+        row, engine = candidate.row, found["engine"]
         if size == 1:
-            engine = found["engine"]
-            candidate.row.device, candidate.row.dtype = engine["device"], engine["dtype"]
-            candidate.row.detail = engine["detail"]
-        return Sample("single" if size == 1 else f"batch{size}", number, **found["sample"])
+            row.device, row.dtype, row.detail = engine["device"], engine["dtype"], engine["detail"]
+        return Sample("single" if size == 1 else f"batch{size}", number, **sample)
 
-    def _child(self, module: str, what: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _child(self, module: str, what: str, candidate: Candidate, size: int, **more: Any) -> dict[str, Any]:
+        given = {
+            "reference": candidate.row.name,
+            "folder": str(candidate.source.folder.absolute()),
+            "loading": asdict(replace(candidate.loading, batch_size=size)),
+            "batch": size,
+            **more,
+        }
         reporter = self.reporter if self.verbose else None
-        found: dict[str, Any] = run_child(module, given, what=what, reporter=reporter, verbose=self.verbose)
+        found: dict[str, Any] = run_child(
+            module, given, what=f"{what} {candidate.row.name}", reporter=reporter, verbose=self.verbose
+        )
         return found
 
-    def _warn_if_busy(self, samples: Sequence[Sample]) -> None:
-        """While there is still time to wait for a quiet hour."""
-        others = [one.others_cpu for one in samples if one.others_cpu is not None]
-        if others and median(others) > BUSY:
-            used = f"other processes use {median(others):.0%} of its processors"
-            self.reporter.note(f"Warning: The machine is busy: {used}. Small differences will not be resolved.")
 
-
-def _described(size: int) -> str:
-    return "start" if size == _START else "one answer" if size == 1 else f"{size} at once"
-
-
-def _vocabulary(candidate: Candidate) -> int:
-    source = candidate.source
-    known = vocabulary_size(source.config)
-    return known or load_tokenizer(source.folder, trust_remote_code=candidate.loading.trust_remote_code).vocab_size
-
-
-class TokenizedPrompts:
-    """The user's own prompts for each model, as `hfpipe batch` puts them to it; tokenized once."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._made: dict[Path, list[Prompt]] = {}
-
-    def __call__(self, source: ModelSource) -> list[Prompt] | None:
-        """None where prompts are random. Raises HFPipeError, with its line, for one that does not fit the model's
-        template or context."""
-        if self._spec.prompts is None:
-            return None
-        if source.folder not in self._made:
-            tokenizer = load_tokenizer(source.folder, trust_remote_code=self._spec.loading.trust_remote_code)
-            options = GenerationOptions(max_tokens=self._spec.workload.new_tokens)
-            template = prompt_template(tokenizer, source.reference)
-            self._made[source.folder] = [
-                _tokenized(one, source, template, options, tokenizer) for one in self._spec.prompts
-            ]
-        return self._made[source.folder]
-
-
-def _tokenized(
-    record: Record, source: ModelSource, template: PromptTemplate, options: GenerationOptions, tokenizer: Tokenizer
-) -> Prompt:
-    try:
-        request = record.request(template, options)
-        prompt = Prompt(tokenizer.encode(request.prompt, request.add_special_tokens), request.options.max_tokens or 0)
-        check_room(source, len(prompt.token_ids) + prompt.new_tokens)
-    except HFPipeError as error:
-        hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
-        raise type(error)(f"Line {record.number} of the prompts: {error.message}", hint=hint) from error
-    return prompt
+def drawn(seed: str, vocabulary: int, shapes: Sequence[tuple[int, int]]) -> list[Prompt]:
+    """Prompts of random token ids, so that no cache of prefixes knows them, the same for the same seed. The shape of
+    one is its length, and how many tokens are to follow."""
+    draw = random.Random(seed)
+    return [(draw.choices(range(vocabulary), k=tokens), new_tokens) for tokens, new_tokens in shapes]

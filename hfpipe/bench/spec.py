@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from pydantic import StrictInt
+
 from hfpipe import backends
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Lines, open_input
@@ -35,9 +37,9 @@ class Workload:
     """Random prompts of `prompt_tokens`, or prompts of the user's where that is None, with answers of `new_tokens`; and
     all of them again at once for each of `batches` above 1. Raises UsageError for numbers below 1."""
 
-    prompt_tokens: int | None
-    new_tokens: int
-    batches: tuple[int, ...] = (1,)
+    prompt_tokens: StrictInt | None
+    new_tokens: StrictInt
+    batches: tuple[StrictInt, ...] = (1,)
 
     def __post_init__(self) -> None:
         for name, value in [("prompt_tokens", self.prompt_tokens), ("new_tokens", self.new_tokens)]:
@@ -59,7 +61,7 @@ class Workload:
     @property
     def speeds(self) -> tuple[str, ...]:
         """Prefill, decode, and batches from the smallest."""
-        return (self.prefill, self.decode, *(batch_metric(size) for size in sorted(self.batches) if size > 1))
+        return (self.prefill, self.decode, *(f"batch{size}_tps" for size in sorted(self.batches) if size > 1))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -76,14 +78,10 @@ class Workload:
             Metric("itl_ms_p99", "ms", False, "between two tokens of that answer, 99th percentile"),
             Metric(self.prefill, "tokens/s", True, "tokens of the prompt / ttft"),
             Metric(self.decode, "tokens/s", True, f"{decoded}, its first token excluded"),
-            *(Metric(batch_metric(size), "tokens/s", True, _AT_ONCE.format(size)) for size in self.batches if size > 1),
+            *(Metric(f"batch{size}_tps", "tokens/s", True, _AT_ONCE.format(size)) for size in self.batches if size > 1),
             Metric("peak_rss_mb", "MB", False, "the most memory of the process that measured one answer at a time"),
             Metric("peak_gpu_mb", "MB", False, "the most memory that it had on the GPU"),
         )
-
-
-def batch_metric(size: int) -> str:
-    return f"batch{size}_tps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +126,17 @@ class Spec:
                 f"{' and '.join(self.backends)} cannot honour weight_formats (--weight-format).",
                 hint="Only the openvino backend can.",
             )
-        self._check_options()
-        self._check_revision()
+        for one in fields(LoadOptions):
+            given = replace(LoadOptions(), **{one.name: getattr(self.loading, one.name)})
+            refusals = [error for name in self.engines if (error := _refusal(name, given))]
+            if len(refusals) == len(self.engines):
+                raise refusals[0]
+        count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
+        if self.loading.revision is not None and count != 1:
+            raise UsageError(
+                f"revision (--revision) needs exactly one Hub model, got {count}.",
+                hint="Measure one at a time, and compare with --baseline." if count else None,
+            )
 
     @property
     def engines(self) -> Sequence[str]:
@@ -143,21 +150,6 @@ class Spec:
     def revision(self, model: str) -> str | None:
         """The revision of the one Hub model; the other models have none."""
         return self.loading.revision if is_hub_id(model) else None
-
-    def _check_revision(self) -> None:
-        count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
-        if self.loading.revision is not None and count != 1:
-            raise UsageError(
-                f"revision (--revision) needs exactly one Hub model, got {count}.",
-                hint="Measure one at a time, and compare with --baseline." if count else None,
-            )
-
-    def _check_options(self) -> None:
-        for one in fields(LoadOptions):
-            given = replace(LoadOptions(), **{one.name: getattr(self.loading, one.name)})
-            refusals = [error for name in self.engines if (error := _refusal(name, given))]
-            if len(refusals) == len(self.engines):
-                raise refusals[0]
 
 
 def _refusal(backend: str, options: LoadOptions) -> HFPipeError | None:
@@ -185,11 +177,9 @@ def read_text(path: Path) -> dict[str, str]:
     """The user's text, by the name of its file. Raises UsageError where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UsageError(f"{path} is not UTF-8 text: byte {byte:#x} at {error.start:,}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"Cannot read {path}: {reason}.") from error
     if not text.strip():
         raise UsageError(f"{path} is empty.")
     return {path.name: text}

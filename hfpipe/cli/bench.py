@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from hfpipe.types import GenerationOptions, LoadOptions
 if TYPE_CHECKING:
     from hfpipe.bench.report import Report
 
-_REPORTS = (".json", ".md", ".csv")
+_FORMS = {".json": "json", ".md": "markdown", ".csv": "csv"}
 _WIDEST, _NO_TERMINAL = 160, 80
 
 
@@ -52,104 +53,52 @@ def share(text: str) -> float:
     number = text.strip()
     try:
         value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
-    except ValueError as problem:
-        raise typer.BadParameter(f"{text!r} is not a share, as in 2%.") from problem
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"{text!r} must be a number from 0%.")
+        raise typer.BadParameter(f"{text!r} is not a share, as in 2%.")
     if value > 1 and not number.endswith("%"):
         raise typer.BadParameter(f"{text} is {value:.0%}; write {text}% for a share of that many percent.")
     return value
 
 
-def _option(*words: str, help: str, panel: str, metavar: str, **more: Any) -> Any:
-    return o.option(*words, help=help, panel=panel, metavar=metavar, show_default=False, **more)
-
-
-_WHAT, _QUALITY = "What is measured", "Quality"
+_what = partial(o.option, panel="What is measured")
+_quality = partial(o.option, panel="Quality")
+_output = partial(o.option, panel=o.OUTPUT)
 _BACKENDS = f"Of {', '.join(BACKENDS)}, separated by commas. Default: torch and openvino, where they fit."
 _FORMATS = f"Of {', '.join(WEIGHT_FORMATS)}, for OpenVINO, separated by commas; exported where needed. Default: the "
 _FORMATS += "model's own precision, int8 and int4."
+_MODELS = "Folders, Hub ids, pypi:PACKAGE, smollm2, or GGUF files."
+_BATCH = "Numbers of answers at once, separated by commas; one at a time is always measured."
 _PROMPTS = "Measure the prompts of a file of JSON lines, as batch reads it, instead of random ones."
+_COMPARE = "Compare each with its source: perplexity, next tokens, answers."
+_TEXT = "The text to measure quality on. Default: hfpipe's own."
+_REFERENCE = "The source of an OpenVINO folder, where it is not among the MODELs."
+_LOSS = "The most perplexity that the advice may cost."
+_OUTPUT = "Write the report to FILE: .json (all samples, the host and the versions; after each round), .md or .csv."
 _PLOT = "Draw speed against quality, and times of tokens: .png, .svg or .html."
 _SLOWER = "Exit with 1 where something is slower than the baseline by more than that."
-_OUTPUT = "Write the report to FILE: .json (all samples, the host and the versions; after each round), .md or .csv."
 
-ModelsArg = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL...",
-        help="Folders, Hub ids, pypi:PACKAGE, smollm2, or GGUF files.",
-        autocompletion=o.complete_model,
-        show_default=False,
-    ),
-]
-BackendsOpt = Annotated[Any, _option("--backend", "-b", help=_BACKENDS, panel=o.LOADING, metavar="NAMES", parser=names)]
-FormatsOpt = Annotated[Any, _option("--weight-format", help=_FORMATS, panel=o.LOADING, metavar="FORMATS", parser=names)]
+ModelsArg = Annotated[list[str], o.argument("MODEL...", _MODELS, autocompletion=o.complete_model)]
+BackendsOpt = Annotated[Any, o.option("--backend -b NAMES", help=_BACKENDS, panel=o.LOADING, parser=names)]
+FormatsOpt = Annotated[Any, o.option("--weight-format FORMATS", help=_FORMATS, panel=o.LOADING, parser=names)]
 PromptTokensOpt = Annotated[
-    int | None,
-    _option(
-        "--prompt-tokens", "-p", help="The length of the random prompts. Default: 512.", panel=_WHAT, metavar="N", min=1
-    ),
+    int | None, _what("--prompt-tokens -p N", help="The length of the random prompts. Default: 512.", min=1)
 ]
-NewTokensOpt = Annotated[
-    int, o.option("--new-tokens", "-g", help="The tokens generated.", panel=_WHAT, metavar="N", min=1)
-]
-BatchOpt = Annotated[
-    Any,
-    o.option(
-        "--batch",
-        help="Numbers of answers at once, separated by commas; one at a time is always measured.",
-        panel=_WHAT,
-        metavar="SIZES",
-        parser=sizes,
-    ),
-]
-RepeatsOpt = Annotated[
-    int, o.option("--repeats", "-r", help="Rounds over all configurations.", panel=_WHAT, metavar="N", min=1)
-]
-PromptsOpt = Annotated[Path | None, _option("--prompts", help=_PROMPTS, panel=_WHAT, metavar="FILE")]
-QualityOpt = Annotated[
-    bool,
-    typer.Option(
-        "--quality/--no-quality",
-        help="Compare each with its source: perplexity, next tokens, answers.",
-        rich_help_panel=_QUALITY,
-        envvar="HFPIPE_QUALITY",
-        show_envvar=False,
-    ),
-]
-TextOpt = Annotated[
-    Path | None,
-    _option("--text", help="The text to measure quality on. Default: hfpipe's own.", panel=_QUALITY, metavar="FILE"),
-]
-ReferenceOpt = Annotated[
-    str | None,
-    _option(
-        "--reference",
-        help="The source of an OpenVINO folder, where it is not among the MODELs.",
-        panel=_QUALITY,
-        metavar="MODEL",
-    ),
-]
-MaxLossOpt = Annotated[
-    Any,
-    o.option(
-        "--max-loss",
-        help="The most perplexity that the advice may cost.",
-        panel=_QUALITY,
-        metavar="SHARE",
-        parser=share,
-    ),
-]
-JsonOpt = Annotated[bool, o.option("--json", help="Print the report as JSON.", panel=o.OUTPUT)]
-MarkdownOpt = Annotated[bool, o.option("--markdown", help="Print tables in Markdown.", panel=o.OUTPUT)]
-CsvOpt = Annotated[bool, o.option("--csv", help="Print CSV, one line for each configuration.", panel=o.OUTPUT)]
-OutputOpt = Annotated[Path | None, _option("--output", "-o", help=_OUTPUT, panel=o.OUTPUT, metavar="FILE")]
-PlotOpt = Annotated[Path | None, _option("--plot", help=_PLOT, panel=o.OUTPUT, metavar="FILE")]
-BaselineOpt = Annotated[
-    Path | None, _option("--baseline", help="Compare with an earlier report in JSON.", panel=o.OUTPUT, metavar="FILE")
-]
-FailSlowerOpt = Annotated[Any, _option("--fail-slower", help=_SLOWER, panel=o.OUTPUT, metavar="SHARE", parser=share)]
+NewTokensOpt = Annotated[int, _what("--new-tokens -g N", help="The tokens generated.", min=1)]
+BatchOpt = Annotated[Any, _what("--batch SIZES", help=_BATCH, parser=sizes)]
+RepeatsOpt = Annotated[int, _what("--repeats -r N", help="Rounds over all configurations.", min=1)]
+PromptsOpt = Annotated[Path | None, _what("--prompts FILE", help=_PROMPTS)]
+QualityOpt = Annotated[bool, _quality("--quality/--no-quality", help=_COMPARE, envvar="HFPIPE_QUALITY")]
+TextOpt = Annotated[Path | None, _quality("--text FILE", help=_TEXT)]
+ReferenceOpt = Annotated[str | None, _quality("--reference MODEL", help=_REFERENCE)]
+MaxLossOpt = Annotated[Any, _quality("--max-loss SHARE", help=_LOSS, parser=share)]
+MarkdownOpt = Annotated[bool, _output("--markdown", help="Print tables in Markdown.")]
+CsvOpt = Annotated[bool, _output("--csv", help="Print CSV, one line for each configuration.")]
+OutputOpt = Annotated[Path | None, _output("--output -o FILE", help=_OUTPUT)]
+PlotOpt = Annotated[Path | None, _output("--plot FILE", help=_PLOT)]
+BaselineOpt = Annotated[Path | None, _output("--baseline FILE", help="Compare with an earlier report in JSON.")]
+FailSlowerOpt = Annotated[Any, _output("--fail-slower SHARE", help=_SLOWER, parser=share)]
 
 
 def bench(
@@ -167,7 +116,7 @@ def bench(
     text: TextOpt = None,
     reference: ReferenceOpt = None,
     max_loss: MaxLossOpt = "2%",
-    json: JsonOpt = False,
+    json: o.JsonOpt = False,
     markdown: MarkdownOpt = False,
     csv: CsvOpt = False,
     output: OutputOpt = None,
@@ -181,9 +130,10 @@ def bench(
 
     Each is measured in processes of its own, in turn with the others, and compared with the first.
     """
-    forms = [name for name, given in [("--json", json), ("--markdown", markdown), ("--csv", csv)] if given]
+    forms = [name for name, given in [("json", json), ("markdown", markdown), ("csv", csv)] if given]
     if len(forms) > 1:
-        raise UsageError(f"{' and '.join(forms)} cannot be combined: each is all of stdout.", hint="-o writes a file.")
+        both = " and ".join(f"--{form}" for form in forms)
+        raise UsageError(f"{both} cannot be combined: each is all of stdout.", hint="-o writes a file.")
     if fail_slower is not None and baseline is None:
         raise UsageError("--fail-slower needs a --baseline to compare with.")
     engines = backend or ()
@@ -192,23 +142,32 @@ def bench(
     silence(verbose=verbose)
     from hfpipe.bench import run
 
-    shown = _Shown(forms[0][2:] if forms else "tables", max_loss, output, plot, baseline, fail_slower, quiet)
+    shown = _Shown(forms[0] if forms else "text", max_loss, output, plot, baseline, fail_slower, quiet)
     shown.check()
-    # auto is what other commands call the fitting one, of which there are several here.
-    options: Any = {
-        "backends": () if "auto" in engines else engines, "weight_formats": weight_format or (), "loading": loading,
-        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batches": batch, "repeats": repeats,
-        "prompts": prompts, "quality": quality, "text": text, "reference": reference, "verbose": verbose,
-    }  # fmt: skip
     with unwinding():
         try:
             with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
-                run(models, **options, reporter=terminal, after_round=lambda report: shown.keep(report, terminal))
+                run(
+                    models,
+                    # auto is what other commands call the fitting one, of which there are several here.
+                    backends=() if "auto" in engines else engines,
+                    weight_formats=weight_format or (),
+                    prompt_tokens=prompt_tokens,
+                    new_tokens=new_tokens,
+                    batches=batch,
+                    repeats=repeats,
+                    prompts=prompts,
+                    quality=quality,
+                    text=text,
+                    reference=reference,
+                    loading=loading,
+                    reporter=terminal,
+                    verbose=verbose,
+                    after_round=lambda report: shown.keep(report, terminal),
+                )
         except BaseException:
             # What was measured until then.
-            try:
-                shown.show()
-            except HFPipeError as problem:
+            if problem := _problem(shown.show):
                 error(problem)
             raise
         return shown.show()
@@ -216,10 +175,7 @@ def bench(
 
 @dataclass
 class _Shown:
-    """Where the report goes: to stdout as tables, markdown, csv or json; into files; beside an earlier one.
-
-    `max_loss` and `fail_slower` are shares: 0.02 is 2 %.
-    """
+    """Where the report goes: to stdout as text, markdown, csv or json; into files; beside an earlier one."""
 
     form: str
     max_loss: float
@@ -236,94 +192,79 @@ class _Shown:
         from hfpipe.bench.report import check_output, read_report
 
         if self.output:
-            check_output("--output", self.output, _REPORTS)
+            check_output("--output", self.output, tuple(_FORMS))
         if self.plot:
             check_output("--plot", self.plot, SUFFIXES)
         self.earlier = read_report(self.baseline) if self.baseline else None
 
     def keep(self, report: Report, terminal: Terminal) -> None:
         """After each round: a run that is killed has lost at most one. The first call comes before all of them."""
-        from hfpipe.bench.baseline import check_comparable, check_decidable
-
         if self.report is None and self.earlier:
-            check_comparable(report, self.earlier)
-            if self.fail_slower is not None:
-                check_decidable(report, self.earlier)
+            from hfpipe.bench.comparison import check_comparable
+
+            check_comparable(report, self.earlier, decidable=self.fail_slower is not None)
         self.report = report
-        rounds = any(one.samples for one in report.configurations)
-        if self.output and self.output.suffix.lower() == ".json" and rounds:
-            problem = _problem(self._write)
-            if problem:
-                terminal.note(f"Warning: {problem.message}")
+        measured = any(one.samples for one in report.configurations)
+        if self.output and self.output.suffix.lower() == ".json" and measured and (problem := _problem(self.write)):
+            terminal.note(f"Warning: {problem.message}")
 
     def show(self) -> int:
         """Write the report's files, print it, and give the exit code."""
-        from hfpipe.bench.baseline import compare
+        from hfpipe.bench.advice import advice
+        from hfpipe.bench.comparison import compare
         from hfpipe.bench.plot import plot
-        from hfpipe.bench.summary import advice
+        from hfpipe.bench.tables import as_text, changes, meanings_text, remarks, render
 
         report = self.report
         if report is None or (report.interrupted and not any(one.samples for one in report.configurations)):
             return 1
-        comparison = compare(report, self.earlier, self.fail_slower) if self.earlier else None
+        advised = advice(report, self.max_loss)
         # First, and each by itself: what took hours to measure is not lost with a closed pipe, or with one bad place.
-        problems = [_problem(self._write)] if self.output else []
+        problems = [_problem(self.write)] if self.output else []
         drawn: list[Path] = []
         if path := self.plot:
-            advised = advice(report, self.max_loss)
             problems.append(_problem(lambda: drawn.extend(plot(report, path, advice=advised))))
+        width = min(_WIDEST, shutil.get_terminal_size((_NO_TERMINAL, 24)).columns)
+        comparison = compare(report, self.earlier, self.fail_slower) if self.earlier else None
+        since = render(changes(comparison), comparison.lines, width=width) if comparison else ""
         # Who has read enough of the table is still told whether all went well.
         with suppress(OutputClosed):
-            self._print(report, comparison)
+            if self.form == "text":
+                self._tell(meanings_text(report, width=width))
+                colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+                shown = as_text(report, advised, width=width, colour=colour)
+                data(f"{since}\n\n{shown}" if since else shown)
+            else:
+                data(self._text(self.form).rstrip("\n"))
+                self._tell("\n".join([*([] if self.form == "markdown" else remarks(report, advised)), since]))
         for problem in filter(None, problems):
             error(problem)
-        if drawn:
-            self._tell(f"Drawn: {', '.join(map(str, drawn))}")
+        self._tell(f"Drawn: {', '.join(map(str, drawn))}" if drawn else "")
         sound = any(one.is_measured for one in report.configurations)
         return 0 if sound and not any(problems) and (comparison is None or comparison.passed) else 1
 
+    def write(self) -> None:
+        from hfpipe.bench.report import write_file
+
+        assert self.output
+        text = self._text(_FORMS[self.output.suffix.lower()])
+        write_file(self.output, (text.rstrip("\n") + "\n").encode("utf-8", "replace"))
+
     def _text(self, form: str) -> str:
-        from hfpipe.bench import tables
-        from hfpipe.bench.summary import advice, summarize
+        from hfpipe.bench.advice import advice
+        from hfpipe.bench.tables import as_csv, as_markdown
 
         assert self.report
         if form == "json":
             return jsons.dumps(self.report.as_dict(), ensure_ascii=False, indent=1)
-        summary = summarize(self.report)
-        return (
-            tables.csv_text(summary) if form == "csv" else tables.markdown(summary, advice(self.report, self.max_loss))
-        )
-
-    def _write(self) -> None:
-        from hfpipe.bench.report import write_file
-
-        assert self.output
-        form = {".json": "json", ".md": "markdown", ".csv": "csv"}[self.output.suffix.lower()]
-        write_file(self.output, (self._text(form).rstrip("\n") + "\n").encode("utf-8", "replace"))
-
-    def _print(self, report: Report, comparison: Any) -> None:
-        from hfpipe.bench import render, tables
-        from hfpipe.bench.summary import advice, summarize
-
-        summary, advised = summarize(report), advice(report, self.max_loss)
-        width = min(_WIDEST, shutil.get_terminal_size((_NO_TERMINAL, 24)).columns)
-        since = render.baseline(comparison, width=width) if comparison else ""
-        if self.form != "tables":
-            data(self._text(self.form).rstrip("\n"))
-            self._tell("\n".join([*([] if self.form == "markdown" else tables.remarks(summary, advised)), since]))
-            return
-        self._tell(render.meanings(summary, width=width))
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        if since:
-            data(f"{since}\n")
-        data(render.benchmark(summary, advised, width=width, colour=colour))
+        return as_csv(self.report) if form == "csv" else as_markdown(self.report, advice(self.report, self.max_loss))
 
     def _tell(self, text: str) -> None:
         if text.strip() and not self.quiet:
             tell(text)
 
 
-def _problem(write: Callable[[], None]) -> HFPipeError | None:
+def _problem(write: Callable[[], object]) -> HFPipeError | None:
     try:
         write()
     except HFPipeError as problem:

@@ -16,7 +16,7 @@ HOST = {
 
 
 def quality(change, error=0.001, reference=12.0):
-    return Quality(reference * (1 + change), reference, change, error, 0.97, 0.004, 8, 5, 64, 41.5)
+    return Quality(1000, reference * (1 + change), reference, change, error, 0.97, 0.004, 8, 5, 64, 41.5)
 
 
 def samples(speed, *, rounds=5, itl=True, seed=0, batches=(8,)):

@@ -1,5 +1,6 @@
 """Models, engines and formats as rows."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,12 +8,22 @@ import pytest
 
 from hfpipe import models
 from hfpipe.bench import candidates as module
-from hfpipe.bench.candidates import Candidate, candidates, check_reference, flags, origin_of
-from hfpipe.bench.spec import Spec, Workload
-from hfpipe.errors import ConversionError, HFPipeError, ModelNotFound, UsageError
-from hfpipe.export import Report
+from hfpipe.bench.candidates import candidates, check_reference, flags, origin_of, tokenize
+from hfpipe.bench.report import Report
+from hfpipe.bench.spec import Spec, Workload, read_prompts
+from hfpipe.errors import (
+    ContextLengthError,
+    ConversionError,
+    HFPipeError,
+    MissingVariable,
+    ModelNotFound,
+    TemplateError,
+    UsageError,
+)
+from hfpipe.export import Report as Export
 from hfpipe.export import report as reports
 from hfpipe.store import identity
+from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, Silent
 from tests.fake_models import write_model
 from tests.tiny_exports import in_this_process
@@ -27,7 +38,7 @@ def exports(monkeypatch, tiny_llama_ov):
         made.append((plan.source.reference, plan.weight_format))
         if plan.weight_format == "int4":
             raise ConversionError("It cannot be quantized.")
-        return Report(tiny_llama_ov, {"answer": {}} if verify else {})
+        return Export(tiny_llama_ov, {"answer": {}} if verify else {})
 
     monkeypatch.setattr(module.exporter, "export", export)
     return made
@@ -44,11 +55,15 @@ def spec(*models, tokens=2, **choices):
 
 
 def found(*models, verify=True, **choices):
-    return list(candidates(spec(*models, **choices), (lambda source: None) if verify else None, Silent()))
+    """A candidate, or the row of one that cannot be made."""
+    report = Report({}, {}, "", [])
+    ready = candidates(spec(*models, **choices), report, (lambda source: None) if verify else None, Silent())
+    by_name = {one.row.name: one for one in ready}
+    return [by_name.get(row.name, row) for row in report.configurations]
 
 
 def names(rows):
-    return [one.row.name if isinstance(one, Candidate) else one.name for one in rows]
+    return [getattr(one, "row", one).name for one in rows]
 
 
 def test_a_model_on_every_engine_and_in_every_format(tiny_llama, exports):
@@ -227,41 +242,13 @@ def test_a_model_that_is_not_there(tmp_path):
         found(tmp_path / "no-model")
 
 
-class Heard(Silent):
-    def __init__(self):
-        self.said = []
-
-    def stage(self, text):
-        self.said.append(text)
-
-    def note(self, text):
-        self.said.append(text)
-
-    def progress(self, *given):
-        self.said.append(given)
-
-
-def test_what_an_export_does_is_said_with_its_name(tiny_llama, tiny_llama_ov, monkeypatch):
-    def export(plan, *, reporter, **_):
-        reporter.stage("Starting optimum-cli")
-        reporter.progress("Loading", 1, 2, "steps", "a layer")
-        reporter.note("Almost there.")
-        reporter.stage(None)
-        return Report(tiny_llama_ov, {})
-
-    monkeypatch.setattr(module.exporter, "export", export)
-    heard = Heard()
-    list(candidates(spec(tiny_llama, weight_formats=["int8", "fp16"]), None, heard))
-    assert heard.said == [
-        one
-        for label in ("openvino int8 (export 1 of 2)", "openvino fp16 (export 2 of 2)")
-        for one in (
-            f"{label}: Starting optimum-cli",
-            (f"{label}: Loading", 1, 2, "steps", "a layer"),
-            f"{label}: Almost there.",
-            None,
-        )
-    ]
+def test_which_export_is_under_way_is_told(tiny_llama, exports):
+    notes = []
+    heard = Silent()
+    heard.note = notes.append
+    given = spec(tiny_llama, weight_formats=["int8", "fp16"])
+    candidates(given, Report({}, {}, "", []), None, heard)
+    assert notes == ["Exporting openvino int8 (1 of 2).", "Exporting openvino fp16 (2 of 2)."]
 
 
 # Exports in the cache, made once
@@ -278,7 +265,7 @@ def made(monkeypatch, tmp_path):
         (plan.output / "openvino_model.bin").write_bytes(b"weights")
         report = reports.describe(plan, plan.output) | ({"answer": {}} if verify else {})
         reports.write(report, plan.output)
-        return Report(plan.output, report)
+        return Export(plan.output, report)
 
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module.exporter, "export", export)
@@ -286,7 +273,7 @@ def made(monkeypatch, tmp_path):
 
 
 def make(folder, references=lambda source: source.reference, weight_format="int8"):
-    return module._export(models.resolve(str(folder)), weight_format, LoadOptions(), references, Silent())
+    return module._export(models.resolve(str(folder)), weight_format, LoadOptions(), references, Silent(), "int8")
 
 
 def test_an_export_is_made_once(made, tmp_path):
@@ -367,3 +354,56 @@ def test_a_reference_whose_weights_are_others(llama, export, monkeypatch):
     assert warning.startswith(f"{export.reference} was made of another model than {llama.reference}, or of another ")
     made_of(monkeypatch, model="org/model")
     assert check_reference(llama, [export]) == []
+
+
+# The user's own prompts
+
+
+def records(tmp_path, *lines):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return read_prompts(path)
+
+
+def tokenized(given, folder):
+    return tokenize(Spec(("m",), Workload(None, 5), prompts=given), models.resolve(str(folder)))
+
+
+def test_they_are_put_to_the_model_as_batch_does_it(tiny_gpt2, tiny_llama, tmp_path):
+    given = records(tmp_path, {"question": "What is EEG?"}, {"prompt": "What is EEG?", "max_tokens": 3})
+    first, second = tokenized(given, tiny_gpt2)
+    assert (first[1], second[1]) == (5, 3)
+    asked = "Question: What is EEG?\n\nAnswer: Let's think step by step."
+    assert first[0] == second[0] == load_tokenizer(tiny_gpt2).encode(asked, True)
+    as_chat, _ = tokenized(given, tiny_llama)
+    assert as_chat[0] != first[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "said", "hint"),
+    [
+        ({"text": "x"}, MissingVariable, "No value for {question}", 'A line needs a "prompt", a "question"'),
+        (
+            {"prompt": "x", "max_tokens": 128},
+            ContextLengthError,
+            "tokens, and the model's context is 128.",
+            "max_tokens in a line",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}]}, TemplateError, "Messages need a chat template", ""),
+    ],
+)
+def test_one_that_does_not_fit_the_model_is_said_with_its_line(tiny_gpt2, tmp_path, line, kind, said, hint):
+    given = records(tmp_path, {"prompt": "a"}, "", line)
+    with pytest.raises(kind) as caught:
+        tokenized(given, tiny_gpt2)
+    assert caught.value.message.startswith("Line 3 of the prompts: ")
+    assert said in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert "--var" not in (caught.value.hint or "")
+
+
+def test_a_line_that_is_none_and_a_file_without_any(tmp_path):
+    with pytest.raises(UsageError, match=r"Invalid prompt in line 2 of .*: "):
+        records(tmp_path, {"prompt": "a"}, "{")
+    with pytest.raises(UsageError, match="has no prompts"):
+        records(tmp_path)

@@ -12,30 +12,17 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.bench import measure, quality, rounds
 from hfpipe.bench.candidates import Candidate
-from hfpipe.bench.measure import (
-    Prompt,
-    Timed,
-    Watch,
-    decode_tps,
-    latency,
-    prefill_tps,
-    random_prompts,
-    run,
-    throughput_tps,
-    warm_up,
-)
+from hfpipe.bench.measure import Timed, Watch, latency, run, throughput_tps
 from hfpipe.bench.report import Configuration
 from hfpipe.bench.rounds import Rounds
 from hfpipe.bench.spec import Spec, Workload
 from hfpipe.errors import BackendError, HFPipeError
-from hfpipe.types import BackendInfo, LoadOptions, Silent, TokenEvent
+from hfpipe.types import BackendInfo, LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
 
 
@@ -75,64 +62,35 @@ def engine(monkeypatch):
     return Clockwork(monkeypatch)
 
 
+def request(number, tokens, new_tokens):
+    return TokenRequest(str(number), (1,) * tokens, new_tokens)
+
+
 def test_one_answer(engine):
-    (answer,) = run(engine, [Prompt((1,) * 90, 5)])
-    assert answer.ttft_s == pytest.approx(0.1)
-    assert answer.decode_s == pytest.approx(0.04)
-    assert answer.itl_ms == pytest.approx([10] * 4)
-    assert prefill_tps([answer]) == pytest.approx(900)
-    assert decode_tps([answer]) == pytest.approx(100)
-    expected = {"ttft_ms": 100, "tpot_ms": 10, "itl_ms_p50": 10, "itl_ms_p95": 10, "itl_ms_p99": 10}
-    assert latency([answer]) == pytest.approx(expected)
+    answers = run(engine, [request(0, 90, 5)])
+    assert answers[0].itl_ms == pytest.approx([10] * 4)
+    expected = {"ttft_ms": 100, "tpot_ms": 10, "prefill_tps": 900, "decode_tps": 100}
+    expected |= {"itl_ms_p50": 10, "itl_ms_p95": 10, "itl_ms_p99": 10}
+    assert latency(answers) == pytest.approx(expected)
 
 
 def test_several_answers_at_once(engine):
-    answers = run(engine, [Prompt((1,) * 40, 4), Prompt((1,) * 50, 6)])
+    answers = run(engine, [request(0, 40, 4), request(1, 50, 6)])
     assert [len(one.tokens) for one in answers] == [4, 6]
     assert throughput_tps(answers) == pytest.approx(10 / 0.15)
 
 
 def test_an_answer_of_one_token_has_no_time_between_tokens(engine):
-    (answer,) = run(engine, [Prompt((1,), 1)])
-    assert decode_tps([answer]) is None
-    assert set(latency([answer])) == {"ttft_ms"}
-
-
-def test_nothing_ends_an_answer_and_nothing_is_drawn(engine):
-    run(engine, [Prompt((1, 2), 3)])
-    (request,) = engine.requests
-    assert (request.eos_token_ids, request.sampling.temperature, request.max_tokens) == (frozenset(), 0, 3)
+    assert set(latency(run(engine, [request(0, 1, 1)]))) == {"ttft_ms", "prefill_tps"}
 
 
 def test_an_engine_that_says_nothing(monkeypatch):
     with pytest.raises(BackendError, match="clockwork backend gave no token"):
-        run(Clockwork(monkeypatch, answers=False), [Prompt((1,), 2)])
-
-
-def test_the_warm_up_has_the_shape_of_what_follows(engine):
-    shapes = random_prompts("0", 50, 20, 100, count=3)
-    warm_up(engine, shapes, 50)
-    assert [len(one.token_ids) for one in engine.requests] == [20] * 3
-    assert [one.max_tokens for one in engine.requests] == [measure._WARM_UP_TOKENS] * 3
-    assert not {one.token_ids for one in engine.requests} & {one.token_ids for one in shapes}
-
-
-@given(st.text(), st.integers(1, 1000), st.integers(1, 50), st.integers(1, 5))
-def test_random_prompts(seed, vocabulary, tokens, count):
-    prompts = random_prompts(seed, vocabulary, tokens, 3, count)
-    assert prompts == random_prompts(seed, vocabulary, tokens, 3, count)
-    assert [len(one.token_ids) for one in prompts] == [tokens] * count
-    assert all(0 <= token < vocabulary for one in prompts for token in one.token_ids)
-
-
-def test_random_prompts_are_others_in_each_round():
-    prompts = [one for number in range(5) for one in random_prompts(f"round {number}", 1000, 64, 1, 8)]
-    assert len({one.token_ids[:16] for one in prompts}) == 40
+        run(Clockwork(monkeypatch, answers=False), [request(0, 1, 2)])
 
 
 def test_latencies_of_several_answers_are_their_medians():
-    answers = [Timed(Prompt((1,), 3), 0.0, (first, first + 0.01, first + 0.03)) for first in (0.1, 0.2, 0.9)]
-    found = latency(answers)
+    found = latency([Timed(1, 0.0, (first, first + 0.01, first + 0.03)) for first in (0.1, 0.2, 0.9)])
     assert found["ttft_ms"] == pytest.approx(200)
     assert found["tpot_ms"] == pytest.approx(15)
     assert found["itl_ms_p50"] == pytest.approx(15)
@@ -213,8 +171,8 @@ def candidate(folder, backend, **loading):
 
 
 def answers(candidate, workload, size, number=0, prompts=None):
-    given = Rounds(Spec(("m",), workload), Silent(), lambda source: prompts)
-    return given._answers(candidate, size, number)
+    candidate.prompts = prompts
+    return Rounds(Spec(("m",), workload), Silent())._answers(candidate, size, number)
 
 
 def start(candidate, number=0):
@@ -260,7 +218,7 @@ def test_several_answers_at_once_on_an_engine(on_engine, here):
 
 
 def test_prompts_of_the_users_own(on_engine, here):
-    prompts = [Prompt((1, 2, 3), 4), Prompt((5,) * 30, 2)]
+    prompts = [((1, 2, 3), 4), ((5,) * 30, 2)]
     sample = answers(on_engine, Workload(None, 6), 1, 0, prompts)
     assert set(sample.values) == {*LATENCY, "load_s", "prefill_tps", "decode_tps", "peak_rss_mb"}
     assert len(sample.itl_ms) == 3 + 1
@@ -271,7 +229,13 @@ def test_prompts_of_the_users_own(on_engine, here):
 def test_rounds_have_their_own_prompts_and_candidates_the_same(on_engine, here):
     for number in (0, 1):
         answers(on_engine, WORK, 1, number, None)
-    assert [one["seed"] for one in here] == ["round 0", "round 1"]
+    answers(on_engine, WORK, 1, 0, None)
+    first, second, again = (one["prompts"] for one in here)
+    assert first == again != second
+    assert [len(token_ids) for token_ids, _ in first] == [24]
+    # The warm-up has the shapes of what follows, and other tokens.
+    assert [(len(token_ids), count) for token_ids, count in here[0]["warm_up"]] == [(24, 6), (1, 6)]
+    assert here[0]["warm_up"][0] not in first
 
 
 def test_an_answer_does_not_end_before_its_time(tiny_gpt2, tmp_path, here):

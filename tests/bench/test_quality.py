@@ -8,7 +8,7 @@ import pytest
 from hfpipe import models, quality
 from hfpipe.bench import quality as module
 from hfpipe.bench.candidates import Candidate
-from hfpipe.bench.quality import References, measure_quality
+from hfpipe.bench.quality import measure_quality, references
 from hfpipe.bench.report import Configuration
 from hfpipe.errors import BackendError, ConversionError, UnsupportedModel
 from hfpipe.quality import Reference
@@ -54,7 +54,7 @@ def torch_in_this_process(monkeypatch):
 def judged(given, texts=TEXTS):
     """What could not be measured, or is worth little."""
     complaints = []
-    with References(LoadOptions(), Silent()) as made:
+    with references(LoadOptions(), Silent()) as made:
         measure_quality(given, made, Silent(), complaints.append, texts=texts)
     return complaints
 
@@ -134,7 +134,7 @@ def test_a_reference_that_cannot_be_made(tiny_llama, monkeypatch):
 
 def test_stages_say_whose_work_it_is(tiny_llama):
     stages = Stages()
-    with References(LoadOptions(), stages) as made:
+    with references(LoadOptions(), stages) as made:
         measure_quality([candidate(tiny_llama, tiny_llama, "torch")], made, stages, print, texts=TEXTS)
     assert stages.seen == [f"Scoring {tiny_llama}", f"Answering with {tiny_llama}, exact", "Comparing torch", None]
 
@@ -172,11 +172,11 @@ def left(tmp_path):
 def test_each_is_made_at_its_first_call(tiny_llama, tiny_gpt2, scored, left):
     llama, gpt2 = (models.resolve(str(folder)) for folder in (tiny_llama, tiny_gpt2))
     stages, own = Stages(), {"prose": "a text"}
-    with References(LoadOptions(), stages) as references:
-        first = references(llama)
-        assert references(llama) is first
-        others = [references(gpt2), references(llama, own)]
-        assert references(llama, dict(own)) is others[1]
+    with references(LoadOptions(), stages) as score:
+        first = score(llama)
+        assert score(llama) is first
+        others = [score(gpt2), score(llama, own)]
+        assert score(llama, dict(own)) is others[1]
         assert len({one.folder for one in (first, *others)}) == 3
         assert all((one.folder / "rows").is_file() for one in (first, *others))
     assert scored == [(str(tiny_llama), None), (str(tiny_gpt2), None), (str(tiny_llama), own)]
@@ -186,10 +186,10 @@ def test_each_is_made_at_its_first_call(tiny_llama, tiny_gpt2, scored, left):
 
 def test_one_that_cannot_be_made_is_tried_once_and_leaves_nothing(tiny_llama, scored, left):
     llama = models.resolve(str(tiny_llama))
-    with References(LoadOptions(), Silent()) as references:
+    with references(LoadOptions(), Silent()) as score:
         for _ in range(2):
             with pytest.raises(ConversionError, match="It cannot be scored"):
-                references(llama, {"bad": ""})
+                score(llama, {"bad": ""})
             assert left() == []
     assert len(scored) == 1
 
@@ -197,8 +197,8 @@ def test_one_that_cannot_be_made_is_tried_once_and_leaves_nothing(tiny_llama, sc
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ConversionError])
 def test_whatever_ends_the_run_they_are_removed(tiny_llama, scored, left, error):
     def run():
-        with References(LoadOptions(), Silent()) as references:
-            assert references(models.resolve(str(tiny_llama))).folder.is_dir()
+        with references(LoadOptions(), Silent()) as score:
+            assert score(models.resolve(str(tiny_llama))).folder.is_dir()
             raise error("The end.")
 
     with pytest.raises(error):

@@ -15,7 +15,7 @@ from tests.bench import made
 def test_samples_come_to_their_median_and_range(values):
     row = made.configuration("a")
     row.samples = [Sample("single", number, {"x": value}) for number, value in enumerate([*values, math.nan])]
-    assert row.measured("x") == Measured(statistics.median(values), min(values), max(values), len(values))
+    assert row.measured("x") == Measured(statistics.median(values), min(values), max(values))
     assert row.measured("y") is None
 
 
@@ -38,34 +38,28 @@ def changed(place, value):
     [
         *(("arguments.prompt_tokens", value) for value in ("512", 0, ...)),
         *(("arguments.new_tokens", value) for value in (None, True, ...)),
-        *(("arguments.batches", value) for value in (8, "18", [1, 0.5], None, [0], ...)),
+        *(("arguments.batches", value) for value in (8, "18", [1, 0.5], None, [0])),
         *(("arguments", value) for value in ([], None, ...)),
         *(("host", value) for value in ([], ...)),
         ("created", ...),
         *(("configurations", value) for value in (1, ["a"], ...)),
         ("configurations.0.model", None),
         ("configurations.0.samples", [{"task": "single"}]),
-        ("version", ...),
+        ("version", 99),
     ],
 )
 def test_what_is_not_a_report_is_one_line_with_the_place(tmp_path, place, value):
     path = tmp_path / "report.json"
     path.write_text(changed(place, value))
-    with pytest.raises(UsageError, match=r"^[^\n]*report\.json is not a report of hfpipe bench: [^\n]*$") as caught:
+    with pytest.raises(UsageError, match=r"report\.json is not a report of this version of hfpipe bench: ") as caught:
         read_report(path)
     assert place.rpartition(".")[2] in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 200_000, "\x00"])
 def test_what_is_not_json(tmp_path, text):
     path = tmp_path / "report.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"is not a report of hfpipe bench: it is not JSON\."):
-        read_report(path)
-
-
-def test_a_report_of_another_version(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text(changed("version", 99))
-    with pytest.raises(UsageError, match="was written by another version of hfpipe bench"):
+    with pytest.raises(UsageError, match=r"is not a report of this version of hfpipe bench: .*JSON"):
         read_report(path)

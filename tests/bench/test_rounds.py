@@ -1,19 +1,18 @@
 """The order in which candidates are measured, and what a failure does to them."""
 
-import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given as given_by
+from hypothesis import settings
+from hypothesis import strategies as st
 
-from hfpipe import models
 from hfpipe.bench import rounds
 from hfpipe.bench.candidates import Candidate
-from hfpipe.bench.measure import Prompt
 from hfpipe.bench.report import Configuration
-from hfpipe.bench.rounds import Rounds, TokenizedPrompts
-from hfpipe.bench.spec import Spec, Workload, read_prompts
-from hfpipe.errors import BackendError, ContextLengthError, MissingVariable, TemplateError, UsageError
-from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.bench.rounds import Rounds, drawn
+from hfpipe.bench.spec import Spec, Workload
+from hfpipe.errors import BackendError
 from hfpipe.types import LoadOptions, ModelSource, Silent
 
 
@@ -44,9 +43,9 @@ def done(monkeypatch, others):
     """What was measured, in its order; candidates whose name ends in a number fail in that round."""
     found = []
 
-    def child(self, module, what, given):
-        name = what.partition(" ")[2]
-        task = "start" if "question" in given else f"batch{given['batch']}" + (" own" if given["prompts"] else "")
+    def child(self, module, what, candidate, size, **given):
+        name = candidate.row.name
+        task = "start" if "question" in given else f"batch{size}"
         number = len([one for one in found if one[:2] == (name, task)]) - (task == "start")
         found.append((name, task, number))
         if name.endswith(str(number)):
@@ -115,69 +114,15 @@ def test_a_quiet_machine_is_not_told_of(done, others):
     assert progress.notes == []
 
 
-def test_prompts_of_the_users_own(done):
-    measure([candidate("a")], Workload(None, 8), 1, Silent(), lambda _: [Prompt((1,), 2)])
-    assert [task for _, task, _ in done] == ["start", "start", "batch1 own"]
+@settings(max_examples=20)
+@given_by(st.text(), st.integers(1, 1000), st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9)), max_size=4))
+def test_random_prompts(seed, vocabulary, shapes):
+    prompts = drawn(seed, vocabulary, shapes)
+    assert prompts == drawn(seed, vocabulary, shapes)
+    assert [(len(token_ids), new_tokens) for token_ids, new_tokens in prompts] == shapes
+    assert all(0 <= token < vocabulary for token_ids, _ in prompts for token in token_ids)
 
 
-def test_prompts_that_have_no_place_in_a_model_are_its_error(done):
-    def refuse(_):
-        raise UsageError("No place.")
-
-    one = candidate("a")
-    measure([one], Workload(None, 8), 2, Silent(), refuse)
-    assert one.row.error == "No place."
-    assert [task for _, task, _ in done] == ["start", "start"]
-
-
-# The user's own prompts
-
-
-def records(tmp_path, *lines):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-    return read_prompts(path)
-
-
-def tokenized(given, folder):
-    return TokenizedPrompts(Spec(("m",), Workload(None, 5), prompts=given))(models.resolve(str(folder)))
-
-
-def test_they_are_put_to_the_model_as_batch_does_it(tiny_gpt2, tiny_llama, tmp_path):
-    given = records(tmp_path, {"question": "What is EEG?"}, {"prompt": "What is EEG?", "max_tokens": 3})
-    first, second = tokenized(given, tiny_gpt2)
-    assert (first.new_tokens, second.new_tokens) == (5, 3)
-    asked = "Question: What is EEG?\n\nAnswer: Let's think step by step."
-    assert first.token_ids == second.token_ids == load_tokenizer(tiny_gpt2).encode(asked, True)
-    as_chat, _ = tokenized(given, tiny_llama)
-    assert as_chat.token_ids != first.token_ids
-
-
-@pytest.mark.parametrize(
-    ("line", "kind", "said", "hint"),
-    [
-        ({"text": "x"}, MissingVariable, "No value for {question}", 'A line needs a "prompt", a "question"'),
-        (
-            {"prompt": "x", "max_tokens": 128},
-            ContextLengthError,
-            "tokens, and the model's context is 128.",
-            "new_tokens (-g)",
-        ),
-        ({"messages": [{"role": "user", "content": "x"}]}, TemplateError, "Messages need a chat template", ""),
-    ],
-)
-def test_one_that_does_not_fit_the_model_is_said_with_its_line(tiny_gpt2, tmp_path, line, kind, said, hint):
-    given = records(tmp_path, {"prompt": "a"}, "", line)
-    with pytest.raises(kind) as caught:
-        tokenized(given, tiny_gpt2)
-    assert caught.value.message.startswith("Line 3 of the prompts: ")
-    assert said in caught.value.message
-    assert hint in (caught.value.hint or "")
-    assert "--var" not in (caught.value.hint or "")
-
-
-def test_a_line_that_is_none_and_a_file_without_any(tmp_path):
-    with pytest.raises(UsageError, match=r"Invalid prompt in line 2 of .*: "):
-        records(tmp_path, {"prompt": "a"}, "{")
-    with pytest.raises(UsageError, match="has no prompts"):
-        records(tmp_path)
+def test_random_prompts_are_others_in_each_round():
+    prompts = [one for number in range(5) for one in drawn(f"round {number}", 1000, [(64, 1)] * 8)]
+    assert len({tuple(token_ids[:16]) for token_ids, _ in prompts}) == 40

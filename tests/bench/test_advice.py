@@ -9,63 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hfpipe.bench import advice as module
+from hfpipe.bench.advice import advice, change, number
 from hfpipe.bench.report import Sample, read_report
-from hfpipe.bench.summary import advice, change, number, summarize
 from tests.bench import made
 
 
 def warnings(*configurations, **more):
-    return list(summarize(made.report(*configurations, **more)).warnings)
+    return module.warnings(made.report(*configurations, **more))
 
 
-def test_rows_have_medians_and_verdicts_against_the_first():
-    summary = summarize(made.usual())
-    assert [row.name for row in summary.rows] == ["torch", "openvino fp16", "openvino int8", "openvino int4"]
-    assert [metric.name for metric in summary.headline] == ["pp512", "tg128", "batch8_tps"]
-    first, _, int8, _ = summary.rows
-    assert first.verdicts == {}
-    assert int8.values["tg128"].median == pytest.approx(147)
-    assert int8.values["tg128"].low == pytest.approx(147 * 0.99)
-    assert int8.values["tg128"].high == pytest.approx(147 * 1.01)
-    assert int8.values["tg128"].rounds == 5
-    assert int8.verdicts["tg128"].text == "2.45x faster (2.45 to 2.45)"
-    assert int8.verdicts["ttft_ms"].text == "2.45x faster (2.45 to 2.45)"
-    assert int8.verdicts["peak_rss_mb"].text == "no difference resolved (1.00 to 1.00)"
-    assert (int8.size_mb, int8.quality.perplexity_change, int8.error) == (135, 0.009, None)
-    assert "peak_gpu_mb" not in int8.values
-    assert summary.warnings == []
-
-
-def test_the_headline_has_the_largest_batch():
-    assert [one.name for one in summarize(made.report(batches=(1, 32, 8))).headline] == [
-        "pp512",
-        "tg128",
-        "batch32_tps",
-    ]
-    assert [one.name for one in summarize(made.report(batches=(1,))).headline] == ["pp512", "tg128"]
-
-
-def test_prompts_of_the_user_have_metrics_of_their_own():
-    report = made.usual()
-    report.arguments["prompt_tokens"] = None
-    assert [one.name for one in summarize(report).headline] == ["prefill_tps", "decode_tps", "batch8_tps"]
-    assert advice(report, 0.02).name is None
-
-
-def test_a_summary_after_json_is_the_same(tmp_path):
+def test_advice_after_json_is_the_same(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(made.usual().as_dict()))
-    assert summarize(read_report(path)) == summarize(made.usual())
     assert advice(read_report(path), 0.02) == advice(made.usual(), 0.02)
-
-
-def test_nothing_is_measured():
-    assert summarize(made.report()).rows == []
-    assert advice(made.report(), 0.02).name is None
-    failed = made.report(made.configuration("a", error="no"), made.configuration("b", error="no"))
-    assert [row.error for row in summarize(failed).rows] == ["no", "no"]
-    assert summarize(failed).warnings == []
-    assert advice(failed, 0.02).text == "Nothing was fully measured, so there is no advice."
 
 
 def test_a_quiet_machine_has_no_warnings():
@@ -73,14 +30,11 @@ def test_a_quiet_machine_has_no_warnings():
 
 
 def test_a_busy_machine():
-    quiet, busy = made.configuration("a", 60), made.configuration("b", 60, others=0.121, rounds=5)
+    quiet, busy = made.configuration("a", 60), made.configuration("b", 60, others=0.121)
     assert warnings(quiet, busy) == [
-        "The machine was busy: other processes used 7% of its processors (median; up to 12%)."
+        "The machine was busy while b ran: other processes used up to 12% of its processors."
     ]
     assert warnings(quiet, made.configuration("b", 60, others=None)) == []
-    assert warnings(quiet, made.configuration("c", 60, rounds=8), busy) == [
-        "The machine was busy while b ran: other processes used 12% of its processors (median; up to 12%)."
-    ]
 
 
 def test_a_frequency_that_changes():
@@ -113,9 +67,7 @@ def test_an_interrupted_report_keeps_its_own_warnings():
 
 def test_a_reference_that_failed():
     report = made.report(made.configuration("a", error="no"), made.configuration("b", 60), made.configuration("c", 70))
-    summary = summarize(report)
-    assert [row.verdicts for row in summary.rows] == [{}, {}, {}]
-    assert summary.warnings == ["a has no samples, so nothing is compared with it."]
+    assert module.warnings(report) == ["a has no samples, so nothing is compared with it."]
 
 
 def test_advice_is_the_fastest_within_the_loss():
@@ -144,16 +96,15 @@ def test_no_configuration_is_the_fastest_where_that_is_not_resolved():
     found = advice(made.report(*rows), 0.02)
     assert found.name == "int8"
     assert found.text == (
-        "Take int8: tg128 150 tokens/s, perplexity +0.9%. No difference is resolved from int4 (151), small (150), "
-        "which also lose at most 2%; int8 loses least."
+        "Take int8: tg128 150 tokens/s, perplexity +0.9%. No difference is resolved from int4 (151), small (150)."
     )
     rows[2] = made.configuration("int8", 120, 0.009, 135)
     found = advice(made.report(*rows), 0.02)
     assert found.name == "small"
-    assert found.text.endswith("from int4 (151), which also lose at most 2%; small is the smallest.")
+    assert found.text.endswith("No difference is resolved from int4 (151).")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_advice_claims_resolved_differences_alone(seed):
     """Of equal configurations none is called faster than another, or the fastest."""
     chance = np.random.default_rng(seed)
@@ -171,14 +122,6 @@ def test_one_that_is_faster_by_less_than_is_resolved_is_not_said_to_lose_more():
     assert "Faster" not in advice(made.report(*rows), 0.02).text
     rows[1] = made.configuration("b", 200, 0.05)
     assert "Faster, but losing more: b (+5.0%)." in advice(made.report(*rows), 0.02).text
-
-
-def test_advice_names_some_of_many_that_are_as_fast():
-    rows = [made.configuration(f"c{index}", 100 + index / 100, 0.0, 100, wobble=3) for index in range(12)]
-    assert (
-        "No difference is resolved from c11 (101), c10 (100), c9 (100), 8 more, which"
-        in advice(made.report(*rows), 0.02).text
-    )
 
 
 def test_one_round_resolves_nothing():
@@ -208,7 +151,7 @@ def test_an_unknown_quality_is_none_that_is_good_enough():
     )
     found = advice(made.report(rows[0], rows[2], rows[3]), 0.02)
     assert found.name is None
-    assert found.text == ("No configuration is known to lose at most 2%. c loses least: +5.0%. Quality unknown: a, d.")
+    assert found.text == ("No configuration is known to lose at most 2%. c loses least: +5.0%.")
 
 
 def test_a_quality_of_what_failed_is_none():
@@ -224,7 +167,7 @@ def test_losses_against_several_source_models():
     assert sentence not in advice(made.report(*rows), 0.02).text
     rows[1].quality = made.quality(0.05, reference_perplexity=9.1)
     assert advice(made.report(*rows), 0.02).text.endswith(f"Faster, but losing more: b (+5.0%). {sentence}")
-    assert advice(made.report(*rows), -0.1).text.endswith(f"a loses least: 0.0%. Quality unknown: c. {sentence}")
+    assert advice(made.report(*rows), -0.1).text.endswith(f"a loses least: 0.0%. {sentence}")
 
 
 def test_no_advice_without_a_decode_speed():
@@ -239,7 +182,7 @@ def test_nothing_is_within_the_loss():
     rows = [made.configuration("a", 60, 0.03), made.configuration("b", 90, 0.05)]
     found = advice(made.report(*rows), 0.005)
     assert found.name is None
-    assert found.text == "No configuration loses at most 0.5%. a loses least: +3.0%."
+    assert found.text == "No configuration is known to lose at most 0.5%. a loses least: +3.0%."
 
 
 def test_what_failed_is_not_advised():
@@ -255,10 +198,10 @@ def test_another_one_is_the_fastest_for_the_largest_batch():
         made.configuration("c", 95, 0.5, batches=batches, batch32_tps=9_000.0),
     ]
     text = advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
-    assert "In batches of 32, a is 1.50x faster (1.50 to 1.50): 900 tokens/s." in text
-    assert "In batches" not in advice(made.report(*rows, batches=(1, 8)), 0.02).text
+    assert "With 32 answers at once, a is 1.50x faster (1.50 to 1.50): 900 tokens/s." in text
+    assert "at once" not in advice(made.report(*rows, batches=(1, 8)), 0.02).text
     rows[1] = made.configuration("b", 90, 0.0)
-    assert "In batches" not in advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
+    assert "at once" not in advice(made.report(*rows, batches=(1, 8, 32)), 0.02).text
 
 
 def test_an_interrupted_run_advises_nothing():
