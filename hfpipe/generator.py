@@ -1,4 +1,4 @@
-"""Text in, text events out: everything about text that stands between a prompt and an engine of token ids."""
+"""Text in, text events out: everything about text between a prompt and an engine of token ids."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class _Answer:
     last: float = 0.0
 
     def take(self, event: TokenEvent) -> TextEvent | None:
-        """The text that `event` makes final. After a stop string there is none, whatever the backend still sends."""
+        """The text that `event` makes final; nothing after a stop string, whatever the backend still sends."""
         if self.finished:
             return None
         if error := self.refused or event.error:

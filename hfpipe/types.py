@@ -18,14 +18,13 @@ DEFAULT_MAX_TOKENS = 256
 
 
 class Reporter(Protocol):
-    """Where slow work tells how far it is. The command line draws it; the library is silent."""
+    """Receives the progress of slow work. The command line draws it; the library is silent."""
 
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        """`done` of `total` of `task`; a total of None is not known, done == total ends it. `detail` is what of it is
-        under way."""
+        """`done` of `total` of `task`; A total of None is unknown; done == total ends it. `detail` is its part."""
 
     def stage(self, text: str | None) -> None:
         """Name the work that begins now, and end the work named before; None only ends it."""
@@ -44,9 +43,8 @@ class Silent:
 class ModelSource:
     """A model in a local folder, ready to be loaded.
 
-    `reference` is what the user wrote; `revision` a commit hash where one is known; `config` is config.json;
-    `generation_config` is generation_config.json, empty where there is none; `context_length` counts tokens, None where
-    the model sets no limit.
+    `reference` is what the user wrote; `revision` a commit hash where it is known; `config` and `generation_config` are
+    the files of that name, the latter may be empty; `context_length` counts tokens, None where the model sets no limit.
     """
 
     reference: str

@@ -153,12 +153,6 @@ def test_callbacks_see_prompts_tokens_results_and_errors(echo: HFPipe) -> None:
     assert [type(error) for error in watcher.errors] == [UsageError]
 
 
-def test_generation_info_of_invoke(llm: HFPipe) -> None:
-    ((generation,),) = llm.generate(["The cat"]).generations
-    assert generation.generation_info["finish_reason"] == "length"
-    assert generation.generation_info["usage"]["completion_tokens"] == 8
-
-
 @pytest.fixture
 def cache() -> Iterator[InMemoryCache]:
     set_llm_cache(kept := InMemoryCache())
@@ -184,14 +178,6 @@ def test_a_cache_keeps_no_failed_answer(echo: HFPipe, cache: InMemoryCache) -> N
     assert len(cache._cache) == 1
     with pytest.raises(UsageError, match="empty"):
         echo.invoke("")
-
-
-def test_a_stream_that_is_left_early_frees_the_engine(llm: HFPipe) -> None:
-    stream = llm.stream("The cat", max_tokens=50)
-    next(stream)
-    stream.close()
-    assert llm.generator.backend._active == {}
-    assert llm.invoke("The cat") == "".join(llm.stream("The cat"))
 
 
 def test_token_counts_are_the_models_own(echo: HFPipe) -> None:

@@ -1,7 +1,6 @@
 """Many answers at once in LangChain's words, over one window of the engine. The engine is echo, but where noted."""
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,40 +74,6 @@ def test_requests_come_back_with_their_index(echo: HFPipe, monkeypatch: pytest.M
     assert texts == {**dict(enumerate(alone)), 6: "", 7: "one "}
     assert [type(completion.error) for index, completion in found if completion.error] == [UsageError]
     assert (len(window.streams), window.most) == (1, WINDOW)
-
-
-def test_requests_without_end_are_pulled_as_there_is_room(echo: HFPipe) -> None:
-    pulled = 0
-
-    def requests() -> Iterator[TextRequest]:
-        nonlocal pulled
-        for number in itertools.count(1):
-            pulled = number
-            yield TextRequest("", "one two")
-
-    stream = echo.stream_batch(requests())
-    assert pulled == 0
-    for finished, (_, completion) in enumerate(itertools.islice(stream, 20), 1):
-        assert "one two" in completion.text
-        assert pulled <= finished + WINDOW
-    stream.close()
-    assert echo.generator.backend._active == {}
-    assert echo.invoke("one two")
-
-
-def test_none_has_no_index(echo: HFPipe) -> None:
-    ended: list[int] = []
-
-    def one_at_a_time() -> Iterator[TextRequest | None]:
-        for number, text in enumerate(TEXTS):
-            while len(ended) < number:
-                yield None
-            yield TextRequest("", text)
-
-    for index, completion in echo.stream_batch(one_at_a_time()):
-        ended += [index]
-        assert TEXTS[index] in completion.text
-    assert ended == list(range(6))
 
 
 # batch and batch_as_completed

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hfpipe import types
 from hfpipe.errors import UsageError
-from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Sampling, Timing, TokenRequest, Usage
+from hfpipe.types import GenerationOptions, LoadOptions, Sampling, Timing, TokenRequest, Usage
 
 NUMBERS = [
     ("max_tokens", [1, 2**31 - 1], [0, -1, 2.5]),
@@ -66,14 +66,6 @@ def test_values_are_frozen(value):
     name = fields(value)[0].name
     with pytest.raises(FrozenInstanceError):
         setattr(value, name, None)
-
-
-def test_an_encoder_decoder_says_so(tmp_path):
-    def source(**config: object) -> ModelSource:
-        return ModelSource("a", tmp_path, "transformers", config, {}, None)
-
-    assert source(is_encoder_decoder=True).is_encoder_decoder
-    assert not source().is_encoder_decoder
 
 
 # Usage and timing

@@ -96,11 +96,11 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
 
     def _facts(self, answer: TextEvent) -> dict[str, Any]:
         """What a message carries beside its text."""
-        metadata, usage = {"model_name": self.model, **generation_info(answer)}, answer.usage
-        if usage is None:
-            return {"response_metadata": metadata}
-        counts = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
-        return {"response_metadata": metadata, "usage_metadata": {**counts, "total_tokens": usage.total_tokens}}
+        facts: dict[str, Any] = {"response_metadata": {"model_name": self.model, **generation_info(answer)}}
+        if usage := answer.usage:
+            counts = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
+            facts["usage_metadata"] = {**counts, "total_tokens": usage.total_tokens}
+        return facts
 
     @property
     def _llm_type(self) -> str:

@@ -26,11 +26,10 @@ _OF_LANGCHAIN = frozenset(("prompts", "stop", "callbacks", "tags", "metadata", "
 class HFPipe(LoadedModel, BaseLLM):
     """A local model as a LangChain LLM: text in, text out.
 
-    Where the model has a chat template, a prompt is what the user says in it, as in `hfpipe run`; else it is the text
-    that the model continues. `template="raw"` gives the model the text as it is, `template="chat"`, "qa" or a text with
-    a {variable} puts it into that. The options of generation and of the prompt are fields, and every call may override
-    them: `llm.bind(stop=["\\n\\n"], max_tokens=20)`. The generation_info of an answer holds finish_reason, usage, seed
-    and timing.
+    Where the model has a chat template, a prompt is what the user says in it, as in `hfpipe run`; else the model
+    continues the text. `template="raw"` gives it the text as it is, "qa" or a text with a {variable} puts it into that.
+    The options of generation and of the prompt are fields, and every call may override them:
+    `llm.bind(stop=["\\n\\n"], max_tokens=20)`. An answer's generation_info has finish_reason, usage, seed and timing.
 
     Args:
         model: A folder, a Hub id, `pypi:PACKAGE`, `smollm2`, or a GGUF file.
@@ -94,7 +93,7 @@ class HFPipe(LoadedModel, BaseLLM):
 
     @override
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
-        # The options of the call as fields: the key of LangChain's cache has the fields alone.
+        # As fields, since the key of LangChain's cache has no options of a call.
         model, theirs = self._split(kwargs)
         return super(HFPipe, model).generate(*args, **theirs)
 

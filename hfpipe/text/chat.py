@@ -35,7 +35,6 @@ SECONDS = 10.0
 # Of all the text and lists that one rendering builds, those it drops again included. A template that writes message
 # after message behind one text builds about as many texts as there are messages: a long conversation allows more.
 SIZE = 100_000_000
-_MOST = 4_000_000_000
 _ITEM = 8
 # Operators, methods and filters that pad or repeat what they are given, by numbers or texts among their arguments.
 _WIDENING = {"*", "center", "ljust", "rjust", "zfill", "expandtabs", "translate", "to_bytes"}
@@ -67,7 +66,7 @@ class ChatTemplate:
         variables["messages"] = [*before, {**last, "content": final + _FINAL}] if continued else list(messages)
         variables["add_generation_prompt"] = not continued
         length = sum(len(message.get("content") or "") for message in messages)
-        _budget.set(_Budget(SIZE + min(4 * len(messages) * length, _MOST)))
+        _budget.set(_Budget(SIZE + 4 * len(messages) * length))
         with self._errors():
             text = _compiled(self.source).render(variables)
         if not continued:

@@ -21,7 +21,7 @@ class IncrementalDecoder:
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         last = next((token_id for token_id in reversed(prompt_ids) if tokenizer.has_text(token_id)), None)
-        # What stands before the next token: a word that follows another keeps its space, the first of a text may not.
+        # The last token with text: a word that follows another keeps its space, the first of a text may not.
         self._window: tuple[int, ...] = () if last is None else (last,)
         # Whether the window's text ends in a U+FFFD that is not shown, since a next token may complete it.
         self._held = False
@@ -36,10 +36,10 @@ class IncrementalDecoder:
         return self._release() + self._end_bytes()
 
     def _push(self, token_id: int) -> str:
-        """Text after the window's, which grows at the end alone, but for a U+FFFD that may be completed."""
+        """The text that follows the window's, which only grows at its end, but for a U+FFFD that may be completed."""
         value = self._tokenizer.byte_values.get(token_id)
         if value is not None:
-            # Bytes are joined here: the decoder of a tokenizer spoils a whole run of them where one is invalid.
+            # Bytes are joined here: a tokenizer's own decoder spoils a whole run of them where one is invalid.
             self._window = (token_id,)
             return self._release() + self._bytes.decode(bytes((value,)))
         ended = self._end_bytes()

@@ -55,9 +55,8 @@ class Template:
         )
 
     def prompt_variable(self, given: Collection[str] = ()) -> str | None:
-        """The variable that a lone prompt stands for, where those of `given` have their values already.
-
-        It is `prompt` or `question`, else the only one left; None where none is. Raises TemplateError if several are.
+        """The variable that the prompt fills, where those of `given` have values: `prompt` or `question`, else the only
+        one left, or None. Raises TemplateError if several are left.
         """
         left = [variable for variable in self.variables if variable not in given]
         for usual in ("prompt", "question"):

@@ -119,7 +119,7 @@ def require_tokenizer(folder: Path) -> None:
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model folder: its tokenizer.json, else whatever transformers can make of the folder.
 
-    Raises UnsupportedModel where there is none, or where it cannot be read.
+    Raises UnsupportedModel if it is missing or unreadable.
     """
     file = folder / "tokenizer.json"
     if file.is_file():
@@ -161,7 +161,7 @@ def _from_file(file: Path) -> Tokenizer:
         ) from error
     config = _read(file.with_name("tokenizer_config.json"), schema.TokenizerConfig)
     special_tokens = _texts(config)
-    # As in transformers, special_tokens_map.json counts in old folders alone.
+    # As in transformers, special_tokens_map.json counts only in old folders.
     if "added_tokens_decoder" not in config:
         special_tokens |= _texts(_read(file.with_name("special_tokens_map.json"), schema.AnyObject))
     _add_tokens(tokenizer, file.parent, config)
@@ -170,13 +170,13 @@ def _from_file(file: Path) -> Tokenizer:
 
 
 def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
-    """What is called ..._token and is a text, or an object that holds one; `add_bos_token` and the like are not."""
+    """The entries named ..._token that are a text, or an object with one; `add_bos_token` is a flag."""
     contents = {name: entry.get("content") if isinstance(entry, dict) else entry for name, entry in entries.items()}
     return {name: text for name, text in contents.items() if name.endswith("_token") and isinstance(text, str)}
 
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
-    """Add what the configuration alone lists, in the order of its ids, as transformers does."""
+    """Add the tokens that only the configuration lists, in the order of their ids, as transformers does."""
     listed = config.get("added_tokens_decoder")
     if listed is None:
         added = _read(folder / "added_tokens.json", schema.AddedTokens)
@@ -189,7 +189,7 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[s
 
 
 def _mark_special(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
-    """Make special what only the configuration says is special, as transformers does; never add to the vocabulary."""
+    """Mark the tokens that only the configuration calls special, as transformers does; add none to the vocabulary."""
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing = [text for text in texts if text not in added and tokenizer.token_to_id(text) is not None]
     tokenizer.add_special_tokens(missing)

@@ -141,11 +141,6 @@ def test_a_prompt_that_could_fill_several_variables():
 
 # --- chat templates, as their models publish them
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
@@ -174,13 +169,6 @@ GEMMA = (
     "{% else %}{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
-)
-PHI3 = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}
@@ -251,12 +239,10 @@ EVERYTHING = """{%- set state = namespace(seen=0) %}
 {{ tools is none }} {{ documents is none }} [{{ nowhere }}] {{ flag | default('unset') }} {{ hidden is defined }}
 """
 PUBLISHED = {
-    "chatml": CHATML,
     "smollm2": SMOLLM2,
     "llama3": LLAMA3,
     "mistral": MISTRAL,
     "gemma": GEMMA,
-    "phi3": PHI3,
     "zephyr": ZEPHYR,
     "qwen25": QWEN25,
     "everything": EVERYTHING,
