@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.cli.forks import Forks
 
 HFPIPE = [sys.executable, "-m", "hfpipe"]
 
@@ -65,23 +68,65 @@ def run_hfpipe(
 ) -> Ended:
     """Run hfpipe, or `command`, to its end. `tty` names the streams that are terminals, each its own: "stdout stderr".
 
-    Terminals pass bytes on as they are: \\n does not become \\r\\n.
+    Terminals pass bytes on as they are: \\n does not become \\r\\n. hfpipe is a fork of a process that has imported
+    what it needs, but where `env` has a variable that may be read at an import.
     """
+    if isinstance(input, str):
+        input = input.encode()
     with Terminals(tty.split(), columns) as terminals:
-        process = subprocess.Popen(
-            [*command, *map(str, args)],
-            stdin=terminals.streams.get("stdin", subprocess.DEVNULL if input is None else subprocess.PIPE),
-            stdout=terminals.streams.get("stdout", subprocess.PIPE),
-            stderr=terminals.streams.get("stderr", subprocess.PIPE),
-            env=environment(env),
-            cwd=cwd,
-        )
-        try:
-            out, err = process.communicate(input.encode() if isinstance(input, str) else input, timeout)
-        finally:
-            process.kill()
+        if command is HFPIPE and all(name.startswith("HFPIPE_") or name == "NO_COLOR" for name in env or {}):
+            code, out, err = _forked(list(map(str, args)), input, environment(env), cwd, terminals, timeout)
+        else:
+            process = subprocess.Popen(
+                [*command, *map(str, args)],
+                stdin=terminals.streams.get("stdin", subprocess.DEVNULL if input is None else subprocess.PIPE),
+                stdout=terminals.streams.get("stdout", subprocess.PIPE),
+                stderr=terminals.streams.get("stderr", subprocess.PIPE),
+                env=environment(env),
+                cwd=cwd,
+            )
+            try:
+                out, err = process.communicate(input, timeout)
+            finally:
+                process.kill()
+            code = process.returncode
         shown = terminals.shown()
-    return Ended(process.returncode, shown.get("stdout", out), shown.get("stderr", err))
+    return Ended(code, shown.get("stdout", out), shown.get("stderr", err))
+
+
+_forks = cache(Forks)
+
+
+def _forked(
+    words: list[str],
+    input: bytes | None,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    terminals: Terminals,
+    timeout: float,
+) -> tuple[int, bytes, bytes]:
+    written = {name: bytearray() for name in ("stdout", "stderr")}
+    ends, threads = dict(terminals.streams), []
+    if "stdin" not in ends:
+        ends["stdin"], inside = os.pipe()
+        threads.append(threading.Thread(target=_fill, args=(inside, input or b"")))
+    for name in written.keys() - ends.keys():
+        inside, ends[name] = os.pipe()
+        threads.append(threading.Thread(target=_drain, args=(inside, written[name])))
+    _forks().start(words, env, str(cwd or Path.cwd()), [ends[name] for name in ("stdin", "stdout", "stderr")])
+    for name in ends.keys() - terminals.streams.keys():
+        os.close(ends[name])
+    for thread in threads:
+        thread.start()
+    code = _forks().code(timeout)
+    for thread in threads:
+        thread.join()
+    return code, bytes(written["stdout"]), bytes(written["stderr"])
+
+
+def _fill(inside: int, data: bytes) -> None:
+    with suppress(BrokenPipeError), open(inside, "wb") as file:
+        file.write(data)
 
 
 _ON_A_DISK = """

@@ -75,4 +75,4 @@ def test_an_error_in_a_chat_template_names_the_model(tmp_path):
     model = write_echo_model(tmp_path / "broken", "{{ raise_exception('roles must alternate') }}")
     ended = failure(model, "hi")
     assert ended.error == f"The chat template of {model}: roles must alternate"
-    assert "raw or qa" in ended.hint
+    assert "raw and qa" in ended.hint
