@@ -9,10 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Self
 
 from hfpipe.errors import HFPipeError
 from hfpipe.store import size_text
@@ -30,7 +28,7 @@ class OutputClosed(Exception):
     """The reader of stdout has closed it, as `head` does when it has enough. Not an error."""
 
 
-class Answer:
+class Answer(AbstractContextManager["Answer"]):
     """stdout, for model text: unchanged into a pipe or file; on a terminal control characters are shown, not obeyed.
 
     It keeps the file descriptor for itself and puts stderr in its place, so that what a library prints to stdout cannot
@@ -43,9 +41,6 @@ class Answer:
         self._terminal = os.isatty(self._file)
         self._last = "\n"
         os.dup2(2, 1)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._terminal and self._last != "\n":
@@ -74,7 +69,7 @@ def shown(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-class Terminal:
+class Terminal(AbstractContextManager["Terminal"]):
     """stderr: notes, stages and progress, on a terminal only, or with `verbose` anywhere; errors always.
 
     With `plain`, notes and stages are lines also where stderr is not a terminal. As a context manager it clears what
@@ -89,9 +84,6 @@ class Terminal:
         self._moves = self._draws and not verbose
         self._stage: tuple[str, float] | None = None
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.hold_still()
