@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.cli.conftest import write_echo_model
 from tests.cli.shell import run_hfpipe
 
 HEAVY = [
@@ -58,8 +59,15 @@ def test_help_is_light(args):
     assert loaded(*args) == []
 
 
-@pytest.mark.parametrize("line", ["hfpipe r", "hfpipe run smo", "hfpipe run smollm2 --", "hfpipe run smollm2 -b "])
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", "hfpipe r"),
+        ("bash", "hfpipe run smo"),
+        ("zsh", "hfpipe run smollm2 --"),
+        ("fish", "hfpipe run smollm2 -b "),
+    ],
+)
 def test_completion_is_light(shell, line):
     env = {
         "_HFPIPE_COMPLETE": f"complete_{shell}",
@@ -84,8 +92,6 @@ def test_openvino_runs_without_torch(tiny_llama_ov):
 
 
 def test_nothing_but_what_an_echo_takes(tmp_path):
-    from tests.cli.conftest import write_echo_model
-
     model = write_echo_model(tmp_path / "m")
     lines = tmp_path / "in.jsonl"
     lines.write_text('{"question": "hi"}\n')

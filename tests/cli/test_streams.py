@@ -113,10 +113,6 @@ def test_text_is_written_as_it_appears(plain_model):
         end_by(process)
 
 
-def test_no_stream_writes_the_same_at_the_end(plain_model):
-    assert echo(plain_model, "--no-stream", "hi there").out == b"hi there\n"
-
-
 TALK = """
 import sys, time
 from hfpipe.cli.terminal import Terminal
@@ -182,15 +178,13 @@ def test_notes_and_progress_elsewhere(args, tty, expected):
     assert (ended.code, ended.err.decode(), ended.out) == (0, expected, b"the end\n")
 
 
-def test_no_color():
-    shown = talk(tty="stderr", env={"NO_COLOR": "1"}).err
-    assert b"\x1b[3" not in shown
-    assert b"\x1b[9" not in shown
-    assert b"38;" not in shown
-
-
-def test_a_dumb_terminal_gets_no_escape_codes():
-    assert b"\x1b" not in talk(tty="stderr", env={"TERM": "dumb"}).err
+@pytest.mark.parametrize(
+    ("env", "absent"),
+    [({"NO_COLOR": "1"}, [b"\x1b[3", b"\x1b[9", b"38;"]), ({"TERM": "dumb"}, [b"\x1b"])],
+)
+def test_no_color(env, absent):
+    shown = talk(tty="stderr", env=env).err
+    assert [code for code in absent if code in shown] == []
 
 
 BROKEN_OFF = """
@@ -208,24 +202,21 @@ def test_what_follows_half_an_answer_begins_a_line(tty, expected):
     assert run_hfpipe(command=[sys.executable, "-c", BROKEN_OFF], tty=tty).out == expected
 
 
-def test_quiet_on_a_terminal(plain_model):
-    ended = echo(plain_model, "hi", "-q", tty="stdout stderr")
-    assert (ended.code, ended.out, ended.err) == (0, b"hi\n", b"")
+@pytest.mark.parametrize("option", ["-q", "--no-stream"])
+def test_a_plain_answer_on_a_terminal(plain_model, option):
+    ended = echo(plain_model, "hi there", option, tty="stdout stderr")
+    assert (ended.code, ended.out, ended.err) == (0, b"hi there\n", b"")
 
 
 def test_where_nothing_moves_steps_are_told_now_and_then(monkeypatch, capsys):
+    """Not all the time."""
+    terminal.Terminal(plain=True).progress("Measuring", 30, 1200, "steps")
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr(terminal, "_LINE_EVERY_S", 0.0)
     for talk in (terminal.Terminal(plain=True), terminal.Terminal(plain=True, quiet=True), terminal.Terminal()):
         talk.progress("Measuring", 300, 1200, "steps", "this and that")
         talk.progress("model.safetensors", 3, 1200)
     assert capsys.readouterr().err == " 25%  Measuring: this and that\n"
-
-
-def test_steps_are_not_told_all_the_time(capsys):
-    talk = terminal.Terminal(plain=True)
-    for done in range(100):
-        talk.progress("Measuring", done, 100, "steps")
-    assert capsys.readouterr().err == ""
 
 
 NARROW = """

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cli.conftest import write_echo_model
 from tests.cli.shell import run_hfpipe
 
 QA = "Question: hi\n\nAnswer: Let's think step by step."
@@ -70,8 +71,6 @@ def test_errors(plain_model, args, error, hint):
 
 
 def test_an_error_in_a_chat_template_names_the_model(tmp_path):
-    from tests.cli.conftest import write_echo_model
-
     model = write_echo_model(tmp_path / "broken", "{{ raise_exception('roles must alternate') }}")
     ended = failure(model, "hi")
     assert ended.error == f"The chat template of {model}: roles must alternate"
