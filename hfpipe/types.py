@@ -24,7 +24,7 @@ class Reporter(Protocol):
         """Say one thing that the user should know."""
 
     def progress(self, task: str, done: int, total: int | None, unit: Unit = "bytes", detail: str = "") -> None:
-        """`done` of `total` of `task`; A total of None is unknown; done == total ends it. `detail` is its part."""
+        """`done` of `total` of `task`. A total of None is unknown; done == total ends it. `detail` is its part."""
 
     def stage(self, text: str | None) -> None:
         """Name the work that begins now, and end the work named before; None only ends it."""

@@ -13,7 +13,7 @@ USER = {"role": "user", "content": "Hi"}
 
 
 def choose(templates=None, *arguments, **options):
-    return prompt_template(Tokenizer(None, {"bos_token": "<s>"}, templates), "org/name", *arguments, **options)
+    return prompt_template(Tokenizer(None, {"bos_token": "<s>"}, templates or {}), "org/name", *arguments, **options)
 
 
 def test_the_default_is_the_chat_template_of_the_model_else_qa():

@@ -17,8 +17,8 @@ from langchain_core.caches import BaseCache
 from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun, Callbacks
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.base import LanguageModelInput
-from langchain_core.outputs import ChatGeneration, Generation, LLMResult
-from langchain_core.prompt_values import PromptValue, StringPromptValue
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.prompt_values import StringPromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -85,7 +85,8 @@ class LoadedModel(BaseModel):
     variables: Mapping[str, Any] = Field(default_factory=dict)
     add_special_tokens: bool | None = None
 
-    # The method of a callback manager that begins a run.
+    # LangChain's names of the methods that make a prompt of what this kind of model takes, and begin its run.
+    _takes: ClassVar[str]
     _begins: ClassVar[str]
 
     def __init__(
@@ -184,7 +185,7 @@ class LoadedModel(BaseModel):
                         raise completion.error
                     yield index, completion.error
                 else:
-                    generation = self._generation(completion)
+                    generation = self._said(completion)
                     run.on_llm_end(LLMResult(generations=[[generation]]))
                     yield index, generation.message if isinstance(generation, ChatGeneration) else generation.text
         finally:
@@ -208,7 +209,7 @@ class LoadedModel(BaseModel):
         for event in self.generator.stream([self._called_with(kwargs, stop)._request(prompt)]):
             if event.error:
                 raise event.error
-            chunk = self._chunk(event)
+            chunk = self._said(event)
             if run_manager:
                 run_manager.on_llm_new_token(event.text, chunk=chunk)
             yield chunk
@@ -246,9 +247,9 @@ class LoadedModel(BaseModel):
     ) -> tuple[CallbackManagerForLLMRun, TextRequest]:
         """Tell the callbacks of `config` that a run begins, and give its request."""
         model: Any = self
-        prompt = self._prompt(StringPromptValue(text=str(one)))
+        prompt = getattr(StringPromptValue(text=str(one)), self._takes)()
         try:
-            prompt = self._prompt(model._convert_input(one))
+            prompt = getattr(model._convert_input(one), self._takes)()
             request = self._request(prompt)
         except HFPipeError as error:
             request = FailedRequest("", "", error=error)
@@ -275,20 +276,12 @@ class LoadedModel(BaseModel):
         return TextRequest("", text, self._options, special)
 
     @abstractmethod
-    def _prompt(self, value: PromptValue) -> Any:
-        """A prompt as this model takes it: text, or messages."""
-
-    @abstractmethod
     def _filled(self, prompt: Any) -> tuple[str, bool]:
         """A prompt in its template, and whether the tokenizer should add its own special tokens."""
 
     @abstractmethod
-    def _chunk(self, event: TextEvent) -> Any:
-        """A part of an answer in LangChain's words."""
-
-    @abstractmethod
-    def _generation(self, completion: Completion) -> Generation | ChatGeneration:
-        """A completion in LangChain's words."""
+    def _said(self, answer: TextEvent) -> Any:
+        """A Completion, or a part of an answer, in LangChain's words."""
 
 
 def generation_info(answer: TextEvent) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.prompt_values import PromptValue
 from typing_extensions import Unpack, override
 
 from hfpipe.errors import UsageError
@@ -50,6 +49,7 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
         >>> tokens = answer.usage_metadata["total_tokens"]
     """
 
+    _takes: ClassVar[str] = "to_messages"
     _begins: ClassVar[str] = "on_chat_model_start"
 
     def __init__(
@@ -75,32 +75,24 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
     ) -> ChatResult:
         model = self._called_with(kwargs, stop)
         (completion,) = model._answers([model._request(messages)])
-        return ChatResult(generations=[self._generation(completion)])
-
-    @override
-    def _prompt(self, value: PromptValue) -> list[BaseMessage]:
-        return value.to_messages()
+        return ChatResult(generations=[self._said(completion)])
 
     @override
     def _filled(self, prompt: Sequence[BaseMessage]) -> tuple[str, bool]:
         return self._prompt_template(self.template or "chat").render(turns(prompt)), False
 
     @override
-    def _chunk(self, event: TextEvent) -> ChatGenerationChunk:
-        last: Any = {"chunk_position": "last", **self._facts(event)} if event.finish_reason else {}
-        return ChatGenerationChunk(message=AIMessageChunk(content=event.text, **last))
-
-    @override
-    def _generation(self, completion: Completion) -> ChatGeneration:
-        return ChatGeneration(message=AIMessage(completion.text, **self._facts(completion)))
-
-    def _facts(self, answer: TextEvent) -> dict[str, Any]:
-        """What a message carries beside its text."""
-        facts: dict[str, Any] = {"response_metadata": {"model_name": self.model, **generation_info(answer)}}
+    def _said(self, answer: TextEvent) -> ChatGeneration:
+        facts: dict[str, Any] = {}
+        if answer.finish_reason:
+            facts["response_metadata"] = {"model_name": self.model, **generation_info(answer)}
         if usage := answer.usage:
             counts = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
             facts["usage_metadata"] = {**counts, "total_tokens": usage.total_tokens}
-        return facts
+        if isinstance(answer, Completion):
+            return ChatGeneration(message=AIMessage(answer.text, **facts))
+        facts["chunk_position"] = "last" if answer.finish_reason else None
+        return ChatGenerationChunk(message=AIMessageChunk(content=answer.text, **facts))
 
     @property
     def _llm_type(self) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.prompt_values import PromptValue
 from typing_extensions import Self, Unpack, override
 
 from hfpipe.errors import UsageError
@@ -54,6 +53,7 @@ class HFPipe(LoadedModel, BaseLLM):
         >>> answer = chain.invoke({"what": "EEG"})
     """
 
+    _takes: ClassVar[str] = "to_string"
     _begins: ClassVar[str] = "on_llm_start"
 
     def __init__(
@@ -116,11 +116,7 @@ class HFPipe(LoadedModel, BaseLLM):
     ) -> LLMResult:
         model = self._called_with(kwargs, stop)
         completions = model._answers([model._request(prompt) for prompt in prompts])
-        return LLMResult(generations=[[self._generation(completion)] for completion in completions])
-
-    @override
-    def _prompt(self, value: PromptValue) -> str:
-        return value.to_string()
+        return LLMResult(generations=[[self._said(completion)] for completion in completions])
 
     @override
     def _filled(self, prompt: str) -> tuple[str, bool]:
@@ -134,13 +130,9 @@ class HFPipe(LoadedModel, BaseLLM):
         return template.fill({name: prompt}), template.add_special_tokens
 
     @override
-    def _chunk(self, event: TextEvent) -> GenerationChunk:
-        info = generation_info(event) if event.finish_reason else None
-        return GenerationChunk(text=event.text, generation_info=info)
-
-    @override
-    def _generation(self, completion: Completion) -> Generation:
-        return Generation(text=completion.text, generation_info=generation_info(completion))
+    def _said(self, answer: TextEvent) -> Generation:
+        kind = Generation if isinstance(answer, Completion) else GenerationChunk
+        return kind(text=answer.text, generation_info=generation_info(answer) if answer.finish_reason else None)
 
     @property
     def _llm_type(self) -> str:
@@ -165,11 +157,8 @@ def _translated(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(pipeline_kwargs)
     if "max_new_tokens" in options:
         options["max_tokens"] = options.pop("max_new_tokens")
-    do_sample = options.pop("do_sample", None)
-    if do_sample is False:
-        options["temperature"] = 0.0
-    elif do_sample:
-        options.setdefault("temperature", 1.0)
+    if (do_sample := options.pop("do_sample", None)) is not None:
+        options["temperature"] = options.get("temperature", 1.0) if do_sample else 0.0
     if options.pop("return_full_text", False):
         raise UsageError("return_full_text is not supported: an answer never repeats the prompt.")
     return options

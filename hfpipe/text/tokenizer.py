@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ _TOKEN_OPTIONS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 _SOURCES = ("tokenizer.json", "tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
+@dataclass(eq=False)
 class Tokenizer:
     """A model's tokenizer. `special_tokens` maps names such as bos_token to their text, for chat templates;
     `chat_templates` holds these by name, an only one as "default".
@@ -27,27 +29,23 @@ class Tokenizer:
     `engine` is a tokenizers.Tokenizer, whose truncation and padding are switched off, or has the same methods.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        special_tokens: Mapping[str, str] | None = None,
-        chat_templates: Mapping[str, str] | None = None,
-    ) -> None:
-        if isinstance(engine, tokenizers.Tokenizer):
-            engine.no_truncation()
-            engine.no_padding()
-        self._engine = engine
-        self.special_tokens: Mapping[str, str] = dict(special_tokens or {})
-        self.chat_templates: Mapping[str, str] = dict(chat_templates or {})
+    engine: Any
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.engine, tokenizers.Tokenizer):
+            self.engine.no_truncation()
+            self.engine.no_padding()
 
     def encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         """All of `text` as ids. Half a surrogate pair, as JSON may hold one, is read as U+FFFD."""
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return tuple(self._engine.encode(text, add_special_tokens=add_special_tokens).ids)
+        return tuple(self.engine.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special tokens and without tidying of spaces."""
-        text: str = self._engine.decode(list(ids), skip_special_tokens=True)
+        text: str = self.engine.decode(list(ids), skip_special_tokens=True)
         return text
 
     def special_id(self, text: str) -> int | None:
@@ -56,17 +54,17 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        return frozenset(number for number, token in self._engine.get_added_tokens_decoder().items() if token.special)
+        return frozenset(number for number, token in self.engine.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
     def vocab_size(self) -> int:
         """The number of tokens, added ones included. A model may have more ids than that: they have no text."""
-        return int(self._engine.get_vocab_size())
+        return int(self.engine.get_vocab_size())
 
     @cached_property
     def byte_values(self) -> Mapping[int, int]:
         """Ids that stand for one byte each, as in SentencePiece's byte fallback; empty where there are none."""
-        ids = [self._engine.token_to_id(f"<0x{value:02X}>") for value in range(256)]
+        ids = [self.engine.token_to_id(f"<0x{value:02X}>") for value in range(256)]
         letter = ids[ord("A")]
         # Where bytes are not spelled so, such a name can still be in a vocabulary, as text.
         if letter is None or self.decode([letter]) != "A":
@@ -74,11 +72,11 @@ class Tokenizer:
         return {token_id: value for value, token_id in enumerate(ids) if token_id is not None}
 
     def has_text(self, token_id: int) -> bool:
-        return token_id not in self.special_ids and self._engine.id_to_token(token_id) is not None
+        return token_id not in self.special_ids and self.engine.id_to_token(token_id) is not None
 
     @cached_property
     def _added_tokens(self) -> Mapping[str, int]:
-        return {token.content: number for number, token in self._engine.get_added_tokens_decoder().items()}
+        return {token.content: number for number, token in self.engine.get_added_tokens_decoder().items()}
 
 
 class _PythonTokenizer:
@@ -142,12 +140,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenize
 
 def from_transformers(tokenizer: Any) -> Tokenizer:
     """A Tokenizer over an existing transformers tokenizer, fast or slow, which it leaves as it is."""
-    # A copy, since transformers switches the truncation of its own on and off as it is called.
-    engine = (
-        tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        if tokenizer.is_fast
-        else _PythonTokenizer(tokenizer)
-    )
+    if tokenizer.is_fast:
+        # A copy, since transformers switches the truncation of its own on and off as it is called.
+        engine = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    else:
+        engine = _PythonTokenizer(tokenizer)
     return Tokenizer(engine, _texts(tokenizer.special_tokens_map), _named_templates(tokenizer.chat_template))
 
 
