@@ -132,7 +132,8 @@ class Terminal(AbstractContextManager["Terminal"]):
         finally:
             timer.cancel()
             timer.join()
-            self._display.spin(None)
+            if display := _drawn():
+                display.spin(None)
 
     @property
     def _display(self) -> Display:
@@ -148,9 +149,14 @@ def _amount(done: int, total: int | None, unit: Unit) -> str:
     return " of ".join(amounts) + (" records" if unit == "records" else "")
 
 
+def _drawn() -> Display | None:
+    """None where nothing was drawn yet: then its module was never imported."""
+    return getattr(sys.modules.get("hfpipe.cli.display"), "DISPLAY", None)
+
+
 def clear() -> None:
-    """Remove what moves from the terminal, for good. Where nothing was drawn, its module was never imported."""
-    if display := getattr(sys.modules.get("hfpipe.cli.display"), "DISPLAY", None):
+    """Remove what moves from the terminal, for good."""
+    if display := _drawn():
         display.close()
 
 

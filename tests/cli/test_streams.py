@@ -147,6 +147,20 @@ def test_notes_and_progress_on_a_terminal():
     assert shown.endswith("\x1b[2K")
 
 
+QUICK = """
+import sys
+from hfpipe.cli.terminal import Terminal
+with Terminal() as terminal, terminal.waiting("Loading"):
+    pass
+print("rich" in sys.modules)
+"""
+
+
+def test_what_is_quick_is_not_drawn_and_imports_nothing_to_draw_with():
+    ended = run_hfpipe(command=[sys.executable, "-c", QUICK], tty="stderr")
+    assert (ended.out, ended.err) == (b"False\n", b"")
+
+
 NOTE = """
 from hfpipe.cli.terminal import Terminal
 with Terminal() as terminal:
