@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import nncf
-import openvino as ov
 import rich.progress
 from optimum.commands.export.openvino import parse_args_openvino, prepare_wc_config
 from optimum.exporters.openvino import main_export
@@ -32,21 +31,18 @@ from hfpipe.machine import peak_memory
 from hfpipe.store import writing
 from hfpipe.types import Reporter
 
-OPENVINO = "openvino_model.xml"
-_FLOATS = ("fp32", "fp16")
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+_TOKENIZER = (
+    "tokenizer*.json",
+    "*_tokens*.json",
     "vocab.*",
     "merges.txt",
     "*.model",
     "*.tiktoken",
     "tekken.json",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
 )
+_TEMPLATES = ("chat_template.*", "additional_chat_templates/*.jinja")
+# Options of optimum-cli that main_export takes under the same name.
+_PASSED_ON = ("task", "framework", "cache_dir", "trust_remote_code", "pad_token_id", "variant", "model_kwargs")
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> int:
@@ -58,92 +54,107 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
     `arguments["variable"]` what to change. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
     weight is read.
     """
-    options = _parse(arguments["command"])
-    _check_exportable(options, arguments["reference"])
-    if arguments.get("check_only"):
-        return peak_memory()
-    if arguments.get("calibration") and options.dataset is None:
-        options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
-    _show_bars(reporter)
+    # The folder first: at the end it would be the value of an option that has none.
+    *words, folder = arguments["command"]
+    parser = _Parser(prog="optimum-cli export openvino", add_help=False, allow_abbrev=False)
+    parse_args_openvino(parser)
+    options = parser.parse_args([folder, *words])
     try:
-        with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_as_os_errors():
-            _export(options, arguments.get("in_8_bits") or (), reporter)
-            copy_tokenizer(Path(options.model), Path(options.output))
-            if not options.disable_convert_tokenizer:
-                reporter.stage("Converting the tokenizer")
-                _convert_tokenizer(options)
+        _check_exportable(options)
+        if not arguments["check_only"]:
+            if arguments["calibration"] and options.dataset is None:
+                options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
+            _show_bars(reporter)
+            with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_as_os_errors():
+                _export(options, arguments["in_8_bits"], reporter)
     except nncf.InvalidGroupSizeError as error:
         raise UsageError(_first_line(error), hint="Use --group-size auto, which fits each layer.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
-        raise _cannot(arguments["reference"], _first_line(error)) from error
+        code = "--trust-remote-code runs the Python code that comes with it."
+        raise UnsupportedModel(
+            f"optimum-intel cannot export {arguments['reference']} for OpenVINO: {_first_line(error)}",
+            hint=code if "trust_remote_code" in str(error) else "--backend torch may run it.",
+        ) from error
     return peak_memory()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.args[0] if error.args else error).strip().partition("\n")[0].partition(" Please ")[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help lists its options.")
+
+
+def _check_exportable(options: argparse.Namespace) -> None:
+    """Raise ValueError where the exporter's own tables do not have the model for the installed versions."""
+    trust = options.trust_remote_code
+    config = AutoConfig.from_pretrained(options.model, trust_remote_code=trust, local_files_only=True)
+    kind = config.model_type
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the architecture {kind} is unknown to it.") from error
+    if options.task not in tasks:
+        raise ValueError(f"it does not export {kind} for {options.task} (but for {', '.join(tasks)}).")
+    export_config = tasks[options.task](config)
+    for name, relation in (("MIN_TRANSFORMERS_VERSION", ">="), ("MAX_TRANSFORMERS_VERSION", "<=")):
+        if bound := getattr(export_config, name, None):
+            try:
+                require_version_core(f"transformers{relation}{bound}")
+            except ImportError as error:
+                wanted = f"transformers {relation} {bound} (installed: {transformers_version})"
+                raise ValueError(f"for {kind} it needs {wanted}.") from error
 
 
 def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Reporter) -> None:
     """What optimum-cli's command does, and one thing more that it has no option for: `in_8_bits`."""
-    output, floats_only = Path(options.output), options.weight_format in _FLOATS
-    quantization = None if floats_only else prepare_wc_config(options, {"ratio": 1.0})
-    config = OVConfig(dtype=options.weight_format) if floats_only else OVConfig(quantization_config=quantization)
+    output, is_quantized = Path(options.output), options.weight_format not in ("fp32", "fp16")
+    config = OVConfig(dtype=options.weight_format)
+    if is_quantized:
+        quantization = prepare_wc_config(options, {"ratio": 1.0}) | {"tokenizer": options.model}
+        quantization |= {"ignored_scope": {"patterns": list(in_8_bits)}} if in_8_bits else {}
+        config = OVConfig(quantization_config=quantization)
     with TemporaryDirectory() as temporary:
-        floats = output if floats_only else Path(temporary) / output.name
+        floats = Path(temporary) / output.name if is_quantized else output
         reporter.stage("Reading the weights and converting")
         main_export(
             model_name_or_path=options.model,
             output=floats,
-            task=options.task,
-            framework=options.framework,
-            cache_dir=options.cache_dir,
-            trust_remote_code=options.trust_remote_code,
-            pad_token_id=options.pad_token_id,
             ov_config=config,
             stateful=not options.disable_stateful,
-            convert_tokenizer=False,
             library_name=options.library,
-            variant=options.variant,
-            model_kwargs=options.model_kwargs,
+            **{name: getattr(options, name) for name in _PASSED_ON},
         )
-        if not floats_only:
+        if is_quantized:
             reporter.stage("Quantizing")
-            _quantize(options, config.quantization_config, floats, in_8_bits, reporter)
+            model = OVModelForCausalLM.from_pretrained(
+                floats,
+                compile=False,
+                trust_remote_code=options.trust_remote_code,
+                quantization_config=config.quantization_config,
+            )
+            if in_8_bits:
+                reporter.stage("Quantizing the rest to 8 bits")
+                model.model = nncf.compress_weights(model.model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            model.save_pretrained(output)
             for path in floats.iterdir():
                 if not (output / path.name).exists():
                     shutil.move(path, output / path.name)
-
-
-def _quantize(
-    options: argparse.Namespace, config: Any, floats: Path, in_8_bits: Sequence[str], reporter: Reporter
-) -> None:
-    config.tokenizer = options.model
-    if in_8_bits:
-        config.ignored_scope = {"patterns": list(in_8_bits)}
-    model = OVModelForCausalLM.from_pretrained(
-        floats, compile=False, trust_remote_code=options.trust_remote_code, quantization_config=config
-    )
-    model.save_pretrained(options.output)
-    del model
-    if in_8_bits:
-        reporter.stage("Quantizing the rest to 8 bits")
-        rest = ov.Core().read_model(Path(options.output) / OPENVINO)
-        rest = nncf.compress_weights(rest, mode=nncf.CompressWeightsMode.INT8_ASYM)
-        # Not over the file that its weights are read from.
-        ov.save_model(rest, floats / OPENVINO, compress_to_fp16=False)
-        del rest
-        for path in (floats / OPENVINO, (floats / OPENVINO).with_suffix(".bin")):
-            shutil.move(path, Path(options.output) / path.name)
-
-
-def _convert_tokenizer(options: argparse.Namespace) -> None:
-    """Write OpenVINO's own tokenizer. It is made of tokenizer.json where there is one: the class that a configuration
-    names may build another one."""
-    kind = PreTrainedTokenizerFast if (Path(options.output) / "tokenizer.json").is_file() else AutoTokenizer
-    tokenizer = kind.from_pretrained(options.output, trust_remote_code=options.trust_remote_code)
-    export_tokenizer(tokenizer, Path(options.output), task=options.task)
+    copy_tokenizer(Path(options.model), output)
+    if not options.disable_convert_tokenizer:
+        reporter.stage("Converting the tokenizer")
+        # The class that a configuration names may build another one than tokenizer.json.
+        kind = PreTrainedTokenizerFast if (output / "tokenizer.json").is_file() else AutoTokenizer
+        tokenizer = kind.from_pretrained(output, trust_remote_code=options.trust_remote_code)
+        export_tokenizer(tokenizer, output, task=options.task)
 
 
 def copy_tokenizer(source: Path, export: Path) -> None:
     """Give an export the tokenizer files of its source, byte for byte: transformers may have saved another tokenizer,
     built anew from the class that the configuration names."""
-    for pattern in _TOKENIZER_FILES:
+    for pattern in (*_TOKENIZER, *_TEMPLATES):
         # Where the source has no tokenizer.json, the one that was made of its files spares each start seconds.
         for saved in export.glob(pattern) if (source / "tokenizer.json").is_file() else ():
             saved.unlink()
@@ -162,61 +173,6 @@ def _full_disks_as_os_errors() -> Iterator[None]:
         if "iostream error" in str(error) or "No space left" in str(error):
             raise OSError(ENOSPC, "No space left on device") from error
         raise
-
-
-def _cannot(reference: str, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"optimum-intel cannot export {reference} for OpenVINO: {reason}", hint="--backend torch may run it."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error.args[0] if error.args else error).strip().partition("\n")[0].partition(" Please ")[0]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help lists its options.")
-
-
-def _parse(command: Sequence[str]) -> argparse.Namespace:
-    """optimum-cli's own options."""
-    parser = _Parser(prog="optimum-cli export openvino", add_help=False, allow_abbrev=False)
-    parse_args_openvino(parser)
-    # The folder first: at the end it would be the value of an option that has none.
-    *options, folder = command
-    return parser.parse_args([folder, *options])
-
-
-def _check_exportable(options: argparse.Namespace, reference: str) -> None:
-    """Raise UnsupportedModel where the exporter's own tables do not have the model for the installed versions."""
-    try:
-        config = AutoConfig.from_pretrained(
-            options.model, trust_remote_code=options.trust_remote_code, local_files_only=True
-        )
-    except (ValueError, KeyError) as error:
-        refusal = _cannot(reference, f"{_first_line(error).partition('. ')[0].removesuffix('.')}.")
-        if "trust_remote_code" in str(error):
-            refusal.hint = "--trust-remote-code runs the Python code that comes with it."
-        raise refusal from error
-    kind = config.model_type
-    try:
-        tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
-    except (KeyError, ValueError) as error:
-        raise _cannot(reference, f"the architecture {kind} is unknown to it.") from error
-    if options.task not in tasks:
-        raise _cannot(reference, f"it does not export {kind} for {options.task} (but for {', '.join(tasks)}).")
-    _check_versions(tasks[options.task](config), kind, reference)
-
-
-def _check_versions(export_config: Any, kind: str, reference: str) -> None:
-    for name, relation in (("MIN_TRANSFORMERS_VERSION", ">="), ("MAX_TRANSFORMERS_VERSION", "<=")):
-        if bound := getattr(export_config, name, None):
-            try:
-                require_version_core(f"transformers{relation}{bound}")
-            except ImportError as error:
-                wanted = f"transformers {relation} {bound} (installed: {transformers_version})"
-                raise _cannot(reference, f"for {kind} it needs {wanted}.") from error
 
 
 def _show_bars(reporter: Reporter) -> None:

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hfpipe.process import run_child
 from hfpipe.types import ModelSource, Reporter
 
-_TASK = "text-generation-with-past"
 # Another version of one of them may make another export.
 EXPORTERS = ("hfpipe", "optimum-intel", "nncf", "openvino", "transformers", "torch")
-_16_BITS = ("float16", "bfloat16")
 
 
 def own_format(source: ModelSource) -> str:
     """The weight format that keeps the model's own precision."""
     # A model of images and text may name it for its text alone, as the torch backend reads it.
-    text = source.config.get("text_config")
-    settings = (source.config, text if isinstance(text, Mapping) else {})
+    settings = (source.config, source.config.get("text_config") or {})
     dtype = next((found for one in settings for key in ("dtype", "torch_dtype") if (found := one.get(key))), None)
     # What 16 bits hold of a bfloat16 weight, float16 holds too, but for numbers nearer to 0 than 6e-8.
-    return "fp16" if dtype in _16_BITS else "fp32"
+    return "fp16" if dtype in ("float16", "bfloat16") else "fp32"
 
 
 def export_command(
     source: ModelSource, folder: Path, weight_format: str, *, trust_remote_code: bool = False, more: Sequence[str] = ()
 ) -> list[str]:
     """What follows `optimum-cli export openvino`. Of an option that `more` repeats, the last one counts."""
+    plain = ["--task", "text-generation-with-past", "--library", "transformers", "--weight-format", weight_format]
     trust = ["--trust-remote-code"] if trust_remote_code else []
-    plain = ["--task", _TASK, "--library", "transformers", "--weight-format", weight_format]
     return ["--model", str(source.folder.absolute()), *plain, *trust, *more, str(folder)]
 
 
@@ -53,7 +49,7 @@ def run_export(
     Where `disk`, by default the folder that the command names, is full, or may not be written, `variable` is what the
     user can change.
     """
-    arguments: dict[str, Any] = {
+    arguments = {
         "reference": source.reference,
         "command": list(command),
         "calibration": list(calibration),
