@@ -7,6 +7,7 @@ Lines of JSON come out of stdout: stages, progress, notes, and at last what `mai
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from hfpipe.errors import ConversionError, HFPipeError
+from hfpipe.errors import ConversionError, HFPipeError, is_disk_full
 from hfpipe.types import Reporter, Silent, Unit
 
 _KEPT_LINES = 60
@@ -78,7 +79,7 @@ def run_child(
 
     The arguments are values of JSON, paths in them absolute; so is the result. `what` begins the messages: "The
     conversion of x.gguf". With `verbose` each line that the child writes is a note. `environment` adds variables.
-    Raises the HFPipeError that `main` raised; ConversionError for any other failure.
+    Raises the HFPipeError that `main` raised, OSError for a full disk, and ConversionError for any other failure.
     """
     reporter = reporter or Silent()
     # Libraries raise an error for a user without a home folder, as containers have them.
@@ -108,7 +109,7 @@ def run_child(
                 # A child that was killed may have written half of its last line.
                 if line.endswith(b"\n"):
                     name, *values = json.loads(line)
-                    if name in ("result", "error"):
+                    if name in ("result", "error", "full"):
                         end = {name: values[0]}
                     else:
                         getattr(reporter, name)(*values)
@@ -122,6 +123,8 @@ def run_child(
                 stdin.close()
     if process.returncode == 0 and "result" in end:
         return end["result"]
+    if "full" in end:
+        raise OSError(errno.ENOSPC, end["full"])
     error = HFPipeError.from_data(end["error"]) if "error" in end else _death(process.returncode, what, lines)
     raise error from ChildOutput("\n".join(lines))
 
@@ -190,6 +193,10 @@ def serve(module: str) -> NoReturn:
         code = 0
     except HFPipeError as error:
         messages.send("error", error.as_data())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        messages.send("full", str(error))
     except MemoryError:
         messages.send("error", ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
     sys.stdout.flush()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from hfpipe.errors import ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.errors import ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError, is_disk_full
 from hfpipe.process import ChildOutput, quiet_environment, run_child
 
 
@@ -144,6 +144,12 @@ def test_verbose_passes_on_what_it_writes_and_of_a_bar_its_end(child):
 
 def test_a_flood_of_output_does_not_block(child):
     child("for i in range(20000): print('x' * 100)")
+
+
+def test_a_full_disk_is_what_it_is_in_this_process(child):
+    with pytest.raises(OSError, match="No space left") as caught:
+        child("open('/dev/full', 'w').write('x' * 100_000)")
+    assert is_disk_full(caught.value)
 
 
 def test_its_own_children_end_with_it(child, tmp_path):

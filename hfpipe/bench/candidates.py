@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path, PurePath
 
 from hfpipe import backends, models, store
@@ -15,7 +16,6 @@ from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.spec import Spec
 from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, UsageError
 from hfpipe.export import ExportOptions, exporter
-from hfpipe.export import Report as Export
 from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
@@ -87,8 +87,11 @@ def candidates(spec: Spec, report: Report, references: References | None, report
             loaded = source
             if weight_format:
                 label = f"{row.name} ({number} of {total})"
-                export = _export(source, weight_format, loading, references, reporter, label)
-                # The user is to get what was measured: a verification also chooses runtime options.
+                trust, pickles = loading.trust_remote_code, loading.allow_pickle
+                options = ExportOptions(weight_format, trust_remote_code=trust, allow_pickle=pickles)
+                reference_of = partial(references, source) if references else None
+                export = exporter.export_to_cache(source, options, reference_of, reporter, label)
+                # The user is to get what was measured: a verification also finds what this machine runs it best with.
                 row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]
                 loaded = models.resolve(str(export.folder))
             row.size_mb = _size(loaded) / 1e6
@@ -158,32 +161,6 @@ def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None
             yield from ((backend, name) for name in spec.weight_formats or (own_format(source), *_QUANTIZED))
         else:
             yield backend, None
-
-
-def _export(
-    source: ModelSource,
-    weight_format: str,
-    loading: LoadOptions,
-    references: References | None,
-    reporter: Reporter,
-    label: str,
-) -> Export:
-    """The export of a model in the cache. Raises HFPipeError where it fails."""
-    verify = references is not None
-    options = ExportOptions(
-        weight_format, trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
-    )
-    plan = exporter.plan_to_cache(source, options, verify=verify)
-    if cached := exporter.find(plan, verify=verify):
-        return cached
-    if plan.output.exists():
-        # It is damaged.
-        store.remove(plan.output)
-    reporter.note(f"Exporting {label}.")
-    for warning in plan.warnings:
-        reporter.note(f"Warning: {warning}")
-    reference = (lambda: references(source)) if references else None
-    return exporter.export(plan, verify=verify, reference=reference, reporter=reporter)
 
 
 def _size(source: ModelSource) -> int:

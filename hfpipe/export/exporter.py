@@ -7,8 +7,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hfpipe import store
@@ -23,40 +23,58 @@ from hfpipe.types import ModelSource, Reporter, Silent
 
 _CACHE = "exports"
 
+References = Callable[[], Reference]
+
 
 def export(
     plan: Plan,
     *,
     force: bool = False,
     verify: bool = True,
-    reference: Callable[[], Reference] | None = None,
     verbose: bool = False,
     reporter: Reporter | None = None,
 ) -> Report:
     """Do what `plan` says. Afterwards its output is whole, or as it was before.
 
-    An equal one in the cache is copied, unless `force`. `reference` gives what the source says of the held-out texts,
-    where that is known: otherwise it is scored here.
-    Raises HFPipeError where something else has the name, unless `force`, and where the export fails or does not work.
+    An equal one in the cache is copied, unless `force`. Raises HFPipeError where something else has the name, unless
+    `force`, and where the export fails or does not work.
     """
     reporter = reporter or Silent()
     if existing := _existing(plan, force=force, verify=verify):
         return existing
-    cached = None if force else find(plan, verify=verify)
+    cached = None if force else _cached(plan, verify=verify)
     with _making(plan, reporter) as work:
         if cached:
-            report = _copy(cached, plan, work, reporter)
+            report = _copy(cached, plan, work.folder, reporter)
         else:
-            report = _make(plan, work, verify, reference, verbose, reporter)
+            report = _make(plan, work.folder, verify, None, verbose, reporter)
         reports.write(report, work.folder)
-        if plan.is_cached:
-            store.describe(work.folder, plan.source.reference, plan.weight_format)
         reporter.stage(None)
         # Something else may have come there in the meantime.
         work.finish(lambda: reports.check_replaceable(plan.output))
-    if plan.is_cached:
-        store.prune()
     return Report(plan.output, report)
+
+
+def export_to_cache(
+    source: ModelSource, options: ExportOptions, reference: References | None, reporter: Reporter, label: str
+) -> Report:
+    """An export in the cache, made where it is not there yet, and verified where there is a `reference`: it gives what
+    the source says of the held-out texts. A note calls it `label`. Raises as `make_plan` and `export`."""
+    verify = reference is not None
+    plan = make_plan(source, store.cache_place(_CACHE, "export"), options, verify=verify, variable="HFPIPE_CACHE")
+    if cached := _cached(plan, verify=verify):
+        return cached
+    reporter.note(f"Exporting {label}.")
+    for warning in plan.warnings:
+        reporter.note(f"Warning: {warning}")
+
+    def make(folder: Path) -> None:
+        reports.write(_make(plan, folder, verify, reference, False, reporter), folder)
+        reporter.stage(None)
+
+    model, form = source.reference, plan.weight_format
+    folder = store.build_once(_CACHE, _key(plan, verify), make, model=model, form=form, reporter=reporter)
+    return Report(folder, reports.read(folder) or {})
 
 
 def check(plan: Plan, *, force: bool = False, verify: bool = True, reporter: Reporter | None = None) -> None:
@@ -93,7 +111,7 @@ def _existing(plan: Plan, *, force: bool, verify: bool) -> Report | None:
 @contextmanager
 def _making(plan: Plan, reporter: Reporter) -> Iterator[store.Work]:
     try:
-        with store.making(plan.output, variable=plan.variable, reporter=reporter) as work:
+        with store.making(plan.output, variable="OUTPUT", reporter=reporter) as work:
             yield work
     except store.Locked as error:
         raise HFPipeError(
@@ -102,48 +120,44 @@ def _making(plan: Plan, reporter: Reporter) -> Iterator[store.Work]:
 
 
 def _make(
-    plan: Plan,
-    work: store.Work,
-    verify: bool,
-    reference: Callable[[], Reference] | None,
-    verbose: bool,
-    reporter: Reporter,
+    plan: Plan, folder: Path, verify: bool, reference: References | None, verbose: bool, reporter: Reporter
 ) -> dict[str, Any]:
+    """Fill `folder`, and give its report."""
     begun = time.perf_counter()
     reporter.stage("Starting optimum-cli")
     # The system's place for temporary files may be too small for a model.
-    environment = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work.scratch))
-    # Everything is local, except a dataset or code that the user names.
-    if not (plan.options.trust_remote_code or plan.options.passes_on("--dataset")):
-        environment["HF_HUB_OFFLINE"] = "1"
-    peak_memory = run_export(
-        plan.source,
-        plan.command(work.folder),
-        calibration=plan.calibration.samples if plan.calibration else (),
-        in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
-        reporter=reporter,
-        verbose=verbose,
-        environment=environment,
-        disk=plan.output.parent,
-        variable=plan.variable,
-    )
-    seconds = {"export": round(time.perf_counter() - begun, 1)}
-    report = reports.describe(plan, work.folder) | {"seconds": seconds, "peak_memory": peak_memory}
-    if verify:
-        begun = time.perf_counter()
-        report |= _verify(plan, work, reference, verbose, reporter)
-        seconds["verification"] = round(time.perf_counter() - begun, 1)
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        environment = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
+        # Everything is local, except a dataset or code that the user names.
+        if not (plan.options.trust_remote_code or plan.options.passes_on("--dataset")):
+            environment["HF_HUB_OFFLINE"] = "1"
+        peak_memory = run_export(
+            plan.source,
+            plan.command(folder),
+            calibration=plan.calibration.samples if plan.calibration else (),
+            in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
+            reporter=reporter,
+            verbose=verbose,
+            environment=environment,
+        )
+        seconds = {"export": round(time.perf_counter() - begun, 1)}
+        report = reports.describe(plan, folder) | {"seconds": seconds, "peak_memory": peak_memory}
+        if verify:
+            begun = time.perf_counter()
+            report |= _verify(plan, folder, Path(scratch), reference, verbose, reporter)
+            seconds["verification"] = round(time.perf_counter() - begun, 1)
     return report
 
 
 def _verify(
-    plan: Plan, work: store.Work, reference: Callable[[], Reference] | None, verbose: bool, reporter: Reporter
+    plan: Plan, folder: Path, scratch: Path, reference: References | None, verbose: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """Compare the export with its source. Where the source cannot be scored, a warning says that this is missing."""
-    scored, folder, warnings = work.scratch / "reference", None, []
+    scored, warnings = scratch / "reference", list[str]()
+    made = None
     try:
         if reference:
-            folder = reference().folder
+            made = reference()
         else:
             reporter.stage("Scoring the source")
             scored.mkdir()
@@ -151,7 +165,6 @@ def _verify(
             made = make_reference(
                 plan.source, scored, trust_remote_code=trust, allow_pickle=pickles, reporter=reporter, verbose=verbose
             )
-            folder = made.folder
     except HFPipeError as error:
         # What it wrote may be what filled the disk.
         shutil.rmtree(scored, ignore_errors=True)
@@ -159,51 +172,43 @@ def _verify(
         warnings.append(f"Not compared with its source, which could not be scored: {reason}")
     reporter.stage("Loading the export")
     arguments = {
-        "name": plan.output.name,
-        "folder": str(work.folder),
+        "folder": str(folder),
         "source_folder": str(plan.source.folder.absolute()),
-        "reference_folder": str(folder) if folder else None,
-        "temporary": str(work.scratch),
+        "reference_folder": str(made.folder) if made else None,
+        "temporary": str(scratch),
         "trust_remote_code": plan.options.trust_remote_code,
     }
-    what = f"The verification of {plan.output.name}"
+    what = f"The verification of {folder.name}"
     measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
     return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
 
 
-# Exports in the cache
-
-
-def plan_to_cache(source: ModelSource, options: ExportOptions, *, verify: bool) -> Plan:
-    """The plan of an export into the cache. Raises as `make_plan`."""
-    plan = make_plan(source, store.cache_place(_CACHE, "export"), options, verify=verify, variable="HFPIPE_CACHE")
-    return replace(plan, output=_place(plan, verified=verify))
-
-
-def find(plan: Plan, *, verify: bool) -> Report | None:
+def _cached(plan: Plan, *, verify: bool) -> Report | None:
     """The export in the cache that `plan` would make, wherever to; also a verified one where `verify` is False."""
     for verified in (True,) if verify else (True, False):
-        folder = _place(plan, verified=verified)
-        if store.cached(_CACHE, folder.name) and not reports.difference(plan, folder, verify=verify):
-            return Report(folder, reports.read(folder) or {}, made=False)
+        key = _key(plan, verified)
+        if folder := store.cached(_CACHE, key):
+            if not reports.difference(plan, folder, verify=verify):
+                return Report(folder, reports.read(folder) or {}, made=False)
+            # It is damaged.
+            store.discard(_CACHE, key)
     return None
 
 
-def _place(plan: Plan, *, verified: bool) -> Path:
+def _key(plan: Plan, verified: bool) -> str:
     """By all that the export depends on."""
     source = store.identity(plan.source.folder)
     key = store.key_of(source, plan.request(), verified, reports.versions(), reports.FORMAT)
-    name = default_output(plan.source.reference, plan.weight_format).name.lstrip(".")
-    return store.cache_place(_CACHE, f"{name}-{key}")
+    return f"{default_output(plan.source.reference, plan.weight_format).name.lstrip('.')}-{key}"
 
 
-def _copy(cached: Report, plan: Plan, work: store.Work, reporter: Reporter) -> dict[str, Any]:
+def _copy(cached: Report, plan: Plan, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Fill the folder with an equal export. Its times and its memory are those of when it was made."""
     reporter.note("Copying an equal export from the cache, where bench has made it. Force (--force) makes it anew.")
     reporter.stage("Copying the export")
     # copytree would not tell a full disk from another error.
     for name in cached.data["files"]:
-        copy = work.folder / name
+        copy = folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cached.folder / name, copy)
     source = {**cached.data["source"], **reports.described_source(plan.source)}

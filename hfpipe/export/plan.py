@@ -43,8 +43,6 @@ _SCORED_TOKENS = 8000
 _COMPILED = 3
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
-# What a user can change: this argument, or a variable.
-_OUTPUT = "OUTPUT"
 _FLAGS = ("sym", "awq", "scale_estimation", "gptq")
 
 
@@ -63,8 +61,7 @@ class Plan:
     """An export, decided: `options` has None no more where it concerns the weight format.
 
     Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with `adjust`, those that the group size
-    does not divide take a smaller one. Weights in pickles have no estimate. `variable` is what the user can set to have
-    the output elsewhere.
+    does not divide take a smaller one. Weights in pickles have no estimate.
     """
 
     source: ModelSource
@@ -73,18 +70,12 @@ class Plan:
     calibration: Calibration | None
     in_8_bits: tuple[str, ...]
     adjust: bool
-    variable: str
     estimate: Estimate | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def weight_format(self) -> str:
         return self.options.weight_format or own_format(self.source)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the output is in hfpipe's own cache."""
-        return self.variable != _OUTPUT
 
     def command(self, folder: Path) -> list[str]:
         """What follows `optimum-cli export openvino`."""
@@ -123,10 +114,10 @@ def make_plan(
     *,
     force: bool = False,
     verify: bool = True,
-    variable: str = _OUTPUT,
+    variable: str = "OUTPUT",
 ) -> Plan:
-    """Decide, and check what can be checked. Raises UsageError or UnsupportedModel for what is certain to fail, unless
-    `force`."""
+    """Decide, and check what can be checked. `variable` is what the user can set to have the output elsewhere. Raises
+    UsageError or UnsupportedModel for what is certain to fail, unless `force`."""
     if source.format == "openvino":
         raise UsageError(
             f"{source.reference} is already an OpenVINO model.", hint="Export the model that it was made from."
@@ -147,7 +138,7 @@ def make_plan(
         in_8_bits = shapes.sensitive() if shapes and texts and options.ratio is None else ()
         options = decide(options, shapes, texts, in_8_bits, force)
         adjust = is_auto and (shapes is None or bool(shapes.undivided(options.group_size or -1)))
-    plan = Plan(source, output, options, texts, in_8_bits, adjust, variable)
+    plan = Plan(source, output, options, texts, in_8_bits, adjust)
     estimate = _estimate(plan, shapes, verify) if shapes else None
     if estimate and not force:
         require_space(output.parent, round(_CERTAIN * estimate.size), "The export", variable=variable)

@@ -23,9 +23,8 @@ class Work:
         self.scored.append(texts)
         return Reference(folder, (), 1, "float32")
 
-    def export(self, plan, *, verify, reference, **_):
-        assert verify == (reference is not None)
-        self.exported.append(reference().folder if verify else None)
+    def export(self, source, options, reference, reporter, label):
+        self.exported.append(reference().folder if reference else None)
         return Report(self._export, {})
 
     def compare(self, given, origin, reference, *_):
@@ -37,7 +36,7 @@ def work(monkeypatch, tiny_llama_ov, tmp_path):
     made = Work(tiny_llama_ov)
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
     monkeypatch.setattr(quality, "make_reference", made.score)
-    monkeypatch.setattr(candidates.exporter, "export", made.export)
+    monkeypatch.setattr(candidates.exporter, "export_to_cache", made.export)
     monkeypatch.setattr(rounds.Rounds, "measure", lambda *_: None)
     monkeypatch.setattr(quality, "_compare", made.compare)
     return made

@@ -25,7 +25,6 @@ from hfpipe.export import report as reports
 from hfpipe.store import identity
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, Silent
-from tests.fake_models import write_model
 from tests.tiny_exports import in_this_process
 
 
@@ -34,13 +33,14 @@ def exports(monkeypatch, tiny_llama_ov):
     """What was exported, in its format; the folder is always the same. int4 fails."""
     made = []
 
-    def export(plan, *, verify, **_):
-        made.append((plan.source.reference, plan.weight_format))
-        if plan.weight_format == "int4":
+    def export(source, options, reference, reporter, label):
+        reporter.note(f"Exporting {label}.")
+        made.append((source.reference, options.weight_format))
+        if options.weight_format == "int4":
             raise ConversionError("It cannot be quantized.")
-        return Export(tiny_llama_ov, {"answer": {}} if verify else {})
+        return Export(tiny_llama_ov, {"answer": {}} if reference else {})
 
-    monkeypatch.setattr(module.exporter, "export", export)
+    monkeypatch.setattr(module.exporter, "export_to_cache", export)
     return made
 
 
@@ -249,57 +249,6 @@ def test_which_export_is_under_way_is_told(tiny_llama, exports):
     given = spec(tiny_llama, weight_formats=["int8", "fp16"])
     candidates(given, Report({}, {}, "", []), None, heard)
     assert notes == ["Exporting openvino int8 (1 of 2).", "Exporting openvino fp16 (2 of 2)."]
-
-
-# Exports in the cache, made once
-
-
-@pytest.fixture
-def made(monkeypatch, tmp_path):
-    """How the exporter was called."""
-    calls = []
-
-    def export(plan, *, verify, reference, **_):
-        calls.append((plan.weight_format, reference() if reference else None))
-        plan.output.mkdir(parents=True, exist_ok=True)
-        (plan.output / "openvino_model.bin").write_bytes(b"weights")
-        report = reports.describe(plan, plan.output) | ({"answer": {}} if verify else {})
-        reports.write(report, plan.output)
-        return Export(plan.output, report)
-
-    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module.exporter, "export", export)
-    return calls
-
-
-def make(folder, references=lambda source: source.reference, weight_format="int8"):
-    return module._export(models.resolve(str(folder)), weight_format, LoadOptions(), references, Silent(), "int8")
-
-
-def test_an_export_is_made_once(made, tmp_path):
-    model = write_model(tmp_path / "model")
-    first, again = make(model), make(model)
-    assert (first.made, again.made) == (True, False)
-    assert (first.folder, first.data) == (again.folder, again.data)
-    assert make(model, weight_format="fp16").folder != first.folder
-    assert made == [("int8", str(model)), ("fp16", str(model))]
-
-
-def test_one_that_is_not_verified_is_another_but_a_verified_one_will_do(made, tmp_path):
-    model = write_model(tmp_path / "model")
-    plain, verified = make(model, None), make(model)
-    assert (plain.verified, verified.verified) == (False, True)
-    assert plain.folder != verified.folder
-    assert make(model, None).folder == verified.folder
-    assert made == [("int8", None), ("int8", str(model))]
-
-
-def test_a_broken_one_is_made_anew(made, tmp_path):
-    model = write_model(tmp_path / "model")
-    (make(model).folder / "openvino_model.bin").write_bytes(b"damaged")
-    assert make(model).made
-    assert not make(model).made
-    assert made == [("int8", str(model)), ("int8", str(model))]
 
 
 # What an OpenVINO folder is compared with

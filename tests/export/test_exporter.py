@@ -1,17 +1,19 @@
 """The work of an export without its children: what is done anew, what is left alone, what is said."""
 
 import doctest
+import errno
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 import hfpipe
-from hfpipe import models
+from hfpipe import models, store
 from hfpipe.errors import ConversionError, HFPipeError, UsageError
 from hfpipe.export import ExportOptions, Options, exporter
-from hfpipe.export.exporter import plan_to_cache
+from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, make_plan
 from hfpipe.quality import Reference
 from hfpipe.types import Silent
@@ -26,8 +28,7 @@ class Children:
     def __init__(self):
         self.asked, self.failing = [], set()
 
-    def convert(self, source, command, *, environment=None, check_only=False, variable=None, **_):
-        self.variable = variable
+    def convert(self, source, command, *, environment=None, check_only=False, **_):
         self._ask("check" if check_only else "convert", environment)
         if not check_only:
             (Path(command[-1]) / "openvino_model.xml").write_text("new")
@@ -211,20 +212,6 @@ def test_what_comes_into_an_export_while_it_is_replaced_stays(model, children, m
     assert names(model.parent) == ["model", "out"]
 
 
-@pytest.fixture
-def kept(model, children):
-    """Puts an export of the model into the cache, as bench does, and forgets what the children did."""
-
-    def make(verify=True, **options):
-        options = ExportOptions(**{"weight_format": "int8", **options})
-        plan = plan_to_cache(models.resolve(str(model)), options, verify=verify)
-        done = exporter.export(plan, verify=verify)
-        children.asked.clear()
-        return done
-
-    return make
-
-
 class Notes(Silent):
     def __init__(self):
         self.notes = []
@@ -233,58 +220,87 @@ class Notes(Silent):
         self.notes.append(text)
 
 
+def keep(model, *, verify=True, **options):
+    """The export in the cache, as bench asks for it."""
+    options = ExportOptions(**{"weight_format": "int8", **options})
+    reference = Reference(model, (), 1, "float32")
+    source = models.resolve(str(model))
+    return exporter.export_to_cache(source, options, (lambda: reference) if verify else None, Silent(), "int8")
+
+
+@pytest.fixture
+def kept(model, children):
+    done = keep(model)
+    children.asked.clear()
+    return done
+
+
+def test_in_the_cache_it_is_made_once(model, children):
+    first = keep(model)
+    assert first.folder.is_relative_to(Path(os.environ["HFPIPE_CACHE"]) / "exports")
+    assert first.folder.name.startswith("model-ov-int8-")
+    assert children.names == ["convert", "verify"]
+    assert children.asked[1][1]["reference_folder"] == str(model)
+    again = keep(model)
+    assert (again.made, again.folder, again.data) == (False, first.folder, first.data)
+    assert len(children.asked) == 2
+    assert keep(model, sym=True).folder != first.folder
+    assert [(entry.model, entry.format) for entry in store.entries()] == [(str(model), "int8")] * 2
+
+
+def test_one_that_is_not_verified_is_another_but_a_verified_one_will_do(model, children):
+    plain, verified = keep(model, verify=False), keep(model)
+    assert (plain.verified, verified.verified) == (False, True)
+    assert plain.folder != verified.folder
+    assert keep(model, verify=False).folder == verified.folder
+
+
+@pytest.mark.parametrize("what", ["hfpipe.json", "openvino_model.bin", "the model", "a package"])
+def test_what_is_damaged_or_has_changed_is_made_anew(model, children, kept, monkeypatch, what):
+    if what == "the model":
+        (model / "config.json").write_text('{"model_type": "gpt2", "n_positions": 65}')
+    elif what == "a package":
+        monkeypatch.setattr(reports, "version", lambda package: "9.9")
+    else:
+        (kept.folder / what).write_text("{")
+    assert exporter.export(planned(model)).data.get("copied") is None
+    assert keep(model).made
+
+
+def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
+    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: 1)
+    with pytest.raises(HFPipeError) as caught:
+        keep(model)
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
+
+
 def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
-    first, notes = kept(), Notes()
-    done = exporter.export(planned(model), reporter=notes)
+    """With what its source is called here: the same files may have come in two ways."""
+    notes, plan = Notes(), planned(model)
+    plan = replace(plan, source=replace(plan.source, reference="org/model", revision="abc"))
+    done = exporter.export(plan, reporter=notes)
     assert (children.names, done.made, done.folder) == ([], True, model.parent / "out")
-    assert names(done.folder) == [name for name in names(first.folder) if name != ".hfpipe-entry"]
+    assert names(done.folder) == [name for name in names(kept.folder) if name != ".hfpipe-entry"]
     assert (done.folder / "openvino_model.bin").read_bytes() == b"weights"
     assert notes.notes == [
         "Copying an equal export from the cache, where bench has made it. Force (--force) makes it anew."
     ]
-    assert set(done.data) == {*first.data, "copied"}
-    assert first.data.items() <= done.data.items()
+    source = {**kept.data["source"], "model": "org/model", "revision": "abc"}
+    assert done.data == {**kept.data, "source": source, "copied": done.data["copied"]}
     assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert not exporter.export(planned(model)).made
     assert names(model.parent) == ["model", "out"]
 
 
 def test_with_force_it_is_made_anew(model, children, kept):
-    kept()
     assert "copied" not in exporter.export(planned(model), force=True).data
     assert children.names == ["convert", "score", "verify"]
-
-
-def test_one_that_is_not_verified_is_copied_where_no_verification_is_wanted(model, children, kept):
-    kept(verify=False)
-    assert "copied" not in exporter.export(planned(model, "a")).data
-    children.asked.clear()
-    assert "copied" in exporter.export(planned(model, "b"), verify=False).data
-    assert children.names == []
-
-
-def test_others_in_the_cache_are_not_taken(model, children, kept):
-    (kept().folder / "openvino_model.bin").write_bytes(b"damaged")
-    kept(weight_format="fp16")
-    exporter.export(planned(model))
-    assert children.names == ["convert", "score", "verify"]
-
-
-def test_a_copy_says_what_its_source_is_called_here(model, children, kept):
-    """The same files may have come in two ways."""
-    kept()
-    plan = planned(model)
-    done = exporter.export(replace(plan, source=replace(plan.source, reference="org/model", revision="abc")))
-    assert {"model": "org/model", "revision": "abc"}.items() <= done.data["source"].items()
-    assert done.data["source"]["sha256"]
-    assert "copied" in done.data
 
 
 def test_a_copy_that_is_interrupted_leaves_nothing(model, children, kept, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    kept()
     monkeypatch.setattr("shutil.copyfile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         exporter.export(planned(model))
@@ -350,20 +366,6 @@ def test_a_source_that_cannot_be_scored_is_a_warning(model, children):
     assert not reference.exists()
 
 
-def test_a_source_that_is_scored_already(model, children, tmp_path):
-    reference = Reference(tmp_path / "scored", (), 1, "float32")
-    assert exporter.export(planned(model), reference=lambda: reference).data["warnings"] == []
-    assert children.names == ["convert", "verify"]
-    assert children.asked[1][1]["reference_folder"] == str(reference.folder)
-
-    def failing():
-        raise ConversionError("It has no logits.")
-
-    (warning,) = exporter.export(planned(model), reference=failing, force=True).data["warnings"]
-    assert warning == "Not compared with its source, which could not be scored: It has no logits."
-    assert children.asked[-1][1]["reference_folder"] is None
-
-
 def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, children):
     """It had been given --force; this one has not."""
     exporter.export(planned(model))
@@ -376,14 +378,18 @@ def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, childre
     assert not exporter.export(planned(model)).made
 
 
-def test_what_the_user_can_change_where_it_cannot_be_written(model, children):
-    for variable in ("OUTPUT", "HFPIPE_CACHE"):
-        exporter.export(replace(planned(model, variable), variable=variable))
-        assert children.variable == variable
-    (model.parent / "file").write_text("")
-    with pytest.raises(HFPipeError) as caught:
-        exporter.export(replace(planned(model, "file/out"), variable="HFPIPE_CACHE"))
-    assert caught.value.hint == "Set HFPIPE_CACHE to another folder."
+def test_a_disk_that_takes_nothing_is_named_with_what_helps(model, children, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporter, "run_export", full)
+    with pytest.raises(HFPipeError, match=f"^The disk of {model.parent} is full") as caught:
+        exporter.export(planned(model))
+    assert caught.value.hint == "Free some space, or choose another output folder."
+    with pytest.raises(HFPipeError, match=r"^The disk of .*exports is full") as caught:
+        keep(model)
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
+    assert names(model.parent) == ["model"]
 
 
 def test_stages_end_before_the_export_has_its_name(model, children):

@@ -28,7 +28,6 @@ from transformers.utils.versions import require_version_core
 
 from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.machine import peak_memory
-from hfpipe.store import writing
 from hfpipe.types import Reporter
 
 _TOKENIZER = (
@@ -50,9 +49,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
-    names in `arguments["in_8_bits"]`; for a disk that takes nothing, `arguments["disk"]` is the folder to name, and
-    `arguments["variable"]` what to change. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
-    weight is read.
+    names in `arguments["in_8_bits"]`. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
+    weight is read, and OSError for a full disk.
     """
     # The folder first: at the end it would be the value of an option that has none.
     *words, folder = arguments["command"]
@@ -65,7 +63,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
             if arguments["calibration"] and options.dataset is None:
                 options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
             _show_bars(reporter)
-            with writing(Path(arguments["disk"]), variable=arguments["variable"]), _full_disks_as_os_errors():
+            with _full_disks_as_os_errors():
                 _export(options, arguments["in_8_bits"], reporter)
     except nncf.InvalidGroupSizeError as error:
         raise UsageError(_first_line(error), hint="Use --group-size auto, which fits each layer.") from error

@@ -40,23 +40,15 @@ def run_export(
     check_only: bool = False,
     verbose: bool = False,
     environment: Mapping[str, str] | None = None,
-    disk: Path | None = None,
-    variable: str = "HFPIPE_CACHE",
 ) -> int:
     """Run the command in a child process: see `hfpipe.backends.openvino.conversion.main`. Gives its peak memory in
-    bytes. Raises HFPipeError.
-
-    Where `disk`, by default the folder that the command names, is full, or may not be written, `variable` is what the
-    user can change.
-    """
+    bytes. Raises HFPipeError, and OSError for a full disk."""
     arguments = {
         "reference": source.reference,
         "command": list(command),
         "calibration": list(calibration),
         "in_8_bits": list(in_8_bits),
         "check_only": check_only,
-        "disk": str(disk or Path(command[-1]).parent),
-        "variable": variable,
     }
     peak_memory: int = run_child(
         "hfpipe.backends.openvino.conversion",
