@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -186,12 +186,12 @@ def _verify(
 def _cached(plan: Plan, *, verify: bool) -> Report | None:
     """The export in the cache that `plan` would make, wherever to; also a verified one where `verify` is False."""
     for verified in (True,) if verify else (True, False):
-        key = _key(plan, verified)
-        if folder := store.cached(_CACHE, key):
+        if folder := store.cached(_CACHE, _key(plan, verified)):
             if not reports.difference(plan, folder, verify=verify):
                 return Report(folder, reports.read(folder) or {}, made=False)
-            # It is damaged.
-            store.discard(_CACHE, key)
+            # It is damaged, which another process may have seen too.
+            with suppress(store.Locked):
+                store.remove(folder)
     return None
 
 
