@@ -177,7 +177,8 @@ class _Answer:
             self.first = self.first or self.last
             self.generated += len(event.token_ids)
         text = self.decoder.feed(token for token in event.token_ids if token not in self.request.eos_token_ids)
-        text, stopped = self.scanner.feed(text if event.finish_reason is None else text + self.decoder.flush())
+        last = event.finish_reason is not None
+        text, stopped = self.scanner.feed(text + self.decoder.flush() if last else text, last)
         reason = "stop" if stopped else event.finish_reason
         if reason is None:
             return TextEvent(self.id, text) if text else None
@@ -185,7 +186,7 @@ class _Answer:
         usage = Usage(len(self.request.token_ids), self.generated)
         timing = Timing(self.start, self.first or self.start, self.last or self.start)
         seed = self.request.sampling.seed if self.request.sampling.temperature else None
-        return TextEvent(self.id, text + self.scanner.flush(), reason, usage, timing, seed=seed)
+        return TextEvent(self.id, text, reason, usage, timing, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ def choose(templates=None, *arguments, **options):
 
 def test_the_default_is_the_chat_template_of_the_model_else_qa():
     qa, own = choose(), choose({"default": CHAT})
-    assert (qa.name, qa.kind, qa.add_special_tokens) == ("qa", "qa", True)
+    assert (qa.template.name, qa.template.kind, qa.add_special_tokens) == ("qa", "qa", True)
     assert qa.fill({"question": "Why?"}) == qa.text.replace("{question}", "Why?")
-    assert (own.name, own.kind, own.text, own.add_special_tokens) == ("chat", "chat", CHAT, False)
+    assert (own.template.name, own.template.kind, own.text, own.add_special_tokens) == ("chat", "chat", CHAT, False)
     assert own.fill({"prompt": "Hi"}) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert choose({"default": CHAT}, "raw").fill({"prompt": "Hi"}) == "Hi"
 

@@ -206,9 +206,9 @@ class _Job:
             tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
         given: dict[str, Any] = {name: self.options.get(name) for name in ("system", "variables", "chat_template_name")}
         template = prompt_template(tokenizer, source.reference, self.template, **given)
-        if form == "openai" and self.template and template.kind not in ("chat", "raw"):
+        if form == "openai" and self.template and template.template.kind not in ("chat", "raw"):
             raise UsageError(
-                f"The template {template.name} does not apply to OpenAI requests.",
+                f"The template {template.template.name} does not apply to OpenAI requests.",
                 hint="Messages use the model's chat template, and /v1/completions are raw text: leave --template out.",
             )
         self.ask: Callable[[Record], TextRequest] = lambda record: record.request(template, self.generation)

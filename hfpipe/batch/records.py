@@ -113,7 +113,9 @@ class Record:
         if self.prompt is not None:
             place = template.template.prompt_variable(values)
             if place is None:
-                raise TemplateError(f"There is no place for the prompt in {template.name}: all of it is given.")
+                raise TemplateError(
+                    f"There is no place for the prompt in {template.template.name}: all of it is given."
+                )
             values[place] = self.prompt
         elif template.template.variables == ("prompt",) and "prompt" not in values and "question" in values:
             # The usual name of what is asked fits the built-in templates, whichever the model has.

@@ -137,16 +137,12 @@ class LoadedModel(BaseModel):
         **kwargs: Any,
     ) -> list[Any]:
         """All in one batch of the engine, where LangChain's default is a thread for each. With `return_exceptions` an
-        input that fails has its error in its place."""
+        input that fails has its error in its place; else the first error ends the batch."""
         if self._is_cached() and not return_exceptions:
             answers: list[Any] = cast("Any", super()).batch(inputs, config, **kwargs)
             return answers
-        found = dict(self.batch_as_completed(inputs, config, return_exceptions=True, **kwargs))
-        answers = [found[index] for index in range(len(inputs))]
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        if failed and not return_exceptions:
-            raise failed
-        return answers
+        found = dict(self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs))
+        return [found[index] for index in range(len(inputs))]
 
     async def abatch(self, *args: Any, **kwargs: Any) -> list[Any]:
         """As batch, in a thread."""

@@ -122,11 +122,11 @@ class HFPipe(LoadedModel, BaseLLM):
     def _filled(self, prompt: str) -> tuple[str, bool]:
         # Where no template is chosen, it is the model's chat template, else the text alone.
         template = self._prompt_template(self.template)
-        if self.template is None and template.kind != "chat":
+        if self.template is None and template.add_special_tokens:
             template = self._prompt_template("raw")
         name = template.template.prompt_variable(self.variables)
         if name is None:
-            raise UsageError(f"The prompt has no place in {template.name}: `variables` fill all of it.")
+            raise UsageError(f"The prompt has no place in {template.template.name}: `variables` fill all of it.")
         return template.fill({name: prompt}), template.add_special_tokens
 
     @override

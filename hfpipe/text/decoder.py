@@ -79,20 +79,16 @@ class StopScanner:
         self._longest = max(map(len, stops), default=0)
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop was found: then the answer has ended."""
+    def feed(self, text: str, last: bool = False) -> tuple[str, bool]:
+        """The text that may be shown now, and whether a stop was found: then the answer has ended. After the `last`
+        text nothing is held back."""
         text = self._held + text
         places = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if places:
             self._held = ""
             return text[: min(places)[1]], True
-        shown = max(0, len(text) - self._longest)
+        shown = len(text) if last else max(0, len(text) - self._longest)
         while shown < len(text) and not any(stop.startswith(text[shown:]) for stop in self._stops):
             shown += 1
         self._held = text[shown:]
         return text[:shown], False
-
-    def flush(self) -> str:
-        """The text still held back, at the end of an answer that no stop ended."""
-        held, self._held = self._held, ""
-        return held

@@ -87,10 +87,10 @@ class PromptTemplate:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind != "chat":
+        if self.template.kind != "chat":
             if self.system is not None:
                 raise UsageError(
-                    f"A system message needs a chat template, and {self.name} is not one.",
+                    f"A system message needs a chat template, and {self.template.name} is not one.",
                     hint="Leave the system message (--system) out, or put it into a template of your own.",
                 )
             return
@@ -108,27 +108,19 @@ class PromptTemplate:
                 )
 
     @property
-    def name(self) -> str:
-        return self.template.name
-
-    @property
-    def kind(self) -> str:
-        return self.template.kind
-
-    @property
     def text(self) -> str:
         """What the prompt depends on: the source of the chat template, or the text with its {variables}."""
-        return self.chat.source if self.kind == "chat" and self.chat else self.template.text
+        return self.chat.source if self.template.kind == "chat" and self.chat else self.template.text
 
     @property
     def add_special_tokens(self) -> bool:
         """Whether the tokenizer adds its own to what `fill` returns; a chat template holds them already."""
-        return self.kind != "chat"
+        return self.template.kind != "chat"
 
     def fill(self, variables: Mapping[str, Any]) -> str:
         """The prompt for `variables`, which win over those of every prompt. Raises TemplateError."""
         text = self.template.fill({**self.variables, **variables})
-        return self.render([{"role": "user", "content": text}]) if self.kind == "chat" else text
+        return self.render([{"role": "user", "content": text}]) if self.template.kind == "chat" else text
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as the chat template writes it, whatever the kind of `template`. A last message of the

@@ -162,7 +162,10 @@ def _from_file(file: Path) -> Tokenizer:
     if "added_tokens_decoder" not in config:
         special_tokens |= _texts(_read(file.with_name("special_tokens_map.json"), schema.AnyObject))
     _add_tokens(tokenizer, file.parent, config)
-    _mark_special(tokenizer, special_tokens.values())
+    # Special is also what only the configuration calls so, as in transformers; the vocabulary stays as it is.
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = set(special_tokens.values()) - added
+    tokenizer.add_special_tokens([text for text in missing if tokenizer.token_to_id(text) is not None])
     return Tokenizer(tokenizer, special_tokens, _chat_templates(file.parent, config))
 
 
@@ -183,13 +186,6 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[s
         if token["content"] not in known:
             options = {name: token[name] for name in _TOKEN_OPTIONS if name in token}
             tokenizer.add_tokens([tokenizers.AddedToken(token["content"], **options)])
-
-
-def _mark_special(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
-    """Mark the tokens that only the configuration calls special, as transformers does; add none to the vocabulary."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = [text for text in texts if text not in added and tokenizer.token_to_id(text) is not None]
-    tokenizer.add_special_tokens(missing)
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
