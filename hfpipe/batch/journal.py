@@ -55,7 +55,7 @@ class Journal:
         self._digests: dict[int, bytes] = {}
         self._file: int | None = None
         # A thread has the disk hold what was written, within a second.
-        self._written, self._closed = threading.Event(), threading.Event()
+        self._written, self._closed = False, threading.Event()
         self._sync_error: OSError | None = None
 
     @property
@@ -130,7 +130,7 @@ class Journal:
                     self._done = (count + 1, size + len(line))
                 _cut(file, self._done[1])
         del self._digests[count]
-        self._written.set()
+        self._written = True
 
     def replace_errors(self, results: Iterable[bytes]) -> None:
         """Put new results of all that failed in the places of the old ones; they may be made while they are taken.
@@ -277,22 +277,21 @@ class Journal:
     def _sync(self, file: int) -> None:
         last = False
         while not last:
-            self._written.wait()
             last = self._closed.wait(_SYNC_AFTER_S)
-            # First, since what is written from here on may not be in it.
-            self._written.clear()
-            try:
-                # The manifest first, as it is written.
-                os.fsync(self._manifest.descriptor)
-                os.fsync(file)
-            except OSError as error:
-                self._sync_error = error
+            if self._written or last:
+                # First, since what is written from here on may not be in it.
+                self._written = False
+                try:
+                    # The manifest first, as it is written.
+                    os.fsync(self._manifest.descriptor)
+                    os.fsync(file)
+                except OSError as error:
+                    self._sync_error = error
 
     def _close(self) -> None:
         """Have the disk hold everything. Raises HFPipeError where it did not take it."""
         if self._file is not None:
             self._closed.set()
-            self._written.set()
             self._thread.join()
             os.close(self._file)
             self._check_synced()

@@ -30,7 +30,7 @@ def synced(monkeypatch):
 
 
 def test_what_was_written_gets_to_the_disk_though_nothing_more_is(source, output, synced, monkeypatch):
-    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
+    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0.001)
     with open_input(source) as stream, journal(output) as opened:
         line = next(opened.resume(Lines(stream)))
         synced.clear()
@@ -73,7 +73,7 @@ def test_a_disk_that_fails_later_is_told(source, output, monkeypatch):
         lines = opened.resume(Lines(stream))
         opened.append(answer(FORM.read_record(next(lines))))
         monkeypatch.setattr(disk.os, "fsync", fsync)
-        monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0)
+        monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0.001)
         opened.append(answer(FORM.read_record(next(lines))))
         with pytest.raises(HFPipeError, match="Input/output error"):
             opened.__exit__(None, None, None)
@@ -90,6 +90,15 @@ def test_an_error_is_not_hidden_by_one_at_the_end(source, output, monkeypatch):
         opened.resume(Lines(stream))
         monkeypatch.setattr(disk.os, "fsync", fsync)
         raise KeyError
+
+
+def test_the_end_is_never_missed(source, output, monkeypatch):
+    """However the last write and the end fall beside a turn of the thread that syncs."""
+    monkeypatch.setattr(disk, "_SYNC_AFTER_S", 1e-6)
+    monkeypatch.setattr(disk.os, "fsync", lambda _: None)
+    for _ in range(100):
+        run(source, output)
+        output.unlink()
 
 
 # A disk that takes a part
