@@ -1,8 +1,7 @@
 """Child processes: what they allocate is given back, and a crash or Ctrl-C in them cannot hurt the parent.
 
 `run_child` calls `main(arguments, reporter)` of a module in a child and gives its result; `serve` is the child's side.
-The arguments go in as one line of JSON on stdin, which stays open: its end tells the child that the parent is gone.
-Lines of JSON come out of stdout: stages, progress, notes, and at last what `main` returned or a known error.
+One line of JSON goes in; lines come out: calls of the reporter, and at last what `main` returned or a known error.
 """
 
 from __future__ import annotations
@@ -206,6 +205,6 @@ def serve(module: str) -> NoReturn:
 
 
 def _die_with_parent() -> None:
-    # Only the end of file comes after the line of arguments.
+    # stdin stays open after the line of arguments: its end says that the parent is gone.
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)

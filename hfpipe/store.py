@@ -1,7 +1,6 @@
-"""Folders that are made once, atomically: lock, temporary folder, rename, leftovers, free space, and the cache.
+"""Folders that are made once, atomically, the cache of them, and the identity of a model.
 
-What has its final name is complete. It is made in a hidden folder beside its place, under a lock that ends with its
-process, and renamed; what a killed process left is removed by the next one that makes something in the same folder.
+What has its final name is complete: it is made in a hidden folder beside its place, under a lock, and renamed.
 """
 
 from __future__ import annotations
@@ -39,9 +38,6 @@ _SAFE_S = 3600.0
 
 class Locked(Exception):
     """Another process or thread holds the lock."""
-
-
-# Places
 
 
 def cache_root() -> Path:

@@ -17,7 +17,6 @@ PACKAGE_PREFIX = "pypi:"
 
 _FORMS = "A model is a folder, a .gguf file, a Hub id (gpt2, org/name), pypi:PACKAGE, or smollm2."
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-_REPOSITORY = "models--"
 # The number counts up when the conversion changes: what an older one made is then made anew.
 _GGUF = "gguf-1"
 
@@ -77,7 +76,7 @@ def known_names() -> list[str]:
 
     cache = Path(constants.HF_HUB_CACHE)
     entries = os.listdir(cache) if cache.is_dir() else []
-    cached = (entry[len(_REPOSITORY) :].replace("--", "/") for entry in entries if entry.startswith(_REPOSITORY))
+    cached = (name.removeprefix("models--").replace("--", "/") for name in entries if name.startswith("models--"))
     return [*BUILT_IN, *sorted(cached)]
 
 

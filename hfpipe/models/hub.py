@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -44,12 +45,6 @@ class _Meter:
 
     def __init__(self, reporter: Reporter, task: str, total: int) -> None:
         self.reporter, self._task, self._total, self._done = reporter, task, total, 0
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def update(self, count: float | None = 1) -> None:
         self._done += int(count or 0)
@@ -139,7 +134,7 @@ def _fetch_weights(reference: str, name: str, commit: str, meter: _Meter) -> Non
     if metadata.etag is None or (metadata.xet_file_data is not None and has_xet):
         # Xet is faster, and keeps what has come in a cache of its own.
         try:
-            hf.hf_hub_download(reference, name, revision=commit, tqdm_class=lambda *_, **__: meter)  # type: ignore[call-overload]
+            hf.hf_hub_download(reference, name, revision=commit, tqdm_class=lambda **_: nullcontext(meter))  # type: ignore[call-overload]
         except RuntimeError as error:
             # What hf_xet raises for a network that fails.
             raise httpx.NetworkError(str(error)) from error

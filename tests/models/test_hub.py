@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -147,6 +148,15 @@ def test_an_openvino_repository(hub, ask, repos):
         (repos["gpt2"] / name).write_bytes(name.encode())
     assert ask("gpt2")["format"] == "openvino"
     assert not {"model.safetensors", *DECOYS} & set(hub.paths("GET"))
+
+
+def test_what_huggingface_hub_downloads_itself_is_counted(ask, repos, monkeypatch):
+    """As files behind Xet are."""
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: SimpleNamespace(etag=None))
+    found = ask("gpt2")
+    size = (repos["gpt2"] / "model.safetensors").stat().st_size
+    assert Path(found["folder"], "model.safetensors").stat().st_size == size
+    assert size in [done for _, done, _ in found["steps"]]
 
 
 def test_two_at_once(hub, homes):
