@@ -11,17 +11,16 @@ from pathlib import Path, PurePath
 
 from hfpipe import backends, models, store
 from hfpipe.backends.openvino.optimum_cli import own_format
-from hfpipe.batch.records import Record
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.spec import Spec
-from hfpipe.errors import ContextLengthError, HFPipeError, MissingVariable, UsageError
+from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.export import ExportOptions, exporter
 from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
 from hfpipe.quality import Reference
-from hfpipe.text.templates import PromptTemplate, prompt_template
-from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.text.templates import prompt_template
+from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter
 
 _QUANTIZED = ("int8", "int4")
@@ -29,7 +28,6 @@ _QUANTIZED = ("int8", "int4")
 _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
 # What an export keeps of the config.json of its source.
 _KEPT = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-_SHORTER = "Use a smaller prompt_tokens or new_tokens (-p, -g), or max_tokens in a line."
 QUESTION = "What is EEG?"
 
 References = Callable[[ModelSource], Reference]
@@ -112,9 +110,7 @@ def check_room(source: ModelSource, tokens: int) -> None:
     """Raise ContextLengthError: some models continue beyond their context, and answer noise."""
     limit = source.context_length
     if limit is not None and tokens > limit:
-        raise ContextLengthError(
-            f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.", hint=_SHORTER
-        )
+        raise ContextLengthError(f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.")
 
 
 def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
@@ -125,25 +121,19 @@ def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
     if spec.prompts is None:
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=spec.loading.trust_remote_code)
-    options = GenerationOptions(max_tokens=spec.workload.new_tokens)
     template = prompt_template(tokenizer, source.reference)
-    return [_tokenized(one, source, template, options, tokenizer) for one in spec.prompts]
-
-
-def _tokenized(
-    record: Record, source: ModelSource, template: PromptTemplate, options: GenerationOptions, tokenizer: Tokenizer
-) -> Prompt:
-    try:
-        request = record.request(template, options)
-        token_ids = tokenizer.encode(request.prompt, request.add_special_tokens)
-        new_tokens = request.options.max_tokens or 0
-        check_room(source, len(token_ids) + new_tokens)
-    except HFPipeError as error:
-        hint = error.hint if isinstance(error, ContextLengthError) else None
-        if isinstance(error, MissingVariable):
-            hint = 'A line needs a "prompt", a "question", or "messages".'
-        raise type(error)(f"Line {record.number} of the prompts: {error.message}", hint=hint) from error
-    return token_ids, new_tokens
+    options, prompts = GenerationOptions(max_tokens=spec.workload.new_tokens), list[Prompt]()
+    for record in spec.prompts:
+        try:
+            request = record.request(template, options)
+            token_ids = tokenizer.encode(request.prompt, request.add_special_tokens)
+            new_tokens = request.options.max_tokens or 0
+            check_room(source, len(token_ids) + new_tokens)
+        except HFPipeError as error:
+            # Hints of other commands would not help.
+            raise type(error)(f"Line {record.number} of the prompts: {error.message}") from error
+        prompts.append((token_ids, new_tokens))
+    return prompts
 
 
 def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
@@ -181,19 +171,14 @@ def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
 
 
 def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | None], str]:
-    """What names the rows, each differently: with the model's last part where there are several models, and with as
-    many parts of its path as make it different from the others'."""
-    references = list(dict.fromkeys(source.reference for source in found))
+    """What names the rows, each differently: with the model's last part where there are several models, or with all of
+    it where another one ends like it."""
+    lasts = Counter(PurePath(one).name for one in {source.reference for source in found})
     made: Counter[str] = Counter()
 
-    def label(reference: str) -> str:
-        parts = PurePath(reference).parts
-        endings = ["/".join(parts[-count:]) for count in range(1, len(parts))]
-        alone = (one for one in endings if sum(f"/{other}".endswith(f"/{one}") for other in references) == 1)
-        return next(alone, reference)
-
     def name(source: ModelSource, backend: str, weight_format: str | None) -> str:
-        model = label(source.reference) if len(found) > 1 else ""
+        last = PurePath(source.reference).name
+        model = "" if len(found) == 1 else last if lasts[last] == 1 else source.reference
         text = " ".join(filter(None, [model, backend, weight_format]))
         made[text] += 1
         return text if made[text] == 1 else f"{text} ({made[text]})"
@@ -219,14 +204,14 @@ def flags(loading: LoadOptions) -> list[str]:
     words: list[str] = []
     for one in fields(LoadOptions):
         value, flag = getattr(loading, one.name), _flag(one.name)
-        if value in (None, False) or one.name in ("batch_size", "revision"):
+        if not value or one.name in ("batch_size", "revision"):
             continue
         if one.name == "model_kwargs":
             words += [word for key, each in value.items() for word in ("--model-kwarg", f"{key}={json.dumps(each)}")]
-        elif one.name == "ov_config":
-            words += [flag, json.dumps(dict(value))] if value else []
+        elif value is True:
+            words.append(flag)
         else:
-            words += [flag] if value is True else [flag, str(value)]
+            words += [flag, json.dumps(dict(value)) if one.name == "ov_config" else str(value)]
     return words
 
 
@@ -244,14 +229,13 @@ def _without_device(spec: Spec) -> dict[str, HFPipeError]:
     """
     refused: dict[str, HFPipeError] = {}
     device = spec.loading.device
-    for name in spec.engines:
-        if device and "device" in backends.spec(name).honours:
-            try:
-                given = {"task": "device", "backend": name, "device": device}
-                run_child("hfpipe.bench.measure", given, what=f"Looking for {device}")
-            except HFPipeError as error:
-                refused[name] = error
-    if refused and len(refused) == len(spec.engines):
+    for name in [name for name in spec.engines if device and "device" in backends.spec(name).honours]:
+        given = {"task": "device", "backend": name, "device": device}
+        try:
+            run_child("hfpipe.bench.measure", given, what=f"Looking for {device}")
+        except HFPipeError as error:
+            refused[name] = error
+    if len(refused) == len(spec.engines):
         raise next(iter(refused.values()))
     return refused
 

@@ -1,8 +1,7 @@
 """A report as pictures: --plot FILE.png, FILE.svg or FILE.html.
 
-Decode speed against loss of quality, or bars of speeds where no quality was measured; and the times between tokens.
-A page has both, with the tables, the advice and all other facts. Matplotlib takes half a second to import, and on its
-first start some seconds to list the fonts: it is imported once there is something to draw.
+Matplotlib takes half a second to import, and on its first start some seconds to list the fonts: it is imported once
+there is something to draw.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfpipe.bench.advice import Advice, change, number
 from hfpipe.bench.advice import warnings as warnings_of
-from hfpipe.bench.report import Configuration, Measured, Report, check_output, several_sources, write_file
+from hfpipe.bench.report import Configuration, Report, check_output, several_sources, write_file
 from hfpipe.bench.tables import clean, meanings, tables
 
 if TYPE_CHECKING:
@@ -83,16 +82,15 @@ def _page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> s
 def _models(report: Report) -> str:
     """Their names, without the folders that they are in."""
     names = list(dict.fromkeys(clean(Path(row.model).name or row.model) for row in report.configurations))
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _circumstances(report: Report) -> str:
     """Where and when, in one line."""
-    host, repeats = report.host, report.arguments.get("repeats")
-    facts = [str(host.get("processor") or ""), f"{host.get('cores')} cores" if host.get("cores") else ""]
-    facts += dict.fromkeys(row.detail.get("gpu", "") for row in report.configurations)
-    facts += [f"{repeats} round{'' if repeats == 1 else 's'}" if repeats else "", report.created[:10]]
-    return " · ".join(filter(None, facts)).replace("(R)", "").replace("(TM)", "")
+    host = report.host
+    facts = [host.get("processor"), *(row.detail.get("gpu") for row in report.configurations)]
+    facts += [f"{host['cores']} cores" if host.get("cores") else None, report.created[:10]]
+    return " · ".join(dict.fromkeys(str(one) for one in facts if one)).replace("(R)", "").replace("(TM)", "")
 
 
 @contextmanager
@@ -137,15 +135,6 @@ def _figure(
     return figure
 
 
-def _points(report: Report) -> Iterator[tuple[Configuration, Measured, float, float]]:
-    """The configurations with a speed and a quality; the loss and its error in percent."""
-    for row in report.configurations:
-        speed, quality = row.measured(report.workload.decode), row.quality
-        if speed and quality:
-            loss = min(100 * quality.perplexity_change, _WORST)
-            yield row, speed, loss, 100 * (quality.perplexity_change_error or 0)
-
-
 def pareto(choices: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (speed, loss) that no other beats, by speed. Losses that a label shows as equal are equal."""
     best: list[tuple[float, float]] = []
@@ -157,7 +146,8 @@ def pareto(choices: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _tradeoff(report: Report) -> Figure | None:
     """Decode speed against loss of quality, bubbles as large as the sizes on disk. None where nothing has a quality."""
-    shown = list(_points(report))
+    found = [(row, row.measured(report.workload.decode), row.quality) for row in report.configurations]
+    shown = [(row, speed, quality) for row, speed, quality in found if speed and quality]
     if not shown:
         return None
     notes = [
@@ -170,15 +160,17 @@ def _tradeoff(report: Report) -> Figure | None:
     figure = _figure(report, title, notes, 4.2 + 0.17 * len(shown), drawn, "speed or quality")
     axes, legend = figure.subplots(2, height_ratios=[4.2, 0.17 * len(shown) + 0.2])
     largest = max(row.size_mb or 0 for row, *_ in shown) or 1
-    for place, (row, speed, loss, error) in enumerate(shown, 1):
-        colour, spread = _COLOURS.get(row.backend, _GREY), [[speed.median - speed.low], [speed.high - speed.median]]
-        axes.errorbar(speed.median, loss, xerr=spread, yerr=error, fmt="none", ecolor=colour, elinewidth=1)
-        axes.scatter(speed.median, loss, 1200 * (row.size_mb or 0) / largest, colour, alpha=0.3, linewidth=0)
-        axes.annotate(str(place), (speed.median, loss), (4, 3), textcoords="offset points", fontweight="bold")
-        size, lost = f" · {row.size_mb:,.3g} MB" if row.size_mb else "", row.quality and row.quality.perplexity_change
-        label = f"{place}  {_shown(row.name)}: {number(speed.median)} tok/s{size} · {change(lost or 0)}"
-        axes.scatter(speed.median, loss, 12, colour, label=label, zorder=3)
-    best, losses = pareto([(speed.median, loss) for _, speed, loss, _ in shown]), [loss for _, _, loss, _ in shown]
+    points = [(speed.median, min(100 * quality.perplexity_change, _WORST)) for _, speed, quality in shown]
+    for place, ((row, speed, quality), (x, y)) in enumerate(zip(shown, points, strict=True), 1):
+        colour, spread = _COLOURS.get(row.backend, _GREY), [[x - speed.low], [speed.high - x]]
+        error = 100 * (quality.perplexity_change_error or 0)
+        axes.errorbar(x, y, xerr=spread, yerr=error, fmt="none", ecolor=colour, elinewidth=1)
+        axes.scatter(x, y, 1200 * (row.size_mb or 0) / largest, colour, alpha=0.3, linewidth=0)
+        axes.annotate(str(place), (x, y), (4, 3), textcoords="offset points", fontweight="bold")
+        size = f" · {row.size_mb:,.3g} MB" if row.size_mb else ""
+        label = f"{place}  {_shown(row.name)}: {number(x)} tok/s{size} · {change(quality.perplexity_change)}"
+        axes.scatter(x, y, 12, colour, label=label, zorder=3)
+    best, losses = pareto(points), [loss for _, loss in points]
     steps = zip((axes.get_xlim()[0], best[0][1]), *best, strict=True)
     axes.step(*steps, where="pre", color=_GREEN, linewidth=1.2, label="Pareto front", zorder=1)
     if max(losses) > _LINEAR_TO and sum(loss < _LINEAR_TO / 2 for loss in losses) > 1:
@@ -236,25 +228,23 @@ def _speeds(report: Report) -> Figure:
     metrics = [name for name in work.speeds if any(row.measured(name) for row in report.configurations)]
     shown = [row for row in report.configurations if any(row.measured(name) for name in metrics)]
     notes = ["Bars: median of the rounds. Lines: range of the samples." if shown else "Nothing was measured."]
-    lines, columns = -(-len(metrics) // 3) or 1, min(3, len(metrics))
-    figure = _figure(report, "speed", notes, lines * (0.7 + 0.28 * len(shown)), shown, "speed")
-    for place, metric in enumerate(metrics):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        kind = {work.prefill: f"Prompt ({metric})", work.decode: f"Decode ({metric})"}
+    figure = _figure(report, "speed", notes, len(metrics) * (0.7 + 0.28 * len(shown)), shown, "speed")
+    for place, metric in enumerate(metrics, 1):
+        axes = figure.add_subplot(len(metrics), 1, place)
         at_once = f"{metric.removesuffix('_tps').removeprefix('batch')} answers at once"
-        axes.set_title(kind.get(metric, at_once), fontsize=8.5, loc="left")
+        title = {work.prefill: f"Prompt ({metric})", work.decode: f"Decode ({metric})"}.get(metric, at_once)
+        axes.set_title(f"{title}, tokens/s", fontsize=8.5, loc="left")
         for line, row in enumerate(shown):
             if one := row.measured(metric):
-                axes.barh(line, one.median, height=0.6, color=_COLOURS.get(row.backend, _GREY), alpha=0.5)
-                axes.plot([one.low, one.high], [line, line], color=_COLOURS.get(row.backend, _GREY))
+                colour = _COLOURS.get(row.backend, _GREY)
+                axes.barh(line, one.median, height=0.6, color=colour, alpha=0.5)
+                axes.plot([one.low, one.high], [line, line], color=colour)
             text, end = (number(one.median), one.high) if one else ("not measured", 0.0)
             axes.annotate(text, (end, line), (3, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(shown)), ["" if place % 3 else _shown(row.name) for row in shown])
+        axes.set_yticks(range(len(shown)), [_shown(row.name) for row in shown])
         axes.margins(x=0.3)
         axes.set_xlim(left=0)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.locator_params(axis="x", nbins=4)
-        axes.set_xlabel("tokens/s", fontsize=7.5)
+        axes.invert_yaxis()
     return figure
 
 

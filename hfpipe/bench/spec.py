@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import StrictInt
@@ -12,7 +12,7 @@ from hfpipe import backends
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.batch.records import Record
-from hfpipe.errors import HFPipeError, UsageError, nearest
+from hfpipe.errors import UsageError, nearest
 from hfpipe.export import WEIGHT_FORMATS
 from hfpipe.models import is_hub_id
 from hfpipe.types import LoadOptions
@@ -113,8 +113,6 @@ class Spec:
             raise UsageError(f"repeats (--repeats) must be at least 1, not {self.repeats}.")
         if not self.quality and (self.texts or self.reference):
             raise UsageError("--no-quality cannot be combined with --text or --reference.")
-        for name in self.backends:
-            backends.spec(name)
         for name in self.weight_formats:
             if name not in WEIGHT_FORMATS:
                 raise UsageError(
@@ -126,11 +124,9 @@ class Spec:
                 f"{' and '.join(self.backends)} cannot honour weight_formats (--weight-format).",
                 hint="Only the openvino backend can.",
             )
-        for one in fields(LoadOptions):
-            given = replace(LoadOptions(), **{one.name: getattr(self.loading, one.name)})
-            refusals = [error for name in self.engines if (error := _refusal(name, given))]
-            if len(refusals) == len(self.engines):
-                raise refusals[0]
+        honoured = frozenset().union(*(backends.spec(name).honours for name in self.engines))
+        others = {name: getattr(LoadOptions(), name) for name in honoured}
+        backends.check_options(self.engines[0], replace(self.loading, **others))
         count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
         if self.loading.revision is not None and count != 1:
             raise UsageError(
@@ -142,22 +138,9 @@ class Spec:
     def engines(self) -> Sequence[str]:
         return self.backends or _BACKENDS
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens a model must have room for, as far as that is known without it."""
-        return (self.workload.prompt_tokens or 0) + self.workload.new_tokens
-
     def revision(self, model: str) -> str | None:
         """The revision of the one Hub model; the other models have none."""
         return self.loading.revision if is_hub_id(model) else None
-
-
-def _refusal(backend: str, options: LoadOptions) -> HFPipeError | None:
-    try:
-        backends.check_options(backend, options)
-    except HFPipeError as error:
-        return error
-    return None
 
 
 def read_prompts(path: Path) -> list[Record]:
