@@ -1,12 +1,6 @@
 """Which choice is best for a model on this machine, and whether the difference is real.
 
-spec.py        what is measured, and all that can be chosen
-candidates.py  models, engines and formats as rows of the report, exported where needed
-rounds.py      round after round over all of them    measure.py  one measurement, in a process of its own
-quality.py     how far each is from its source
-report.py      what was measured, raw; to JSON and back
-comparison.py  intervals and verdicts, also beside an earlier report    advice.py  which choice to take
-tables.py      a report as tables for a terminal, Markdown, CSV         plot.py    as pictures and HTML
+`run` has candidates measured in rounds, into a report; comparison, advice, tables and plot say what it comes to.
 """
 
 from __future__ import annotations

@@ -122,21 +122,15 @@ def _compare(
             "new_tokens": new_tokens,
         }
         what = f"Answering with {name}"
-        found: dict[str, Any] = run_child(__name__, arguments, what=what, reporter=reporter, verbose=verbose)
-        return found
+        return dict(run_child(__name__, arguments, what=what, reporter=reporter, verbose=verbose))
 
     name, first = f"{origin.reference}, exact", given[0].loading
     reporter.stage(f"Answering with {name}")
     # In 32 bits, unless it is too large for that.
     exact = reference.dtype == "float32"
-    loading = LoadOptions(
-        backend="torch",
-        device="cpu",
-        exact=exact,
-        dtype=None if exact else reference.dtype,
-        trust_remote_code=first.trust_remote_code,
-        allow_pickle=first.allow_pickle,
-    )
+    trusted = {name: getattr(first, name) for name in ("trust_remote_code", "allow_pickle")}
+    dtype = None if exact else reference.dtype
+    loading = LoadOptions(backend="torch", device="cpu", exact=exact, dtype=dtype, **trusted)
     expected = ask(name, origin, loading, None)["answers"]
     for one in given:
         reporter.stage(f"Comparing {one.row.name}")

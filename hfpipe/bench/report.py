@@ -103,7 +103,7 @@ class Configuration:
 
     @property
     def is_measured(self) -> bool:
-        """It has samples, and did not fail."""
+        """To the end."""
         return bool(self.samples) and self.error is None
 
 
@@ -151,13 +151,10 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValidationError, UsageError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-        raise UsageError(
-            f"{path} is not a report of this version of hfpipe bench: {reason}", hint="Measure it again."
-        ) from error
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error.message}
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        message = f"{path} is not a report of this version of hfpipe bench: {reason}"
+        raise UsageError(message, hint="Measure it again.") from error
     return report
 
 

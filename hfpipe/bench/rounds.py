@@ -114,10 +114,8 @@ class Rounds:
             **more,
         }
         reporter = self.reporter if self.verbose else None
-        found: dict[str, Any] = run_child(
-            module, given, what=f"{what} {candidate.row.name}", reporter=reporter, verbose=self.verbose
-        )
-        return found
+        what = f"{what} {candidate.row.name}"
+        return dict(run_child(module, given, what=what, reporter=reporter, verbose=self.verbose))
 
 
 def drawn(seed: str, vocabulary: int, shapes: Sequence[tuple[int, int]]) -> list[Prompt]:

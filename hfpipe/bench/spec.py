@@ -115,24 +115,17 @@ class Spec:
             raise UsageError("--no-quality cannot be combined with --text or --reference.")
         for name in self.weight_formats:
             if name not in WEIGHT_FORMATS:
-                raise UsageError(
-                    f"Unknown weight format {name!r}.",
-                    hint=nearest(name, WEIGHT_FORMATS) or f"Available: {', '.join(WEIGHT_FORMATS)}.",
-                )
+                hint = nearest(name, WEIGHT_FORMATS) or f"Available: {', '.join(WEIGHT_FORMATS)}."
+                raise UsageError(f"Unknown weight format {name!r}.", hint=hint)
         if self.weight_formats and self.backends and "openvino" not in self.backends:
-            raise UsageError(
-                f"{' and '.join(self.backends)} cannot honour weight_formats (--weight-format).",
-                hint="Only the openvino backend can.",
-            )
+            names = " and ".join(self.backends)
+            raise UsageError(f"{names} cannot honour weight_formats (--weight-format); only openvino can.")
         honoured = frozenset().union(*(backends.spec(name).honours for name in self.engines))
         others = {name: getattr(LoadOptions(), name) for name in honoured}
         backends.check_options(self.engines[0], replace(self.loading, **others))
         count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
         if self.loading.revision is not None and count != 1:
-            raise UsageError(
-                f"revision (--revision) needs exactly one Hub model, got {count}.",
-                hint="Measure one at a time, and compare with --baseline." if count else None,
-            )
+            raise UsageError(f"revision (--revision) needs exactly one Hub model, got {count}.")
 
     @property
     def engines(self) -> Sequence[str]:

@@ -166,7 +166,7 @@ def test_quality_and_advice(tiny_llama, tmp_path):
         (["--max-loss", "nan"], "Invalid value for '--max-loss': 'nan' is not a share, as in 2%."),
         (["--fail-slower", "10%"], "--fail-slower needs a --baseline to compare with."),
         (["--markdown", "--json"], "--json and --markdown cannot be combined: each is all of stdout."),
-        (["--weight-format", "int8"], "echo cannot honour weight_formats (--weight-format)."),
+        (["--weight-format", "int8"], "echo cannot honour weight_formats (--weight-format); only openvino can."),
         (["--plot", "x.pdf"], "--plot: unsupported file type .pdf (use .png, .svg or .html)."),
         (["-o", "x.txt"], "--output: unsupported file type .txt (use .json, .md or .csv)."),
         (["-o", "/proc/x.json"], "Cannot write /proc/x.json: No such file or directory."),
