@@ -24,37 +24,27 @@ if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
 
 
-def _complete_weight_format(incomplete: str) -> list[str]:
-    return [name for name in WEIGHT_FORMATS if name.startswith(incomplete)]
-
-
 _quantization, _export = partial(o.option, panel="Quantization"), partial(o.option, panel="Export")
 _FORMAT = f"{', '.join(WEIGHT_FORMATS)}. Default: the model's own precision."
 _GROUP = (
     "Weights that share a scale (int4); auto: the largest of 128, 64, 32 that divides every layer; -1: a whole channel."
 )
+_RATIO = "The share of the layers' weights in 4 bits; the rest is in 8."
 _SCALES = "Scales that fit the activations (int4); the default where there is text to calibrate on."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
 _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
 
-OutputArg = Annotated[
-    Path | None,
-    typer.Argument(metavar="[OUTPUT]", help="The folder to make. Default: NAME-ov-FORMAT.", show_default=False),
-]
+OutputArg = Annotated[Path | None, o.argument("[OUTPUT]", "The folder to make. Default: NAME-ov-FORMAT.")]
 FormatOpt = Annotated[
-    str | None,
-    _quantization("--weight-format", help=_FORMAT, metavar="FORMAT", autocompletion=_complete_weight_format),
+    str | None, _quantization("--weight-format FORMAT", help=_FORMAT, autocompletion=o.one_of(WEIGHT_FORMATS))
 ]
-GroupSizeOpt = Annotated[str, _quantization("--group-size", help=_GROUP, metavar="N|auto")]
+GroupSizeOpt = Annotated[str, _quantization("--group-size N|auto", help=_GROUP)]
 SymOpt = Annotated[bool, _quantization("--sym", help="Symmetric, without zero points.")]
-RatioOpt = Annotated[
-    float | None,
-    _quantization("--ratio", help="The share of the layers' weights in 4 bits; the rest is in 8.", metavar="R"),
-]
+RatioOpt = Annotated[float | None, _quantization("--ratio R", help=_RATIO)]
 AwqOpt = Annotated[bool, _quantization("--awq", help="Activation-aware scaling (int4).")]
 ScaleEstimationOpt = Annotated[bool, _quantization("--scale-estimation", help=_SCALES)]
 GptqOpt = Annotated[bool, _quantization("--gptq", help="GPTQ (int4); the slowest.")]
-CalibrationOpt = Annotated[Path | None, _quantization("--calibration", help=_TEXT, metavar="FILE")]
+CalibrationOpt = Annotated[Path | None, _quantization("--calibration FILE", help=_TEXT)]
 DataFreeOpt = Annotated[bool, _quantization("--data-free", help="No calibration: quick, but loses more quality.")]
 NoVerifyOpt = Annotated[bool, _export("--no-verify", help="Do not run the export or compare it with its source.")]
 DryRunOpt = Annotated[bool, _export("--dry-run", help="Print the plan and export nothing.")]

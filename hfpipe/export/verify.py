@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import openvino_genai as genai
 from numpy.typing import NDArray
 
@@ -17,7 +15,7 @@ from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError, ConversionError, HFPipeError
 from hfpipe.generator import open_generator
-from hfpipe.models.folder import OPENVINO, inspect_folder
+from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import Quality, Reference, held_out, read_reference
 from hfpipe.quality.score_openvino import check_numbers, score_folder
 from hfpipe.text.tokenizer import load_tokenizer
@@ -26,8 +24,6 @@ from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest, 
 TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml")
 _PROMPT = "The capital of France is"
 _GREEDY = GenerationOptions(max_tokens=24, temperature=0.0)
-# Constants that belong to a weight and are not weights themselves.
-_OF_A_WEIGHT = ("/scale", "/zero_point", "/fq_weights_1")
 
 # The weights that share a scale when a product is computed in integers; OpenVINO's own choice on a CPU is 32.
 _GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -53,7 +49,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     loading.keep_tuned(folder, {})
     report: dict[str, Any] = {
         "answer": {"prompt": _PROMPT, "text": _answer(folder, temporary, trust_remote_code=trust)},
-        "weights": weight_shares(folder),
+        "weights": loading.weight_shares(folder),
         "tokenizer": tokenizer_report(folder, source, trust_remote_code=trust),
     }
     if arguments["reference_folder"] is None:
@@ -85,18 +81,6 @@ def _answer(folder: Path, temporary: Path, *, trust_remote_code: bool) -> str:
     except HFPipeError as error:
         raise ConversionError(f"The export does not run: {error.message}", hint=error.hint) from error
     return completion.text
-
-
-def weight_shares(folder: Path) -> dict[str, float]:
-    """The share of the model's weights in each precision, counted in numbers, without the scales of quantized ones."""
-    counts: Counter[str] = Counter()
-    for node in ov.Core().read_model(folder / OPENVINO).get_ops():
-        if node.get_type_name() != "Constant" or node.get_friendly_name().endswith(_OF_A_WEIGHT):
-            continue
-        if precision := loading.PRECISIONS.get(node.get_element_type().get_type_name()):
-            counts[precision] += int(np.prod(node.get_output_shape(0), dtype=np.int64))
-    total = sum(counts.values())
-    return {precision: count / total for precision, count in counts.most_common()}
 
 
 def tokenizer_report(folder: Path, source: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:

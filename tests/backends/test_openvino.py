@@ -335,8 +335,11 @@ def test_a_number_that_is_too_large_in_a_model(cache, tiny_llama_ov, tmp_path, m
     ],
 )
 def test_the_weight_format_is_what_most_bytes_are(tmp_path, constants, shown):
-    lines = [f'<data element_type="{kind}" shape="1" offset="0" size="{size}" />' for kind, size in constants]
-    (tmp_path / "openvino_model.xml").write_text("<net>\n" + "\n".join(lines) + "\n</net>")
+    layers = "".join(
+        f'<layer id="1" name="{kind}" type="Const">\n<data element_type="{kind}" shape="1" size="{size}"/>'
+        for kind, size in constants
+    )
+    (tmp_path / "openvino_model.xml").write_text(f"<net>{layers}</net>")
     assert loading.weight_format(tmp_path) == shown
 
 

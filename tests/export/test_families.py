@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hfpipe.export.verify import weight_shares
+from hfpipe.backends.openvino.loading import weight_shares
 from hfpipe.generator import open_generator
 from hfpipe.process import run_child
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest

@@ -31,7 +31,9 @@ _AMX = {"bf16": "amx_bf16", "f16": "amx_fp16"}
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 # A constant in the model's xml, as OpenVINO writes it.
-_CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
+_CONSTANT = re.compile(rb'name="([^"]*)" type="Const"[^>]*>\s*<data element_type="(\w+)"[^>]* size="(\d+)"')
+# Those that belong to a weight and are not weights themselves.
+_OF_A_WEIGHT = (b"/scale", b"/zero_point", b"/fq_weights_1")
 PRECISIONS = {
     "f32": "float32",
     "f16": "float16",
@@ -243,13 +245,21 @@ def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) 
     return store.build_once("openvino", f"{key}-{dtype}", export, model=source.reference, form=dtype, reporter=reporter)
 
 
-def weight_format(folder: Path) -> str:
-    """What most of the weights are stored as: float32, float16, bfloat16, int8, int4."""
+def weight_shares(folder: Path) -> dict[str, float]:
+    """The share of the weights in each precision (float32, float16, bfloat16, int8, int4), the largest first, without
+    the scales of quantized ones."""
     counts: Counter[str] = Counter()
-    for kind, size in _CONSTANT.findall((folder / "openvino_model.xml").read_bytes()):
+    for name, kind, size in _CONSTANT.findall((folder / "openvino_model.xml").read_bytes()):
         precision = PRECISIONS.get(kind.decode(), kind.decode())
-        counts[precision] += int(size) * 8 // int(re.sub(r"\D", "", precision) or 8)
-    return counts.most_common(1)[0][0] if counts else "unknown"
+        bits = re.search(r"\d+", precision)
+        if bits and kind not in (b"i32", b"i64") and not name.endswith(_OF_A_WEIGHT):
+            counts[precision] += int(size) * 8 // int(bits[0])
+    return {precision: count / sum(counts.values()) for precision, count in counts.most_common()}
+
+
+def weight_format(folder: Path) -> str:
+    """What most of the weights are stored as."""
+    return next(iter(weight_shares(folder)), "unknown")
 
 
 def bytes_per_cached_value(folder: Path, used: Mapping[str, Any]) -> float:
