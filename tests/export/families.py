@@ -17,33 +17,29 @@ from tests import tiny
 from tests.tiny_exports import in_this_process
 
 LENGTH = 1500
-SPREAD = 0.1
+OPTIONS = [ExportOptions("fp32"), ExportOptions("int4", data_free=True)]
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Make a model of each family, and its exports in fp32, which is verified, and int4, in `arguments["folder"]`.
 
-    Gives for each family and format the `folder`, the `report`, and the `estimate` of the size.
+    Gives for each family and format the `folder`, the `report`, the `estimate` of the size, and an `answer`.
     """
     for module in (optimum_cli, exporter, quality):
         module.run_child = in_this_process
     short = {kind: text[:LENGTH] for kind, text in quality.held_out().items()}
     quality.held_out = verify.held_out = lambda share=1.0: short
-    return {name: _exports(name, make, Path(arguments["folder"])) for name, make in tiny.FAMILIES.items()}
-
-
-def _exports(name: str, make: Any, folder: Path) -> dict[str, Any]:
-    source = models.resolve(str(make(folder / name, spread=SPREAD)))
-    return {
-        weight_format: _export(source, folder / f"{name}-{weight_format}", options)
-        for weight_format, options in {
-            "fp32": ExportOptions("fp32"),
-            "int4": ExportOptions("int4", data_free=True),
-        }.items()
-    }
-
-
-def _export(source: Any, output: Path, options: ExportOptions) -> dict[str, Any]:
-    plan = make_plan(source, output, options)
-    done = exporter.export(plan, verify=options.weight_format == "fp32")
-    return {"folder": str(done.folder), "report": done.data, "estimate": plan.estimate.size}
+    folder = Path(arguments["folder"])
+    made: dict[str, dict[str, Any]] = {}
+    for name, make in tiny.FAMILIES.items():
+        source = models.resolve(str(make(folder / name, spread=0.1)))
+        for options in OPTIONS:
+            plan = make_plan(source, folder / f"{name}-{options.weight_format}", options)
+            done = exporter.export(plan, verify=options.weight_format == "fp32")
+            made.setdefault(name, {})[plan.weight_format] = {
+                "folder": str(done.folder),
+                "report": done.data,
+                "estimate": plan.estimate.size,
+                "answer": verify._answer(done.folder, folder / "compiled", trust_remote_code=False),
+            }
+    return made
