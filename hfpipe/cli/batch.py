@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from hfpipe.cli import options as o
-from hfpipe.cli.main import say_when_interrupted
+from hfpipe.cli.main import INTERRUPTS
 from hfpipe.cli.startup import leave_out_unused, silence
 from hfpipe.cli.terminal import Answer, Terminal, data, tell
 from hfpipe.errors import HFPipeError, UsageError
@@ -77,7 +77,7 @@ def batch(
         leave_out_unused()
     # Nothing has to be put in order: the output is at every moment as good as finished.
     again = "without --restart" if restart else "again"
-    say_when_interrupted(lambda: f"Interrupted. Run the same command {again} to resume." if path else "Interrupted.")
+    INTERRUPTS.farewell = lambda: f"Interrupted. Run the same command {again} to resume." if path else "Interrupted."
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
         if model is None and not quiet:
             tell(f"No --model and no HFPIPE_MODEL: using {DEFAULT_MODEL}.")

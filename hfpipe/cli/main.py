@@ -21,7 +21,7 @@ def main() -> NoReturn:
     for number in _SIGNALS:
         # A shell starts a background job of a script with SIGINT ignored, and nohup ignores SIGHUP.
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _INTERRUPTS.handle)
+            signal.signal(number, INTERRUPTS.handle)
     code = 1
     try:
         _open_standard_streams()
@@ -32,7 +32,7 @@ def main() -> NoReturn:
         sys.excepthook(type(error), error, error.__traceback__)
     if code == INTERRUPTED:
         # Typer makes a KeyboardInterrupt that code.
-        _INTERRUPTS.end()
+        INTERRUPTS.end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -49,6 +49,7 @@ class _Interrupts:
     """
 
     def __init__(self) -> None:
+        # The line that a process says that a signal ends.
         self.farewell: Callable[[], str] = str
         self._unwinds = self._raised = self._ending = False
 
@@ -82,13 +83,8 @@ class _Interrupts:
         os._exit(INTERRUPTED)
 
 
-_INTERRUPTS = _Interrupts()
-unwinding = _INTERRUPTS.unwinding
-
-
-def say_when_interrupted(farewell: Callable[[], str]) -> None:
-    """From now on a process that a signal ends says this line."""
-    _INTERRUPTS.farewell = farewell
+INTERRUPTS = _Interrupts()
+unwinding = INTERRUPTS.unwinding
 
 
 def _run() -> int:

@@ -83,14 +83,9 @@ _BACKENDS = ("auto", *BACKENDS)
 BackendOpt = Annotated[
     str, _loading("--backend -b NAME", help=f"{', '.join(_BACKENDS)}.", autocompletion=one_of(_BACKENDS))
 ]
+_TEMPLATE = "chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa."
 TemplateOpt = Annotated[
-    str | None,
-    _generation(
-        "--template -t TEMPLATE",
-        help="chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa.",
-        autocompletion=one_of(BUILT_IN),
-        show_default=False,
-    ),
+    str | None, _generation("--template -t TEMPLATE", help=_TEMPLATE, autocompletion=one_of(BUILT_IN))
 ]
 VarOpt = Annotated[
     list[str] | None, _generation_list("--var NAME=TEXT", help="A variable of the (chat) template. Repeatable.")

@@ -11,9 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -49,30 +47,25 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
     takes as long. All at once would be slower: Python imports in one thread at a time."""
     if not loading.trust_remote_code:
         leave_out_unused()
-    with terminal.waiting(f"Finding {model}"), without_garbage_collection():
-        from hfpipe.generator import find_model, load_generator
-
-        found = find_model(model, loading, terminal)
-    with terminal.waiting(f"Starting {found.choice.name}"), without_garbage_collection():
-        from hfpipe import backends
-
-        backends.engine(found.choice.name)
-    with terminal.waiting(f"Loading {found.source.reference}"), without_garbage_collection():
-        # hfpipe ends by os._exit, which does not wait for the thread.
-        generator = ThreadPoolExecutor(1).submit(load_generator, found, loading, terminal)
-        from hfpipe.langchain import HFPipe
-
-        return HFPipe(model=found.source.reference, generator=generator.result(), **asdict(generation))
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Imports make many objects and no garbage: looking for it takes a fifth of their time (0.6 s of torch's 3.6).
-    What exists afterwards is never looked at again."""
+    # Imports make many objects and no garbage: looking for it takes a fifth of their time (0.6 s of torch's 3.6).
     gc.disable()
     try:
-        yield
+        with terminal.waiting(f"Finding {model}"):
+            from hfpipe.generator import find_model, load_generator
+
+            found = find_model(model, loading, terminal)
+        with terminal.waiting(f"Starting {found.choice.name}"):
+            from hfpipe import backends
+
+            backends.engine(found.choice.name)
+        with terminal.waiting(f"Loading {found.source.reference}"):
+            # hfpipe ends by os._exit, which does not wait for the thread.
+            generator = ThreadPoolExecutor(1).submit(load_generator, found, loading, terminal)
+            from hfpipe.langchain import HFPipe
+
+            return HFPipe(model=found.source.reference, generator=generator.result(), **asdict(generation))
     finally:
+        # What exists now is never looked at again.
         gc.freeze()
         gc.enable()
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 SCRIPT = """
 import gc, json, sys
-from hfpipe.cli.startup import leave_out_unused, without_garbage_collection
-leave_out_unused()
-with without_garbage_collection():
-    collecting = gc.isenabled()
-    import hfpipe
-    llm = hfpipe.load(sys.argv[1], exact=True, max_tokens=12)
+from hfpipe.cli.startup import load_pipe
+from hfpipe.cli.terminal import Terminal
+from hfpipe.types import GenerationOptions, LoadOptions
+loading = LoadOptions(backend="torch", exact=True)
+llm = load_pipe(sys.argv[1], loading, GenerationOptions(max_tokens=12), Terminal(quiet=True))
 left_out = ["scipy", "sklearn", "torchvision", "torch._dynamo.eval_frame", "torch._inductor"]
 loaded = [name for name in left_out if sys.modules.get(name)]
 text = llm.invoke("The cat")
@@ -20,7 +19,7 @@ import torch, torch._dynamo.config
 from transformers import masking_utils
 with masking_utils.TransformGetItemToIndex():
     compiled = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist()
-print(json.dumps([collecting, gc.isenabled(), loaded, text, compiled, torch._dynamo.__file__ is not None]))
+print(json.dumps([gc.isenabled(), loaded, text, compiled, torch._dynamo.__file__ is not None]))
 """
 
 
@@ -31,4 +30,4 @@ def test_what_is_left_out_is_not_missed(tiny_gpt2: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tiny_gpt2)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     answer = hfpipe.load(str(tiny_gpt2), exact=True, max_tokens=12).invoke("The cat")
-    assert json.loads(printed.splitlines()[-1]) == [False, True, [], answer, [2.0, 2.0], True]
+    assert json.loads(printed.splitlines()[-1]) == [True, [], answer, [2.0, 2.0], True]
