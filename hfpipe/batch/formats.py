@@ -14,6 +14,7 @@ from hfpipe.batch.lines import Line
 from hfpipe.batch.records import (
     IDS,
     OVERRIDES,
+    InvalidJSON,
     Record,
     conversation,
     decoded,
@@ -21,7 +22,6 @@ from hfpipe.batch.records import (
     id_of,
     kind,
     overrides,
-    read_object,
     refuse_misspelt,
     request_overrides,
     text,
@@ -60,7 +60,16 @@ class Format:
     model: str = ""
 
     def parse(self, line: Line) -> dict[str, Any]:
-        return read_object(line)
+        """The JSON object of a line. Raises UsageError where there is none."""
+        try:
+            value = json.loads(decoded(line))
+        except (ValueError, RecursionError) as error:
+            # The error's own words say "line 1".
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise InvalidJSON(f"Line {line.number} is not JSON: {reason}.") from error
+        if not isinstance(value, dict):
+            raise UsageError(f"Line {line.number} is {kind(value)}, not an object.")
+        return value
 
     def ask(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the Record of what `parse` gave, but number and id. Raises an HFPipeError.
@@ -91,7 +100,7 @@ class Format:
                 refuse_misspelt(name, value)
                 if not isinstance(value, list | dict):
                     variables[name] = variable(name, value)
-        return {**asked, "variables": variables, "overrides": overrides(options)}
+        return {**asked, "variables": variables, "overrides": overrides(options) if options else {}}
 
     def read_record(self, line: Line) -> Record:
         """The record of a line. What is wrong with it is its `error`; nothing is raised."""

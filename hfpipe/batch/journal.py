@@ -115,9 +115,11 @@ class Journal:
     def append(self, line: bytes) -> None:
         """Write the result of the oldest record without one. Raises HFPipeError where the file cannot take it, or was
         changed by somebody else; the file then ends with the result before."""
-        file, (count, size) = self._open(), self._done
+        file, (count, size) = self._open() if self._file is None else self._file, self._done
         self._check_unchanged(file, size)
         with _writing(self.output):
+            if self._sync_error:
+                raise self._sync_error
             try:
                 # First: after a kill, no result is without the digest of its record.
                 self._manifest.put(count, self._digests[count])
@@ -128,7 +130,8 @@ class Journal:
                 # A part of a line is cut off. An interrupt may also come after all of it.
                 if os.fstat(file).st_size == size + len(line):
                     self._done = (count + 1, size + len(line))
-                _cut(file, self._done[1])
+                else:
+                    os.ftruncate(file, size)
         del self._digests[count]
         self._written = True
 
@@ -257,7 +260,6 @@ class Journal:
         return file
 
     def _check_unchanged(self, file: int, size: int) -> None:
-        self._check_synced()
         try:
             now = os.stat(self.output)
             if now.st_size == size and os.path.samestat(now, os.fstat(file)):
@@ -268,11 +270,6 @@ class Journal:
             f"{self.output} was changed, renamed or removed by another program while hfpipe was writing to it.",
             hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
         )
-
-    def _check_synced(self) -> None:
-        with _writing(self.output):
-            if self._sync_error:
-                raise self._sync_error
 
     def _sync(self, file: int) -> None:
         last = False
@@ -294,7 +291,9 @@ class Journal:
             self._closed.set()
             self._thread.join()
             os.close(self._file)
-            self._check_synced()
+            with _writing(self.output):
+                if self._sync_error:
+                    raise self._sync_error
 
 
 def check_place(output: Path) -> None:

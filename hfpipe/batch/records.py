@@ -130,19 +130,6 @@ def described(error: HFPipeError) -> dict[str, str]:
     return {"type": word, "message": message}
 
 
-def read_object(line: Line) -> dict[str, Any]:
-    """The JSON object of a line. Raises UsageError where there is none."""
-    try:
-        value = json.loads(decoded(line))
-    except (ValueError, RecursionError) as error:
-        # The error's own words say "line 1".
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise InvalidJSON(f"Line {line.number} is not JSON: {reason}.") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"Line {line.number} is {kind(value)}, not an object.")
-    return value
-
-
 def decoded(line: Line) -> str:
     try:
         return line.content.decode()
@@ -167,7 +154,10 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         option = _ALIASES.get(name, name)
         if option == "stop":
-            value = _stops(value)
+            value = [value] if isinstance(value, str) else value
+            if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
+                raise UsageError("stop must be text or a list of texts.")
+            value = tuple(map(_well_formed, value))
         elif isinstance(value, bool):
             raise UsageError(f"{name} must be a number, not a boolean.")
         elif option in _WHOLE and isinstance(value, float) and value.is_integer():
@@ -178,13 +168,6 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     if checked:
         GenerationOptions(**checked)
     return checked
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise UsageError("stop must be text or a list of texts.")
-    return tuple(map(_well_formed, stops))
 
 
 def request_overrides(given: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:

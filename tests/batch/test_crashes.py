@@ -40,7 +40,7 @@ def killed(work):
 
 kills, cut = 0, 0
 while not output.exists() or output.stat().st_size < len(expected) * 0.8:
-    killed(lambda: run(source, output, limit=random.randrange(1, 100)))
+    killed(lambda: run(source, output, limit=random.randrange(1, 40)))
     kills += 1
     stands = output.read_bytes() if output.exists() else b""
     cut += not stands.endswith(b"\\n")
@@ -54,7 +54,7 @@ replaced = with_mended(source, *failed)
 answered, in_parts = 0, 0
 
 def retry():
-    until = answered + random.randrange(1, 100)
+    until = answered + random.randrange(1, 40)
     with open_input(source) as stream, journal(output) as opened:
         assert list(opened.resume(Lines(stream))) == []
         assert list(opened.failed) == list(failed[answered:])
@@ -113,7 +113,7 @@ def script(code, *args, command=(sys.executable,)):
 
 
 def test_killed_again_and_again_the_file_becomes_the_same(tmp_path):
-    source = write_questions(tmp_path / "q.jsonl", 2000)
+    source = write_questions(tmp_path / "q.jsonl", 800)
     said = json.loads(script(KILLED, source, tmp_path / "out.jsonl"))
     assert said["kills"] >= 20
     assert said["files"] == [".out.jsonl.hfpipe", "out.jsonl", "q.jsonl"]

@@ -25,7 +25,7 @@ def endings(draw):
 
 
 @given(st.integers(0, 14), st.lists(endings(), max_size=6), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_whatever_a_crash_left_the_file_becomes_the_same(count, ends, grows):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(disk.os, "fsync", lambda _: None)
