@@ -106,9 +106,11 @@ class BackendError(HFPipeError): ...
 class OutOfMemory(BackendError): ...
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Also where it is a quota that is used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_disk_full(error: Exception) -> bool:
+    """Also where it is a quota that is used up; OpenVINO and the libraries in Rust have errors of their own for it."""
+    said = str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or "iostream error" in said or "No space left" in said
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

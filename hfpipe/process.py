@@ -192,12 +192,12 @@ def serve(module: str) -> NoReturn:
         code = 0
     except HFPipeError as error:
         messages.send("error", error.as_data())
-    except OSError as error:
+    except MemoryError:
+        messages.send("error", ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
+    except Exception as error:
         if not is_disk_full(error):
             raise
         messages.send("full", str(error))
-    except MemoryError:
-        messages.send("error", ConversionError("This machine has too little memory.", hint=_MEMORY_HINT).as_data())
     sys.stdout.flush()
     sys.stderr.flush()
     # At once: tearing down torch takes time, and its threads have crashed while at it.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from errno import ENOSPC
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -50,7 +48,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
     names in `arguments["in_8_bits"]`. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
-    weight is read, and OSError for a full disk.
+    weight is read.
     """
     # The folder first: at the end it would be the value of an option that has none.
     *words, folder = arguments["command"]
@@ -63,8 +61,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
             if arguments["calibration"] and options.dataset is None:
                 options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
             _show_bars(reporter)
-            with _full_disks_as_os_errors():
-                _export(options, arguments["in_8_bits"], reporter)
+            _export(options, arguments["in_8_bits"], reporter)
     except nncf.InvalidGroupSizeError as error:
         raise UsageError(_first_line(error), hint="Use --group-size auto, which fits each layer.") from error
     except (ValueError, KeyError, NotImplementedError) as error:
@@ -160,17 +157,6 @@ def copy_tokenizer(source: Path, export: Path) -> None:
             copy = export / original.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(original, copy)
-
-
-@contextmanager
-def _full_disks_as_os_errors() -> Iterator[None]:
-    """OpenVINO and the libraries in Rust have errors of their own for a full disk."""
-    try:
-        yield
-    except Exception as error:
-        if "iostream error" in str(error) or "No space left" in str(error):
-            raise OSError(ENOSPC, "No space left on device") from error
-        raise
 
 
 def _show_bars(reporter: Reporter) -> None:
