@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.backends.scheduling import Engine, Flight, Waiting
+from hfpipe.backends.scheduling import Engine, Stream
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, TokenEvent
 
 _WINDOW = 8
@@ -28,13 +28,12 @@ class EchoBackend(Engine):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         return cls(options.batch_size or _WINDOW, vocabulary=vocabulary_size(source.config))
 
-    def _generate(self, waiting: Waiting) -> Iterator[TokenEvent]:
-        flights: list[Flight] = []
-        while flights or waiting.more:
-            yield from self._fill(waiting, self.batch_size - len(flights))
-            flights += waiting.flights
-            waiting.flights.clear()
-            for flight in flights:
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
+        while stream.running or stream.more:
+            yield from self._fill(stream, self.batch_size - len(stream.running))
+            stream.running += stream.waiting
+            stream.waiting.clear()
+            for flight in stream.running:
                 done = flight.cancelled or len(flight.token_ids) == len(flight.request.token_ids)
                 yield flight.end() if done else flight.take(flight.request.token_ids[len(flight.token_ids)])
-            flights = [flight for flight in flights if not flight.done]
+            stream.running = [flight for flight in stream.running if not flight.done]

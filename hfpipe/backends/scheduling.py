@@ -60,12 +60,13 @@ class Flight:
         return TokenEvent(self.request.id, finish_reason="error", error=as_backend_error(error))
 
 
-class Waiting:
-    """The requests of one stream. `flights` are those that the engine has not taken, or has given back, in order;
-    `open` those that have not ended, by id."""
+class Stream:
+    """The requests of one stream: those waiting for the engine or given back by it, in order, those running, and as
+    `open` all that have not ended, by id."""
 
     def __init__(self, requests: Iterable[TokenRequest | None]) -> None:
-        self.flights: list[Any] = []
+        self.waiting: list[Any] = []
+        self.running: list[Any] = []
         self.open: dict[str, Flight] = {}
         self.requests = iter(requests)
         self.ended = False
@@ -73,7 +74,7 @@ class Waiting:
     @property
     def more(self) -> bool:
         """Whether a request waits, or may still come."""
-        return bool(self.flights) or not self.ended
+        return bool(self.waiting) or not self.ended
 
 
 class Engine(Backend):
@@ -91,21 +92,21 @@ class Engine(Backend):
     def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
         if self._closed:
             raise self._closed_error()
-        waiting = Waiting(requests)
+        stream = Stream(requests)
         try:
-            for event in self._generate(waiting):
+            for event in self._generate(stream):
                 if self._closed:
                     break
-                if event.finish_reason is not None and (flight := waiting.open.pop(event.request_id, None)):
+                if event.finish_reason is not None and (flight := stream.open.pop(event.request_id, None)):
                     self._forget(flight)
                 yield event
             if self._closed:
-                yield from [flight.end(self._closed_error()) for flight in waiting.open.values()]
-                waiting.flights.clear()
-                while not waiting.ended:
-                    yield from self._fill(waiting, 1)
+                yield from [flight.end(self._closed_error()) for flight in stream.open.values()]
+                stream.waiting.clear()
+                while not stream.ended:
+                    yield from self._fill(stream, 1)
         finally:
-            self._drop(list(waiting.open.values()))
+            self._drop(list(stream.open.values()))
 
     def cancel(self, request_id: str) -> None:
         if flight := self._active.get(request_id):
@@ -115,38 +116,40 @@ class Engine(Backend):
         self._closed = True
 
     @abstractmethod
-    def _generate(self, waiting: Waiting) -> Iterator[TokenEvent]:
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
         """The events of one stream."""
 
-    def _fill(self, waiting: Waiting, count: int) -> Iterator[TokenEvent]:
+    def _fill(self, stream: Stream, count: int) -> Iterator[TokenEvent]:
         """Have `count` requests wait, where so many are ready. Gives the last events of those that are not run."""
-        while len(waiting.flights) < count and (request := next(waiting.requests, _NO_MORE)):
+        while len(stream.waiting) < count and (request := next(stream.requests, _NO_MORE)):
             if request is _NO_MORE:
-                waiting.ended = True
+                stream.ended = True
                 break
-            flight = self._active[request.id] = waiting.open[request.id] = self.flight(request)
+            flight = self._active[request.id] = stream.open[request.id] = self.flight(request)
             if refused := self._refusal(request):
                 yield flight.end(refused)
             else:
-                waiting.flights.append(flight)
-        for flight in [flight for flight in waiting.flights if flight.cancelled]:
-            waiting.flights.remove(flight)
+                stream.waiting.append(flight)
+        for flight in [flight for flight in stream.waiting if flight.cancelled]:
+            stream.waiting.remove(flight)
             yield flight.end()
 
-    def _failed(self, flights: list[Any], error: HFPipeError, in_flight: int, waiting: Waiting) -> Iterator[TokenEvent]:
-        """What an error did to `flights`, of so many in flight. Those are tried again: where memory was too short, in
-        half of the window; else each alone. One that fails alone was to blame, and the window is what it was."""
-        again = [flight for flight in flights if flight.cancelled or (in_flight > 1 and flight.can_go_on)]
+    def _failed(self, flights: list[Any], error: HFPipeError, stream: Stream) -> Iterator[TokenEvent]:
+        """What an error did to `flights` among those running. They are tried again: where memory was too short, in half
+        of the window; else each alone. One that fails alone was to blame, and the window is what it was."""
+        shared = len(stream.running) > 1
+        again = [flight for flight in flights if flight.cancelled or (shared and flight.can_go_on)]
         for flight in flights:
             if not isinstance(error, OutOfMemory):
                 flight.alone = True
-            elif in_flight > 1:
+            elif shared:
                 flight.window = max(flight.window, self.batch_size)
             else:
                 self.batch_size = max(self.batch_size, flight.window)
-        if isinstance(error, OutOfMemory) and in_flight > 1:
-            self.batch_size = min(self.batch_size, (in_flight + 1) // 2)
-        waiting.flights[:0] = again
+        if isinstance(error, OutOfMemory) and shared:
+            self.batch_size = min(self.batch_size, (len(stream.running) + 1) // 2)
+        stream.running = [flight for flight in stream.running if flight not in flights]
+        stream.waiting[:0] = again
         yield from [flight.end(error) for flight in flights if flight not in again]
 
     def _refusal(self, request: TokenRequest) -> HFPipeError | None:

@@ -5,7 +5,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -174,16 +174,31 @@ def test_a_wrapped_model_counts_as_the_one_inside():
 # Failing
 
 
-class Failing:
-    """Makes a model fail on some calls: `when(ids, mask)` says on which."""
+NO_ROOM = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
 
-    def __init__(self, backend: TorchBackend, when: object, error: Exception) -> None:
-        self.inside = backend._forward
-        self.when = when
-        self.error = error
+
+class Forward:
+    """What each prefill of a backend was given: its rows and its width, and how much of all was padding. Where
+    `fails(ids, mask)`, the model raises an error."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        backend: TorchBackend,
+        fails: Callable[[torch.Tensor, torch.Tensor], bool] = lambda ids, mask: False,
+        error: Exception = NO_ROOM,
+    ) -> None:
+        self.prefills: list[tuple[int, int]] = []
+        self.tokens = self.padded = 0
+        self.fails, self.error, self.inside = fails, error, backend._forward
+        monkeypatch.setattr(backend, "_forward", self)
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
-        if self.when(ids, mask):
+        if ids.shape == mask.shape:
+            self.prefills.append((len(ids), ids.shape[1]))
+            self.tokens += int(mask.sum())
+            self.padded += int((1 - mask).sum())
+        if self.fails(ids, mask):
             raise self.error
         return self.inside(ids, mask, cache)
 
@@ -207,25 +222,27 @@ def qwen2() -> torch.nn.Module:
 
 def failing(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, when: object, error: Exception) -> TorchBackend:
     backend = TorchBackend(model, batch_size=4)
-    monkeypatch.setattr(backend, "_forward", Failing(backend, when, error))
+    Forward(monkeypatch, backend, when, error)
     return backend
 
 
-def test_what_fails_in_a_batch_goes_on_alone(monkeypatch, qwen2):
-    """Out of memory in the middle of a batch: each row goes on from where it was, and draws what it would have."""
+@pytest.mark.parametrize(
+    ("rows", "width", "error", "left"),
+    [
+        (1, 24, RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
+        (2, 24, MemoryError(), 2),
+        (1, 0, NO_ROOM, 1),
+        (1, 0, RuntimeError("no"), 4),
+        (1, 24, RuntimeError("no"), 4),
+    ],
+)
+def test_what_fails_in_a_batch_goes_on(monkeypatch, qwen2, rows, width, error, left):
+    """From the start or in the middle, in a smaller batch or alone: each row goes on from where it was, and draws what
+    it would have; what has ended is not begun again."""
     whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
-
-    def too_big(ids: torch.Tensor, mask: torch.Tensor) -> bool:
-        return len(ids) > 1 and mask.shape[1] > 24
-
-    backend = failing(monkeypatch, qwen2, too_big, RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    backend = failing(monkeypatch, qwen2, lambda ids, mask: len(ids) > rows and mask.shape[1] > width, error)
     assert answers(backend, REQUESTS) == whole
-
-
-def test_what_fails_from_the_start_goes_on_alone(monkeypatch, qwen2):
-    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
-    backend = failing(monkeypatch, qwen2, lambda ids, mask: len(ids) > 1, RuntimeError("no"))
-    assert answers(backend, REQUESTS) == whole
+    assert backend.batch_size == left
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad"), IndexError("bad"), AttributeError("bad"), KeyError("bad")])
@@ -246,55 +263,22 @@ def test_the_request_to_blame_fails_by_itself(monkeypatch, qwen2, error):
 # Out of memory
 
 
-class Memory:
-    """Has room for so many rows, and for so many tokens of one."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: TorchBackend, rows: int, tokens: int = 1000) -> None:
-        self.prefills: list[int] = []
-        self.rows, self.tokens = rows, tokens
-        self.inside = backend._forward
-        monkeypatch.setattr(backend, "_forward", self)
-
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
-        self.prefills += [len(ids)] * (ids.shape == mask.shape)
-        if len(ids) > self.rows or mask.shape[1] > self.tokens:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
-        return self.inside(ids, mask, cache)
-
-
 def test_out_of_memory_halves_the_batch(monkeypatch, qwen2):
     """What is left goes on, and later batches are of half of the size."""
     requests = shuffled(24)
     whole = answers(TorchBackend(qwen2, batch_size=8), requests)
     backend = TorchBackend(qwen2, batch_size=8)
-    memory = Memory(monkeypatch, backend, rows=3)
+    forward = Forward(monkeypatch, backend, lambda ids, _: len(ids) > 3)
     assert answers(backend, requests) == whole
     assert backend.batch_size == 2
-    assert memory.prefills == [8, 4, *[2] * 12]
-
-
-def test_out_of_memory_in_the_middle_of_answers(monkeypatch, qwen2):
-    """Rows go on from where they were, sampled ones too; what has ended is not begun again."""
-    whole = answers(TorchBackend(qwen2, batch_size=4), REQUESTS)
-    backend = TorchBackend(qwen2, batch_size=4)
-    Memory(monkeypatch, backend, rows=4)
-    forward = backend._forward
-
-    def fills_up(ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
-        if len(ids) > 2 and mask.shape[1] > 24:
-            raise MemoryError
-        return forward(ids, mask, cache)
-
-    monkeypatch.setattr(backend, "_forward", fills_up)
-    assert answers(backend, REQUESTS) == whole
-    assert backend.batch_size == 2
+    assert [rows for rows, _ in forward.prefills] == [8, 4, *[2] * 12]
 
 
 def test_what_does_not_fit_alone_fails_and_leaves_the_batch_whole(monkeypatch, qwen2):
     requests = shuffled(16)
     whole = answers(TorchBackend(qwen2, batch_size=4), requests)
     backend = TorchBackend(qwen2, batch_size=4)
-    Memory(monkeypatch, backend, rows=4, tokens=100)
+    Forward(monkeypatch, backend, lambda ids, mask: mask.shape[1] > 100)
     (long,) = random_prompts(120)
     found = answers(backend, [*requests[:7], TokenRequest("long", long, 3), *requests[7:]])
     assert isinstance(found.pop("long"), OutOfMemory)
@@ -304,30 +288,13 @@ def test_what_does_not_fit_alone_fails_and_leaves_the_batch_whole(monkeypatch, q
 
 def test_nothing_fits(monkeypatch, qwen2):
     backend = TorchBackend(qwen2, batch_size=4)
-    Memory(monkeypatch, backend, rows=0)
+    Forward(monkeypatch, backend, lambda ids, mask: True)
     found = answers(backend, REQUESTS)
     assert {type(error) for error in found.values()} == {OutOfMemory}
     assert len(found) == 4
 
 
 # Batches of similar length
-
-
-class Padding:
-    """What each prefill of a backend was given: its rows, its width, and how much of it was padding."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: TorchBackend) -> None:
-        self.prefills: list[tuple[int, int]] = []
-        self.tokens = self.padded = 0
-        self.inside = backend._forward
-        monkeypatch.setattr(backend, "_forward", self)
-
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
-        if ids.shape == mask.shape:
-            self.prefills.append((len(ids), ids.shape[1]))
-            self.tokens += int(mask.sum())
-            self.padded += int((1 - mask).sum())
-        return self.inside(ids, mask, cache)
 
 
 def shuffled(count: int) -> list[TokenRequest]:
@@ -341,7 +308,7 @@ def test_batches_are_of_similar_length(monkeypatch, qwen2):
     """Of shuffled lengths a batch as they come is padded by almost half of itself; the answers are the same."""
     backend = TorchBackend(qwen2, batch_size=4)
     requests = shuffled(64)
-    padding = Padding(monkeypatch, backend)
+    padding = Forward(monkeypatch, backend)
     found = answers(backend, requests)
     assert [rows for rows, _ in padding.prefills] == [4] * 16
     assert padding.padded < 0.25 * padding.tokens
@@ -399,7 +366,7 @@ def test_one_at_a_time_keeps_the_order(monkeypatch, qwen2):
 
 def test_what_waits_is_cancelled_without_a_step(monkeypatch, qwen2):
     backend = TorchBackend(qwen2, batch_size=2)
-    padding, events = Padding(monkeypatch, backend), []
+    padding, events = Forward(monkeypatch, backend), []
     for event in backend.stream(shuffled(8)):
         for number in range(8):
             if not events and str(number) != event.request_id:
@@ -411,18 +378,12 @@ def test_what_waits_is_cancelled_without_a_step(monkeypatch, qwen2):
     assert backend._active == {}
 
 
-def test_tokens_before_a_failure_are_given(monkeypatch, qwen2):
+def test_a_failure_keeps_the_tokens_before_it_and_no_memory(monkeypatch, qwen2):
+    """The error lives on in the event: what its traceback points to must not."""
     backend = failing(monkeypatch, qwen2, lambda ids, mask: mask.shape[1] > 10, RuntimeError("bad"))
     events = list(backend.stream([REQUESTS[0]]))
     assert [event.finish_reason for event in events] == [None] * 5 + ["error"]
-
-
-def test_a_failure_holds_no_memory(monkeypatch, qwen2):
-    """The error lives on in the event: what its traceback points to must not."""
-    backend = failing(monkeypatch, qwen2, lambda ids, mask: mask.shape[1] > 10, RuntimeError("bad"))
-    error = list(backend.stream([REQUESTS[0]]))[-1].error
-    assert error is not None
-    assert not list(_tensors_held_by(error.__cause__))
+    assert not list(_tensors_held_by(events[-1].error.__cause__))
 
 
 def _tensors_held_by(error: BaseException | None) -> Iterator[str]:
@@ -740,7 +701,7 @@ def test_a_batch_is_of_rows_that_fit(monkeypatch, qwen2, tokens, rows):
     leave_room(monkeypatch, 10**6)
     whole = answers(backend, requests)
     leave_room(monkeypatch, tokens)
-    padding = Padding(monkeypatch, backend)
+    padding = Forward(monkeypatch, backend)
     found = answers(backend, requests)
     assert found == whole
     assert list(found) == [str(i) for i in range(12)]
@@ -755,7 +716,7 @@ def test_padding_counts_in_a_batch_that_fits(monkeypatch, qwen2):
     whole = answers(TorchBackend(qwen2, batch_size=8), requests)
     leave_room(monkeypatch, 60)
     backend = TorchBackend(qwen2, batch_size=8)
-    padding = Padding(monkeypatch, backend)
+    padding = Forward(monkeypatch, backend)
     assert answers(backend, requests) == whole
     assert padding.prefills == [(4, 5), (1, 50), (4, 5)]
     assert padding.padded == 0

@@ -20,8 +20,8 @@ from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino import loading
-from hfpipe.backends.scheduling import Engine, Flight, Waiting, bytes_per_token, token_budget
-from hfpipe.errors import BackendError, OutOfMemory
+from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
+from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
 from hfpipe.machine import available_memory
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, Silent, TokenEvent, TokenRequest
 
@@ -122,11 +122,11 @@ class SingleBackend(OpenVINOBackend):
         # The process would abort if it ended while the engine works.
         self._stop = weakref.finalize(self, _stop, thread, self._queue, self._active)
 
-    def _generate(self, waiting: Waiting) -> Iterator[TokenEvent]:
-        while waiting.more:
-            yield from self._fill(waiting, 1)
-            if waiting.flights:
-                answer = waiting.flights.pop()
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
+        while stream.more:
+            yield from self._fill(stream, 1)
+            if stream.waiting:
+                answer = stream.waiting.pop()
                 self._queue.put(answer)
                 # What was put before the backend was closed ends with an event; what was put later may not.
                 event = None
@@ -210,16 +210,16 @@ class PagedBackend(OpenVINOBackend):
         self._numbers = itertools.count()
         self._stepping = threading.Lock()
 
-    def _generate(self, waiting: Waiting) -> Iterator[TokenEvent]:
-        budget, mine = self._token_budget(), list[PagedFlight]()
-        while mine or waiting.more:
-            while len(mine) < self.batch_size:
-                yield from self._fill(waiting, 1)
-                if not waiting.flights or (mine and not self._fits_beside(mine, waiting.flights[0], budget)):
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
+        budget = self._token_budget()
+        while stream.running or stream.more:
+            while len(stream.running) < self.batch_size:
+                yield from self._fill(stream, 1)
+                if not stream.waiting or (stream.running and not self._fits(stream, budget)):
                     break
-                yield from self._add(waiting.flights.pop(0), mine, waiting)
-            if mine:
-                yield from self._step(mine, waiting)
+                yield from self._add(stream.waiting.pop(0), stream)
+            if stream.running:
+                yield from self._step(stream)
 
     def close(self) -> None:
         super().close()
@@ -233,10 +233,12 @@ class PagedBackend(OpenVINOBackend):
             taken: int = pipeline.get_metrics().cache_size_in_bytes
         return token_budget(available_memory() + taken, self._bytes_per_token)
 
-    def _fits_beside(self, mine: list[PagedFlight], flight: PagedFlight, budget: float) -> bool:
-        """Of all streams: the engine reserves an answer's memory when it takes the request."""
+    def _fits(self, stream: Stream, budget: float) -> bool:
+        """Whether the next may run beside the others. The engine reserves an answer's memory when it takes the
+        request."""
         taken = sum(flight.tokens for flight in list(self._active.values()) if flight.handle is not None)
-        return not (flight.alone or mine[0].alone) and flight.tokens <= budget - taken
+        following = stream.waiting[0]
+        return not (following.alone or stream.running[0].alone) and following.tokens <= budget - taken
 
     def _drop(self, flights: list[Any]) -> None:
         super()._drop(flights)
@@ -259,46 +261,39 @@ class PagedBackend(OpenVINOBackend):
                 raise self._closed_error()
             yield self._pipeline
 
-    def _add(self, flight: PagedFlight, mine: list[PagedFlight], waiting: Waiting) -> Iterator[TokenEvent]:
+    def _add(self, flight: PagedFlight, stream: Stream) -> Iterator[TokenEvent]:
         """Give the engine a request."""
         left = flight.left()
-        mine.append(flight)
+        stream.running.append(flight)
         try:
             with self._open() as pipeline:
                 flight.handle = pipeline.add_request(next(self._numbers), tensor(left), generation_config(left))
         except FAILURES as error:
-            yield from self._fail([flight], error, mine, waiting)
+            yield from self._failed([flight], loading.explained(error, self.info.device), stream)
 
-    def _step(self, mine: list[PagedFlight], waiting: Waiting) -> Iterator[TokenEvent]:
+    def _step(self, stream: Stream) -> Iterator[TokenEvent]:
         """One step of the engine, and what it gave to this stream's requests."""
         try:
             with self._open() as pipeline:
                 # Just before a step, which frees what a stopped request holds.
-                for flight in mine:
+                for flight in stream.running:
                     if flight.cancelled:
                         flight.handle.stop()
                 pipeline.step()
         except FAILURES as error:
-            yield from self._fail(list(mine), error, mine, waiting)
+            yield from self._failed(stream.running, loading.explained(error, self.info.device), stream)
             return
-        for flight in list(mine):
+        for flight in stream.running:
             yield from flight.read()
-            if flight.done:
-                mine.remove(flight)
-        if ignored := [one for one in mine if one.handle.get_status() == genai.GenerationStatus.IGNORED]:
-            no_room = OutOfMemory("The KV cache has no room for this request.")
-            yield from self._fail(ignored, no_room, mine, waiting)
+        stream.running = [flight for flight in stream.running if not flight.done]
+        if ignored := [one for one in stream.running if one.handle.get_status() == genai.GenerationStatus.IGNORED]:
+            yield from self._failed(ignored, OutOfMemory("The KV cache has no room for this request."), stream)
 
-    def _fail(
-        self, flights: list[PagedFlight], error: Exception, mine: list[PagedFlight], waiting: Waiting
-    ) -> Iterator[TokenEvent]:
-        """Take `flights` out of the engine, to be tried again or to end."""
-        in_flight = len(mine)
+    def _failed(self, flights: list[PagedFlight], error: HFPipeError, stream: Stream) -> Iterator[TokenEvent]:
         self._end(flights)
         for flight in flights:
-            mine.remove(flight)
             flight.handle = None
-        yield from self._failed(flights, loading.explained(error, self.info.device), in_flight, waiting)
+        yield from super()._failed(flights, error, stream)
 
 
 def tensor(request: TokenRequest) -> ov.Tensor:

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 from typing_extensions import Self
 
 from hfpipe.backends.base import as_backend_error, vocabulary_size
-from hfpipe.backends.scheduling import Engine, Flight, Waiting, bytes_per_token, token_budget
+from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
 from hfpipe.backends.torch.loading import (
     check_cache,
     forward_parameters,
@@ -107,13 +107,13 @@ class TorchBackend(Engine):
         super().close()
         self.model = None
 
-    def _generate(self, waiting: Waiting) -> Iterator[TokenEvent]:
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
         device = input_device(self.model)
         budget = token_budget(free_memory(device), self._bytes_per_token)
-        while waiting.more:
-            yield from self._fill(waiting, self.look_ahead)
-            rows = _similar(waiting.flights, self.batch_size, budget)
-            waiting.flights = [row for row in waiting.flights if row not in rows]
+        while stream.more:
+            yield from self._fill(stream, self.look_ahead)
+            rows = _similar(stream.waiting, self.batch_size, budget)
+            stream.waiting = [row for row in stream.waiting if row not in rows]
             for row in rows:
                 # One that is tried again draws on from where it was.
                 if not row.token_ids:
@@ -126,8 +126,8 @@ class TorchBackend(Engine):
                 traceback.clear_frames(error.__traceback__)
                 failed = as_backend_error(error)
             if failed:
-                left = [row for row in rows if not row.done]
-                yield from self._failed(left, failed, len(left), waiting)
+                stream.running = [row for row in rows if not row.done]
+                yield from self._failed(stream.running, failed, stream)
 
     def _decode(self, rows: list[Row]) -> Iterator[TokenEvent]:
         """Prefill, then a token for every row a step. Rows that are done leave the cache."""
