@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def inspect_folder(
     is_openvino = files[0].suffix == ".xml"
     if _ADAPTER in names and not is_openvino:
         raise UnsupportedModel(f"{folder} has an adapter beside the model, which hfpipe does not apply.", hint=_MERGE)
+    # transformers names the package that is missing, but for this method.
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "gptq" and not is_openvino and find_spec("gptqmodel") is None:
+        hint = "Install gptqmodel, or choose the model without quantization."
+        raise UnsupportedModel(
+            f"{folder} is quantized with gptq, and the package gptqmodel is not installed.", hint=hint
+        )
     for file in files:
         _require_whole(file)
     preferred = folder / "generation_config.json"

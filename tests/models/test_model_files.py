@@ -199,6 +199,12 @@ def test_a_context_that_yarn_stretches(key, kind, expected):
     assert context_length({"max_position_embeddings": 64, key: rope}) == expected
 
 
+def test_weights_that_need_a_package_that_is_missing(folder):
+    edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedModel, match="is quantized with gptq, and the package gptqmodel"):
+        read(folder)
+
+
 def test_an_adapter_beside_a_model_is_not_left_out_in_silence(folder):
     edit(folder / "adapter_config.json", base_model_name_or_path="org/base", peft_type="LORA")
     with pytest.raises(UnsupportedModel, match="has an adapter beside the model") as caught:
