@@ -88,16 +88,15 @@ def tokenizer_report(folder: Path, source: Path, *, trust_remote_code: bool = Fa
 
     Raises ConversionError where the export's tokenizer, which hfpipe uses, gives other ids than the source's.
     """
+    texts = held_out()
     ours, exported = (load_tokenizer(one, trust_remote_code=trust_remote_code) for one in (source, folder))
-    expected = {kind: list(ours.encode(text, True)) for kind, text in held_out().items()}
-    for kind, text in held_out().items():
-        if list(exported.encode(text, True)) != expected[kind]:
-            raise ConversionError(f"The export's tokenizer gives other ids than its source's ({kind} text).")
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if missing:
+    expected = {kind: list(ours.encode(text, True)) for kind, text in texts.items()}
+    if others := [kind for kind, text in texts.items() if list(exported.encode(text, True)) != expected[kind]]:
+        raise ConversionError(f"The export's tokenizer gives other ids than its source's ({others[0]} text).")
+    if missing := [name for name in TOKENIZER_FILES if not (folder / name).is_file()]:
         return {"missing": missing}
     theirs = genai.Tokenizer(str(folder))
-    ids = {kind: theirs.encode(text, add_special_tokens=True).input_ids.data[0] for kind, text in held_out().items()}
+    ids = {kind: theirs.encode(text, add_special_tokens=True).input_ids.data[0] for kind, text in texts.items()}
     return {"missing": [], "differing": [kind for kind in ids if ids[kind].tolist() != expected[kind]]}
 
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
-from tests.fake_models import write_model
 from tests.hub import LoopbackHub
 
 STARTING = b"Starting optimum-cli"
@@ -207,13 +206,6 @@ def test_a_plan_writes_nothing(tiny_llama, tmp_path):
 
 
 # What is refused before a weight is read
-
-
-def test_a_word_that_optimum_cli_does_not_know(tmp_path):
-    model = write_model(tmp_path / "m", model_type="llama")
-    ended = failure(2, model, tmp_path / "deep" / "out", "-q", "--", "--no-such-option", "3")
-    assert ended.error == "optimum-cli: unrecognized arguments: --no-such-option 3."
-    assert names(tmp_path) == ["m"]
 
 
 @pytest.mark.parametrize(
