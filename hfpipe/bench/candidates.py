@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -30,7 +30,8 @@ _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja",
 _KEPT = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 QUESTION = "What is EEG?"
 
-References = Callable[[ModelSource], Reference]
+# What a source model predicts for texts by kind, None for the held-out ones. Raises HFPipeError where it cannot.
+References = Callable[[ModelSource, "Mapping[str, str] | None"], Reference]
 # Token ids, and how many tokens are to follow.
 Prompt = tuple[Sequence[int], int]
 
@@ -87,7 +88,7 @@ def candidates(spec: Spec, report: Report, references: References | None, report
                 label = f"{row.name} ({number} of {total})"
                 trust, pickles = loading.trust_remote_code, loading.allow_pickle
                 options = ExportOptions(weight_format, trust_remote_code=trust, allow_pickle=pickles)
-                reference_of = partial(references, source) if references else None
+                reference_of = partial(references, source, None) if references else None
                 export = exporter.export_to_cache(source, options, reference_of, reporter, label)
                 # The user is to get what was measured: a verification also finds what this machine runs it best with.
                 row.prepare = [*row.prepare, *([] if export.verified else ["--no-verify"])]

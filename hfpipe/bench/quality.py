@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from hfpipe import backends
-from hfpipe.bench.candidates import Candidate
+from hfpipe.bench.candidates import Candidate, References
 from hfpipe.bench.report import Quality
 from hfpipe.errors import HFPipeError
 from hfpipe.models.folder import inspect_folder
@@ -30,16 +30,10 @@ _SCORED = ("torch", "openvino")
 _FEW = 500
 
 
-class References(Protocol):
-    """What a transformers model predicts for `texts` by kind, None for the held-out ones; scored at its first call.
-    Raises HFPipeError where it cannot be scored, which is tried once."""
-
-    def __call__(self, origin: ModelSource, texts: Mapping[str, str] | None = None) -> Reference: ...
-
-
 @contextmanager
 def references(loading: LoadOptions, reporter: Reporter, *, verbose: bool = False) -> Iterator[References]:
-    """What source models predict for a text. It is kept on disk, and removed in the end: it may take gigabytes."""
+    """What source models predict for a text, scored at the first call; what fails is tried once. It is kept on disk,
+    and removed in the end: it may take gigabytes."""
     made: dict[object, Reference | HFPipeError] = {}
 
     def score(origin: ModelSource, texts: Mapping[str, str] | None = None) -> Reference:
@@ -73,7 +67,7 @@ def references(loading: LoadOptions, reporter: Reporter, *, verbose: bool = Fals
 
 def measure_quality(
     given: Sequence[Candidate],
-    references: References,
+    score: References,
     reporter: Reporter,
     warn: Callable[[str], None],
     *,
@@ -93,7 +87,7 @@ def measure_quality(
             by_origin.setdefault(one.origin.folder, (one.origin, []))[1].append(one)
     for origin, mine in by_origin.values():
         try:
-            reference = references(origin, texts)
+            reference = score(origin, texts)
             if reference.tokens < _FEW:
                 warn(f"Quality was measured on only {reference.tokens} tokens, which says little.")
             _compare(mine, origin, reference, reporter, warn, verbose)

@@ -245,26 +245,19 @@ def test_an_answer_does_not_end_before_its_time(tiny_gpt2, tmp_path, here):
     assert len(answers(candidate(folder, "torch"), WORK, 1, 0, None).itl_ms) == 5
 
 
-def test_a_process_of_its_own(on_engine):
-    assert answers(on_engine, Workload(8, 2), 1, 0, None).values["load_s"] > 0
+def test_a_process_of_its_own(tiny_llama_ov):
+    assert answers(candidate(tiny_llama_ov, "openvino"), Workload(8, 2), 1).values["load_s"] > 0
 
 
-def test_a_start(tiny_llama):
+def test_a_start(tiny_llama, tmp_path, monkeypatch):
+    """It is not what the environment says, and imports nothing from where the user is."""
+    monkeypatch.setenv("HFPIPE_STOP", "nothing")
+    monkeypatch.setenv("HFPIPE_TEMPERATURE", "no number")
+    (tmp_path / "psutil.py").write_text("raise SystemExit('a stray module')")
+    monkeypatch.chdir(tmp_path)
     sample = start(candidate(tiny_llama, "echo"), 1)
     assert (sample.task, sample.round, set(sample.values)) == ("start", 1, {"cold_ttft_s"})
     assert 0 < sample.values["cold_ttft_s"] < 60
-
-
-def test_a_start_is_not_what_the_environment_says(tiny_llama, monkeypatch):
-    monkeypatch.setenv("HFPIPE_STOP", "nothing")
-    monkeypatch.setenv("HFPIPE_TEMPERATURE", "no number")
-    assert start(candidate(tiny_llama, "echo"), 0).values
-
-
-def test_a_start_imports_nothing_from_where_the_user_is(tiny_llama, tmp_path, monkeypatch):
-    (tmp_path / "psutil.py").write_text("raise SystemExit('a stray module')")
-    monkeypatch.chdir(tmp_path)
-    assert start(candidate(tiny_llama, "echo"), 0).values
 
 
 def test_a_start_that_fails(tiny_llama):

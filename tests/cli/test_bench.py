@@ -7,7 +7,9 @@ import os
 
 import psutil
 import pytest
+import typer
 
+from hfpipe.cli.bench import share, sizes
 from tests.cli.shell import end_by, run_hfpipe, started, wait_for
 
 QUICK = ["-p", "16", "-g", "4", "--batch", "1,2", "-r", "2"]
@@ -39,12 +41,6 @@ def test_a_table(measured):
     assert "- ttft_ms: from handing over 16 tokens to the first token" in ended.err.decode()
 
 
-def test_a_quiet_run_says_what_it_found_alone(plain_model):
-    ended = bench(plain_model, "-b", "echo", *QUICK, "-r", "1", "--no-quality", "-q")
-    assert (ended.code, ended.err) == (0, b"")
-    assert b"pp16" in ended.out
-
-
 def test_everything_raw_in_a_file(measured):
     report = json.loads((measured[1] / "r.json").read_text())
     assert report["version"] == 1
@@ -67,8 +63,9 @@ def test_pictures(measured):
 
 def test_markdown_csv_and_json(plain_model, tmp_path):
     args = [plain_model, *SHORT]
-    markdown = bench(*args, "--markdown", "-o", tmp_path / "r.csv").out.decode()
-    assert "| echo |" in markdown
+    ended = bench(*args, "--markdown", "-o", tmp_path / "r.csv")
+    assert (ended.code, ended.err) == (0, b"")
+    assert "| echo |" in ended.out.decode()
     (row,) = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text()))
     assert row["name"] == "echo"
     assert float(row["pp8"]) > 0
@@ -157,13 +154,8 @@ def test_quality_and_advice(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--batch", "0"], "Invalid value for '--batch': '0' must be numbers from 1, as in 1,8,32."),
-        (["--batch", "1,,2"], "Invalid value for '--batch': '1,,2' has an empty value between its commas."),
         (["-r", "0"], "Invalid value for '--repeats' / '-r': 0 is not in the range x>=1."),
-        (["-p", "0"], "Invalid value for '--prompt-tokens' / '-p': 0 is not in the range x>=1."),
         (["--max-loss", "much"], "Invalid value for '--max-loss': 'much' is not a share, as in 2%."),
-        (["--max-loss", "2"], "Invalid value for '--max-loss': 2 is 200%; write 2% for a share of that many percent."),
-        (["--max-loss", "nan"], "Invalid value for '--max-loss': 'nan' is not a share, as in 2%."),
         (["--fail-slower", "10%"], "--fail-slower needs a --baseline to compare with."),
         (["--markdown", "--json"], "--json and --markdown cannot be combined: each is all of stdout."),
         (["--weight-format", "int8"], "echo cannot honour weight_formats (--weight-format); only openvino can."),
@@ -187,12 +179,30 @@ def test_what_is_wrong_is_said_before_anything_is_measured(plain_model, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("HFPIPE_BATCH", "0"), ("HFPIPE_MAX_LOSS", "much"), ("HFPIPE_REPEATS", "0")]
+    ("parse", "text", "found"),
+    [
+        (sizes, "1, 8,8", (1, 8)),
+        (sizes, "0", "'0' must be numbers from 1, as in 1,8,32."),
+        (sizes, "1,,2", "'1,,2' has an empty value between its commas."),
+        (share, "2%", 0.02),
+        (share, "0.5", 0.5),
+        (share, "2", "2 is 200%; write 2% for a share of that many percent."),
+        *((share, text, f"{text!r} is not a share, as in 2%.") for text in ("nan", "inf", "-1%", "")),
+    ],
 )
-def test_a_wrong_value_of_the_environment_is_blamed_on_it(plain_model, variable, value):
-    ended = bench(plain_model, "-b", "echo", env={variable: value})
+def test_what_an_option_takes(parse, text, found):
+    if isinstance(found, str):
+        with pytest.raises(typer.BadParameter) as caught:
+            parse(text)
+        assert caught.value.message == found
+    else:
+        assert parse(text) == found
+
+
+def test_a_wrong_value_of_the_environment_is_blamed_on_it(plain_model):
+    ended = bench(plain_model, "-b", "echo", env={"HFPIPE_MAX_LOSS": "much"})
     assert ended.code == 2
-    assert f"It comes from the environment: {variable}={value}" in ended.err.decode()
+    assert "It comes from the environment: HFPIPE_MAX_LOSS=much" in ended.err.decode()
 
 
 def test_a_killed_run_has_kept_its_rounds(plain_model, tmp_path):
