@@ -70,15 +70,10 @@ def test_a_property_that_is_wrong(tiny_llama_ov):
             assert error.hint
 
 
-def test_exact_is_three_properties():
-    options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1})
-    assert loading.properties(options, "CPU", {"A": "1"}) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
-
-
 @pytest.mark.parametrize("key", loading.EXACT)
-def test_a_property_that_contradicts_exact(key):
-    same = {key: loading.EXACT[key]}
-    assert loading.properties(LoadOptions(exact=True, ov_config=same), "CPU", {})[0] == loading.EXACT
+def test_exact_is_three_properties(key):
+    options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1, key: loading.EXACT[key]})
+    assert loading.properties(options, "CPU", {"A": "1"}) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
     with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
         loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU", {})
 
@@ -122,12 +117,9 @@ def test_one_thread(tiny_llama_ov):
 
 
 def test_one_processor(tiny_llama_ov):
-    found = runs(tiny_llama_ov, {}, {"device": "AUTO"}, processors=[min(os.sched_getaffinity(0))])
-    assert [len(one["ids"]) for one in found] == [12] * 4
-
-
-def test_the_command_on_one_processor(tiny_llama_ov):
     processor = min(os.sched_getaffinity(0))
+    found = runs(tiny_llama_ov, {}, {"device": "AUTO"}, processors=[processor])
+    assert [len(one["ids"]) for one in found] == [12] * 4
     done = subprocess.run(
         [sys.executable, "-m", "hfpipe", "run", str(tiny_llama_ov), "hi", "-n", "4", "--stats"],
         preexec_fn=lambda: os.sched_setaffinity(0, [processor]),
@@ -144,14 +136,6 @@ def test_processors_with_fewer_instructions(tiny_llama_ov, instructions):
     assert [len(one["ids"]) for one in found] == [12] * 2
 
 
-class Compiled:
-    """What OpenVINO says of a compiled model."""
-
-    def __init__(self, precision: str, threads: int) -> None:
-        kind = SimpleNamespace(get_type_name=lambda: precision)
-        self.get_property = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": kind}.get
-
-
 @pytest.mark.parametrize(
     ("flags", "precision", "threads", "needs"),
     [
@@ -165,10 +149,16 @@ class Compiled:
     ],
 )
 def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, threads, needs):
-    """And --stats says why; what the user set is an error there, and not changed."""
+    """And --stats says why; what the user set is an error there. With many processors, OpenVINO need not be asked."""
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(loading, "_processors", lambda: f"flags: {flags}")
-    core = SimpleNamespace(get_property=lambda *_: {}, compile_model=lambda *_: Compiled(precision, threads))
+    monkeypatch.setattr(loading.machine, "affinity", lambda: 2)
+    monkeypatch.setattr(loading.machine, "processors", lambda: 2)
+    kind = SimpleNamespace(get_type_name=lambda: precision)
+    values = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": kind}
+    core = SimpleNamespace(
+        get_property=lambda *_: ["NUM_STREAMS"], compile_model=lambda *_: SimpleNamespace(get_property=values.get)
+    )
     monkeypatch.setattr(loading.ov, "Core", lambda: core)
     used, reasons = loading.properties(LoadOptions(), "CPU", {})
     why = f"{precision} with one thread crashes OpenVINO on this processor"
@@ -182,6 +172,11 @@ def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, t
         assert loading.properties(asked, "CPU", {}) == (asked.ov_config, {})
     assert loading.properties(LoadOptions(exact=True), "CPU", {}) == (loading.EXACT, {})
     assert loading.properties(LoadOptions(), "GPU.0", {}) == ({}, {})
+    monkeypatch.setattr(loading.machine, "processors", lambda: 8)
+    streams = LoadOptions(ov_config={"NUM_STREAMS": 8})
+    assert ("INFERENCE_PRECISION_HINT" in loading.properties(streams, "CPU", {})[0]) == needs
+    monkeypatch.delattr(core, "compile_model")
+    assert loading.properties(LoadOptions(), "CPU", {"KV_CACHE_PRECISION": "u8"})[0] == {"KV_CACHE_PRECISION": "u8"}
 
 
 # What a token takes

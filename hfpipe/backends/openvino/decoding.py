@@ -171,10 +171,6 @@ class PagedFlight(Flight):
         """What was drawn so far cannot be drawn again."""
         return not self.token_ids or self.request.sampling.temperature == 0
 
-    def left(self) -> TokenRequest:
-        """What is still to be generated, as a request: from the prompt and the tokens so far."""
-        return replace(self.request, token_ids=self.whole, max_tokens=self.request.max_tokens - len(self.token_ids))
-
     def read(self) -> Iterator[TokenEvent]:
         """The tokens that are ready. `read` of the handle with nothing queued would wait for ever."""
         while not self.done and self.handle.can_read():
@@ -262,8 +258,9 @@ class PagedBackend(OpenVINOBackend):
             yield self._pipeline
 
     def _add(self, flight: PagedFlight, stream: Stream) -> Iterator[TokenEvent]:
-        """Give the engine a request."""
-        left = flight.left()
+        """Give the engine what is left of a request: it goes on from the prompt and the tokens so far."""
+        remaining = flight.request.max_tokens - len(flight.token_ids)
+        left = replace(flight.request, token_ids=flight.whole, max_tokens=remaining)
         stream.running.append(flight)
         try:
             with self._open() as pipeline:

@@ -18,7 +18,7 @@ from openvino import opset13
 from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
-from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UsageError
+from hfpipe.errors import BackendError, HFPipeError, ModelError, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
@@ -28,21 +28,17 @@ _KEPT_COMPILE_CACHES, _KEPT_TUNINGS = 8, 100
 
 # The flags of processors that have AMX for a precision.
 _AMX = {"bf16": "amx_bf16", "f16": "amx_fp16"}
+# So many processors are two threads at least, also where each core is two of them, unless properties say otherwise.
+_MANY = 8
+_NOT_OF_THREADS = {"INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "CACHE_DIR"}
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'name="([^"]*)" type="Const"[^>]*>\s*<data element_type="(\w+)"[^>]* size="(\d+)"')
 # Those that belong to a weight and are not weights themselves.
 _OF_A_WEIGHT = (b"/scale", b"/zero_point", b"/fq_weights_1")
-PRECISIONS = {
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "u8": "int8",
-    "i8": "int8",
-    "u4": "int4",
-    "i4": "int4",
-}
+PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+PRECISIONS |= {"u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}
 _CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 # Of keys and values. u8 comes with scales: for each token's head, and for each channel of 32 tokens.
 _BYTES_PER_VALUE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.25}
@@ -116,7 +112,7 @@ def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
     allowed = next(filter(None, map(os.environ.get, _ISA_VARIABLES)), "DEFAULT").upper()
     masked = not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
     crashing = [precision for precision, flag in _AMX.items() if flag in _processors()]
-    if not masked and not crashing:
+    if not masked and (not crashing or (machine.processors() >= _MANY and used.keys() <= _NOT_OF_THREADS)):
         return None
     # What these properties come to on the CPU is asked of a tiny model.
     core, parameter = ov.Core(), opset13.parameter([1], ov.Type.f32)
@@ -165,34 +161,29 @@ def readable(device: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         known = explained(error, device)
+        file = (folder or Path()) / "openvino_model.xml"
         if folder and type(known) is BackendError:
-            _check_model(folder / "openvino_model.xml")
+            try:
+                ov.Core().read_model(file)
+            except RuntimeError as unreadable:
+                message = _last_line(unreadable)
+                # Functions of C++ that read a number.
+                reason = "a number in it is too large, or is none" if message.startswith("sto") else message
+                known = ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN)
         raise known from error
-
-
-def _check_model(file: Path) -> None:
-    """Raise ModelError for a file that OpenVINO cannot read: its own message names none."""
-    try:
-        ov.Core().read_model(file)
-    except RuntimeError as error:
-        message = _last_line(error)
-        # Functions of C++ that read a number.
-        reason = "a number in it is too large, or is none" if message.startswith("sto") else message
-        raise ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN) from error
 
 
 def explained(error: Exception, device: str) -> HFPipeError:
     """The message at the end of OpenVINO's trail."""
     known = as_backend_error(error)
-    if known is error or isinstance(known, OutOfMemory):
+    if known is error or isinstance(error, MemoryError):
         return known
-    message = _last_line(error)
+    message, hint, kind = _last_line(error), None, type(known)
     phrases = ("Unsupported property", "Wrong value", "Could not read number", "for property key")
     if any(phrase in message for phrase in phrases):
         usual = "PERFORMANCE_HINT, NUM_STREAMS, CACHE_DIR, KV_CACHE_PRECISION, DYNAMIC_QUANTIZATION_GROUP_SIZE"
-        known = UsageError(f"OpenVINO on {device}: {message}", hint=f"Usual keys of --ov-config are {usual}.")
-    else:
-        known = BackendError(f"OpenVINO on {device}: {message}")
+        kind, hint = UsageError, f"Usual keys of --ov-config are {usual}."
+    known = kind(f"OpenVINO on {device}: {message}", hint=hint)
     known.__cause__ = error
     return known
 
