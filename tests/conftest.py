@@ -9,12 +9,12 @@ import tempfile
 TRACING = ("LANGCHAIN_TRACING", "LANGSMITH_", "LANGCHAIN_API_KEY", "LANGCHAIN_ENDPOINT", "LANGCHAIN_PROJECT")
 
 
-def _cache() -> str:
-    """One for all processes of a run, which begins with this one where the variable is not set."""
-    if "HFPIPE_TEST_CACHE" not in os.environ:
-        os.environ["HFPIPE_TEST_CACHE"] = tempfile.mkdtemp(prefix="hfpipe-tests-")
-        atexit.register(shutil.rmtree, os.environ["HFPIPE_TEST_CACHE"], ignore_errors=True)
-    return os.environ["HFPIPE_TEST_CACHE"]
+def _root() -> str:
+    """A folder for all processes of a run, which begins with this one where the variable is not set."""
+    if "HFPIPE_TEST_ROOT" not in os.environ:
+        os.environ["HFPIPE_TEST_ROOT"] = tempfile.mkdtemp(prefix="hfpipe-tests-")
+        atexit.register(shutil.rmtree, os.environ["HFPIPE_TEST_ROOT"], ignore_errors=True)
+    return os.environ["HFPIPE_TEST_ROOT"]
 
 
 def _environment() -> dict[str, str]:
@@ -25,12 +25,12 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that spin while they wait make tiny models three times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HFPIPE_CACHE": _cache(),
+        "HFPIPE_CACHE": os.path.join(_root(), "cache"),
     }
 
 
 for _name in list(os.environ):
-    if _name.startswith(TRACING) or (_name.startswith("HFPIPE_") and _name != "HFPIPE_TEST_CACHE"):
+    if _name.startswith(TRACING) or (_name.startswith("HFPIPE_") and _name != "HFPIPE_TEST_ROOT"):
         del os.environ[_name]
 os.environ.update(_environment())
 
@@ -40,33 +40,48 @@ for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler)
 
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+from hfpipe import store  # noqa: E402
 from hfpipe.types import ModelSource  # noqa: E402
 from tests import tiny  # noqa: E402
 
 
+def once(name: str, make: Callable[[Path], object]) -> Path:
+    """What `make` makes at a path of this name: the first process of a run that asks does it for all of them."""
+    path = Path(_root(), name)
+    with store.lock(Path(f"{path}.lock"), wait="Waiting for another process of the tests"):
+        if not path.exists():
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_gpt2() -> Path:
     """A transformers folder: 128 learned positions, no chat template."""
-    return tiny.gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+    return once("tiny-gpt2", tiny.gpt2)
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama() -> Path:
     """A transformers folder: rotary positions, grouped queries, a chat template."""
-    return tiny.llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+    return once("tiny-llama", tiny.llama)
 
 
 @pytest.fixture(scope="session")
 def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
     """Both of them as hfpipe exports them for OpenVINO, in fp32."""
-    from hfpipe.process import run_child
 
-    arguments = {"folders": [str(tiny_gpt2), str(tiny_llama)]}
-    return [Path(folder) for folder in run_child("tests.tiny_exports", arguments, what="The exports")]
+    def export(path: Path) -> None:
+        from hfpipe.process import run_child
+
+        arguments = {"folders": [str(tiny_gpt2), str(tiny_llama)]}
+        path.write_text("\n".join(run_child("tests.tiny_exports", arguments, what="The exports")))
+
+    return [Path(folder) for folder in once("exports", export).read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
