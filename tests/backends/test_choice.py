@@ -27,18 +27,13 @@ def source(*, architectures: tuple[str, ...] = ("LlamaForCausalLM",), **config: 
     return ModelSource("the/model", Path("nowhere"), "transformers", config, {}, None)
 
 
-def test_auto_goes_by_the_format():
+def test_what_is_chosen():
+    """By auto for the format; else what is asked for, where it runs the format."""
     assert backends.choose("auto", "openvino") == backends.Choice("openvino", "the folder holds an OpenVINO model")
     assert backends.choose("auto", "transformers") == backends.Choice("torch", "the folder holds a transformers model")
-
-
-@pytest.mark.parametrize("name", backends.BACKENDS)
-def test_what_is_asked_for_is_chosen(name):
-    for model_format in backends.BACKENDS[name].formats:
-        assert backends.choose(name, model_format) == backends.Choice(name, "asked for")
-
-
-def test_a_backend_that_does_not_run_the_format():
+    for name, spec in backends.BACKENDS.items():
+        for model_format in spec.formats:
+            assert backends.choose(name, model_format) == backends.Choice(name, "asked for")
     with pytest.raises(UnsupportedModel, match="torch backend does not run openvino models") as raised:
         backends.choose("torch", "openvino")
     assert "--backend" in raised.value.hint
@@ -60,13 +55,10 @@ def test_every_option_is_honoured_or_refused(name, option):
         backends.check_options(name, options)
         return
     flag = {"model_kwargs": "--model-kwarg"}.get(option, "--" + option.replace("_", "-"))
-    with pytest.raises(UnsupportedOption) as raised:
-        backends.check_options(name, options)
-    assert name in raised.value.message
-    assert flag in raised.value.message
+    with pytest.raises(UnsupportedOption, match=f"The {name} backend cannot honour {flag}") as raised:
+        backends.load(name, source(), options)
     able = [other for other, spec in backends.BACKENDS.items() if option in spec.honours]
-    assert able
-    assert all(other in raised.value.hint for other in able)
+    assert raised.value.hint == f"It belongs to --backend {' or '.join(able)}."
 
 
 def test_an_option_is_never_forgotten():
@@ -76,11 +68,6 @@ def test_an_option_is_never_forgotten():
     assert set(SET) == honoured
 
 
-def test_loading_refuses_before_it_loads():
-    with pytest.raises(UnsupportedOption, match=r"openvino backend cannot honour --attn"):
-        backends.load("openvino", source(), LoadOptions(attn="sdpa"))
-
-
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_the_one_task(name):
     backends.check_options(name, LoadOptions(task="text-generation"))
@@ -88,28 +75,29 @@ def test_the_one_task(name):
         backends.check_options(name, LoadOptions(task="summarization"))
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
-def test_an_encoder_decoder_is_refused(name):
-    with pytest.raises(UnsupportedModel, match=r"the/model: t5 is an encoder-decoder") as raised:
-        backends.load(name, source(model_type="t5", is_encoder_decoder=True), LoadOptions())
-    assert raised.value.hint
+REFUSED = {
+    "BertForMaskedLM": "the/model is a BertForMaskedLM",
+    "RobertaForMaskedLM": "the/model is a RobertaForMaskedLM",
+    "BertForPreTraining": "the/model is a BertForPreTraining",
+    "LlamaForSequenceClassification": "the/model is a LlamaForSequenceClassification",
+    "T5ForConditionalGeneration": "the/model: t5 is an encoder-decoder",
+    "GPT2LMHeadModel": None,
+    "GPT2Model": None,
+    "Gemma3ForConditionalGeneration": None,
+}
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
-@pytest.mark.parametrize(
-    "architecture", ["BertForMaskedLM", "RobertaForMaskedLM", "BertForPreTraining", "LlamaForSequenceClassification"]
-)
-def test_what_does_not_write_text_is_refused(name, architecture):
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_what_does_not_write_text_is_refused(architecture):
     """A masked language model loads without a missing tensor, and would answer noise."""
-    with pytest.raises(UnsupportedModel, match=f"the/model is a {architecture}"):
-        backends.load(name, source(architectures=(architecture,)), LoadOptions())
-
-
-@pytest.mark.parametrize(
-    "architectures", [(), ("GPT2LMHeadModel",), ("GPT2Model",), ("Gemma3ForConditionalGeneration",)]
-)
-def test_what_may_write_text_is_not_refused(architectures):
-    assert backends.load("echo", source(architectures=architectures), LoadOptions()).name == "echo"
+    config = {"model_type": "t5", "is_encoder_decoder": True} if architecture.startswith("T5") else {}
+    if not REFUSED[architecture]:
+        assert backends.load("echo", source(architectures=(architecture,)), LoadOptions()).name == "echo"
+        return
+    for name in backends.BACKENDS:
+        with pytest.raises(UnsupportedModel, match=REFUSED[architecture]) as raised:
+            backends.load(name, source(architectures=(architecture,), **config), LoadOptions())
+        assert raised.value.hint
 
 
 def test_a_package_that_is_missing(monkeypatch):

@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfpipe import backends, models
+from hfpipe import backends
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino.loading import model_folder
 from hfpipe.sampling import end_token_ids
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import LoadOptions, ModelSource, Sampling, Silent, TokenRequest
+from hfpipe.types import LoadOptions, Sampling, Silent, TokenRequest
 from tests import tiny
+from tests.backends.running import answers, load
 
 ENGINES = {
-    "torch": ("torch", LoadOptions(exact=True)),
-    "torch-batch": ("torch", LoadOptions(dtype="float32", batch_size=8)),
-    "openvino-single": ("openvino", LoadOptions(exact=True, batch_size=1)),
-    "openvino-paged": ("openvino", LoadOptions(exact=True, batch_size=4)),
+    "torch": ("torch", {"exact": True}),
+    "torch-batch": ("torch", {"dtype": "float32", "batch_size": 8}),
+    "openvino-single": ("openvino", {"exact": True, "batch_size": 1}),
+    "openvino-paged": ("openvino", {"exact": True, "batch_size": 4}),
 }
 PROMPTS = [
     tiny.SENTENCES[0],
@@ -32,7 +33,8 @@ PROMPTS = [
     "One two",
     "What is EEG?",
 ]
-TOKENS = 40
+TOKENS = 24
+REAL_TOKENS = 16
 
 
 def ids_of(folder: Path, prompts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
@@ -64,14 +66,6 @@ def transformers_ids(
     return answers
 
 
-def hfpipe_ids(backend: Backend, requests: Iterable[TokenRequest]) -> dict[str, list[int]]:
-    answers: dict[str, list[int]] = {}
-    for event in backend.stream(requests):
-        assert event.error is None
-        answers.setdefault(event.request_id, []).extend(event.token_ids)
-    return answers
-
-
 def requests_for(
     prompts: Iterable[tuple[int, ...]], max_tokens: int, ends: frozenset[int] = frozenset(), **more: Sampling
 ) -> list[TokenRequest]:
@@ -81,10 +75,8 @@ def requests_for(
 def assert_all_equal(backend: Backend, requests: Sequence[TokenRequest], expected: Sequence[list[int]]) -> None:
     """Together, in another order, and each alone."""
     wanted = {request.id: ids for request, ids in zip(requests, expected, strict=True)}
-    assert hfpipe_ids(backend, requests) == wanted
-    assert hfpipe_ids(backend, reversed(requests)) == wanted
-    for request in requests:
-        assert hfpipe_ids(backend, [request]) == {request.id: wanted[request.id]}
+    for some in (requests, requests[::-1], *([request] for request in requests)):
+        assert answers(backend, some) == {request.id: wanted[request.id] for request in some}
 
 
 @pytest.fixture(scope="module", params=["tiny_gpt2", "tiny_llama"])
@@ -98,7 +90,7 @@ def folders(request) -> dict[str, Path]:
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request, folders):
     name, options = ENGINES[request.param]
-    with backends.load(name, models.resolve(str(folders[name])), options) as backend:
+    with load(name, folders[name], **options) as backend:
         yield backend
 
 
@@ -161,8 +153,7 @@ def eight_tokens(tiny_llama, tiny_llama_ov, tmp_path_factory) -> dict[str, Backe
     made = {}
     for name in ("torch-batch", "openvino-single", "openvino-paged"):
         engine, options = ENGINES[name]
-        source = models.resolve(str(tiny_llama if engine == "torch" else folder))
-        made[name] = backends.load(engine, source, options)
+        made[name] = load(engine, tiny_llama if engine == "torch" else folder, **options)
     made["torch-batch"]._forward = lambda ids, *_: torch.from_numpy(LOGITS).expand(len(ids), -1)
     yield made
     for backend in made.values():
@@ -175,7 +166,7 @@ def test_the_same_tokens_can_be_drawn_on_every_engine(eight_tokens, name, prompt
     """Each that the settings leave is, of 400 seeds, and no other; roughly as often as its chance says."""
     draws = 400
     requests = [TokenRequest(str(n), (prompt,), 1, frozenset(), replace(sampling, seed=n)) for n in range(draws)]
-    drawn = [ids[0] for ids in hfpipe_ids(eight_tokens[name], requests).values()]
+    drawn = [ids[0] for ids in answers(eight_tokens[name], requests).values()]
     assert set(drawn) == possible
     if sampling.repetition_penalty == 1:
         weights = {token: CHANCES[token] ** (1 / sampling.temperature) for token in possible}
@@ -187,31 +178,13 @@ def test_the_same_tokens_can_be_drawn_on_every_engine(eight_tokens, name, prompt
 
 # The real model
 
-QUESTIONS = [
-    "What is EEG?",
-    "Write a haiku about the sea.",
-    "List three prime numbers and say why they are prime.",
-    "def fibonacci(n):",
-    "The capital of France is",
-]
-
-
-@pytest.fixture(scope="module")
-def expected(smollm2: ModelSource) -> list[list[int]]:
-    return transformers_ids(smollm2.folder, ids_of(smollm2.folder, QUESTIONS), TOKENS)
-
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ENGINES)
-def test_the_real_model_agrees_everywhere(smollm2, expected, name):
-    engine, options = ENGINES[name]
-    requests = requests_for(ids_of(smollm2.folder, QUESTIONS), TOKENS, end_token_ids(smollm2.generation_config))
-    with backends.load(engine, smollm2, options) as backend:
-        answers = hfpipe_ids(backend, requests)
-    assert [answers[request.id] for request in requests] == expected
-
-
-@pytest.mark.model
-def test_the_real_model_is_exported_in_float32_for_exact(smollm2):
-    folder = model_folder(smollm2, LoadOptions(exact=True), Silent())
-    assert folder.name.endswith("fp32")
+def test_the_real_model_agrees_everywhere(smollm2):
+    prompts = ids_of(smollm2.folder, ["The capital of France is", "def fibonacci(n):", "What is EEG?"])
+    expected = transformers_ids(smollm2.folder, prompts, REAL_TOKENS)
+    for engine, options in ENGINES.values():
+        requests = requests_for(prompts, REAL_TOKENS, end_token_ids(smollm2.generation_config))
+        with backends.load(engine, smollm2, LoadOptions(**options)) as backend:
+            assert answers(backend, requests) == dict(zip("012", expected, strict=True)), options
+    assert model_folder(smollm2, LoadOptions(exact=True), Silent()).name.endswith("fp32")
