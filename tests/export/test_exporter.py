@@ -77,40 +77,67 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+WRITTEN = ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+
+
 def test_what_is_done(model, children):
-    done = exporter.export(planned(model))
+    """The children write where the export is made."""
+    stages = Stages(model.parent / "out")
+    done = exporter.export(planned(model), reporter=stages)
     assert children.names == ["convert", "score", "verify"]
-    assert done.made
-    assert done.folder == model.parent / "out"
-    assert names(done.folder) == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+    assert (done.made, done.folder) == (True, model.parent / "out")
+    assert names(done.folder) == WRITTEN
     assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert set(MEASURED) < set(done.data)
     assert done.data["warnings"] == []
     assert set(done.data["seconds"]) == {"export", "verification"}
     assert names(model.parent) == ["model", "out"]
-
-
-def test_without_verification(model, children):
-    done = exporter.export(planned(model), verify=False)
-    assert children.names == ["convert"]
-    assert set(done.data["seconds"]) == {"export"}
-    assert not set(MEASURED) & set(done.data)
-
-
-def test_children_write_where_the_export_is_made(model, children):
-    exporter.export(planned(model))
     (_, environment), (_, reference), (_, verification) = children.asked
     places = [*(environment[name] for name in ("TMPDIR", "TEMP", "TMP")), reference, verification["temporary"]]
     assert all(Path(place).is_relative_to(model.parent) for place in places)
     assert environment["HF_HUB_OFFLINE"] == "1"
+    assert (stages.seen[0], stages.seen[-1]) == ("Starting optimum-cli", None)
+
+
+class Stages(Silent):
+    """They end before the export has its name."""
+
+    def __init__(self, output):
+        self.output, self.seen, self.notes = output, [], []
+
+    def stage(self, text):
+        assert not self.output.exists()
+        self.seen.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_check_writes_nothing(model, children):
+    exporter.check(planned(model))
+    assert children.names == ["check"]
+    assert names(model.parent) == ["model"]
 
 
 def test_the_same_request_does_nothing(model, children):
+    (model.parent / "out").mkdir()
     first = exporter.export(planned(model))
     children.asked.clear()
     again = exporter.export(planned(model))
-    assert (again.made, again.data, children.names) == (False, first.data, [])
+    assert (first.made, again.made, again.data, children.names) == (True, False, first.data, [])
     assert exporter.export(planned(model), verify=False).made is False
+    assert exporter.export(planned(model), force=True).made
+    assert names(model.parent / "out") == WRITTEN
+
+
+def test_an_export_that_was_not_verified_is_not_what_was_asked_for(model, children):
+    done = exporter.export(planned(model), verify=False)
+    assert children.names == ["convert"]
+    assert set(done.data["seconds"]) == {"export"}
+    assert not set(MEASURED) & set(done.data)
+    with pytest.raises(HFPipeError, match="made without verification"):
+        exporter.export(planned(model))
+    assert not exporter.export(planned(model), verify=False).made
 
 
 @pytest.mark.parametrize(
@@ -124,30 +151,20 @@ def test_another_request_is_refused(model, children, options):
     assert "--force" in caught.value.hint
 
 
-def test_a_request_is_another_with_other_texts_to_calibrate_on(model, children):
-    texts = [model.parent / name for name in ("a", "b")]
-    for number, path in enumerate(texts):
-        path.write_text(f"text {number}")
-    exporter.export(planned(model, weight_format="int4", calibration=texts[0]))
-    assert not exporter.export(planned(model, weight_format="int4", calibration=texts[0])).made
+def test_a_request_is_another_with_other_texts_or_another_state_of_the_model(model, children):
+    text, options = model.parent / "text", {"weight_format": "int4", "calibration": model.parent / "text"}
+    text.write_text("one")
+    exporter.export(planned(model, **options))
+    assert not exporter.export(planned(model, **options)).made
+    text.write_text("two")
     with pytest.raises(HFPipeError, match="with other options"):
-        exporter.export(planned(model, weight_format="int4", calibration=texts[1]))
-
-
-def test_another_state_of_the_model_is_refused(model, children):
-    exporter.export(planned(model))
+        exporter.export(planned(model, **options))
+    text.write_text("one")
     with (model / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\1")
     with pytest.raises(HFPipeError, match="made of another model, or of another state of it"):
-        exporter.export(planned(model))
-
-
-def test_an_export_that_was_not_verified_is_not_what_was_asked_for(model, children):
-    exporter.export(planned(model), verify=False)
-    with pytest.raises(HFPipeError, match="made without verification"):
-        exporter.export(planned(model))
-    assert not exporter.export(planned(model), verify=False).made
+        exporter.export(planned(model, **options))
 
 
 @pytest.mark.parametrize(
@@ -172,12 +189,6 @@ def test_a_report_that_someone_has_changed(model, children, changed):
     (model.parent / "out" / "hfpipe.json").write_text(json.dumps({**report, **changed}))
     with pytest.raises(HFPipeError, match="out exists and "):
         exporter.export(planned(model))
-
-
-def test_force_makes_the_same_anew(model, children):
-    exporter.export(planned(model))
-    assert exporter.export(planned(model), force=True).made
-    assert names(model.parent / "out") == ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
 
 
 @pytest.mark.parametrize("others", ["notes.txt", "sub/notes.txt", "sub/", "link"])
@@ -210,14 +221,6 @@ def test_what_comes_into_an_export_while_it_is_replaced_stays(model, children, m
         exporter.export(planned(model), force=True)
     assert (output / "mine").read_text() == "mine"
     assert names(model.parent) == ["model", "out"]
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def keep(model, *, verify=True, **options):
@@ -267,16 +270,9 @@ def test_what_is_damaged_or_has_changed_is_made_anew(model, children, kept, monk
     assert keep(model).made
 
 
-def test_where_the_disk_is_full_another_cache_is_what_helps(model, monkeypatch):
-    monkeypatch.setattr("hfpipe.machine.free_disk", lambda folder: 1)
-    with pytest.raises(HFPipeError) as caught:
-        keep(model)
-    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
-
-
 def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
     """With what its source is called here: the same files may have come in two ways."""
-    notes, plan = Notes(), planned(model)
+    notes, plan = Stages(model.parent / "out"), planned(model)
     plan = replace(plan, source=replace(plan.source, reference="org/model", revision="abc"))
     done = exporter.export(plan, reporter=notes)
     assert (children.names, done.made, done.folder) == ([], True, model.parent / "out")
@@ -290,9 +286,6 @@ def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
     assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert not exporter.export(planned(model)).made
     assert names(model.parent) == ["model", "out"]
-
-
-def test_with_force_it_is_made_anew(model, children, kept):
     assert "copied" not in exporter.export(planned(model), force=True).data
     assert children.names == ["convert", "score", "verify"]
 
@@ -307,29 +300,17 @@ def test_a_copy_that_is_interrupted_leaves_nothing(model, children, kept, monkey
     assert names(model.parent) == ["model"]
 
 
-def test_an_empty_folder_is_filled(model, children):
-    (model.parent / "out").mkdir()
-    assert exporter.export(planned(model)).made
-
-
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_no_export_stays(model, children, force):
+def test_what_is_no_export_and_the_model_itself_stay(model, children, force):
+    """Also where it lies inside of an export."""
+    (model.parent / "file").write_text("mine")
+    (model.parent / "folder").mkdir()
+    (model.parent / "folder" / "mine").write_text("")
     for output in ("file", "folder"):
-        if output == "file":
-            (model.parent / "file").write_text("mine")
-        else:
-            (model.parent / "folder").mkdir()
-            (model.parent / "folder" / "mine").write_text("")
         with pytest.raises(UsageError if force else HFPipeError):
             exporter.export(planned(model, output), force=force)
-    assert children.names == []
     assert (model.parent / "file").read_text() == "mine"
     assert names(model.parent / "folder") == ["mine"]
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_the_model_itself_stays(model, children, force):
-    """Also where it lies inside of an export."""
     with pytest.raises(UsageError, match=r"holds .*, and stays as it is"):
         exporter.export(planned(model, "model"), force=force)
     outer = model.parent / "outer"
@@ -340,6 +321,7 @@ def test_the_model_itself_stays(model, children, force):
     with pytest.raises(UsageError, match=r"holds .*, and stays as it is"):
         exporter.export(plan, force=force)
     assert (model / "model.safetensors").exists()
+    assert children.names == []
 
 
 @pytest.mark.parametrize("failing", ["convert", "verify"])
@@ -379,6 +361,12 @@ def test_what_a_killed_export_was_about_to_replace_is_asked_about(model, childre
 
 
 def test_a_disk_that_takes_nothing_is_named_with_what_helps(model, children, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("hfpipe.machine.free_disk", lambda folder: 1)
+        with pytest.raises(HFPipeError) as caught:
+            keep(model)
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
+
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -389,26 +377,6 @@ def test_a_disk_that_takes_nothing_is_named_with_what_helps(model, children, mon
     with pytest.raises(HFPipeError, match=r"^The disk of .*exports is full") as caught:
         keep(model)
     assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
-    assert names(model.parent) == ["model"]
-
-
-def test_stages_end_before_the_export_has_its_name(model, children):
-    class Stages(Silent):
-        seen = ()
-
-        def stage(self, text):
-            assert not (model.parent / "out").exists()
-            self.seen += (text,)
-
-    stages = Stages()
-    exporter.export(planned(model), reporter=stages)
-    assert stages.seen[0] == "Starting optimum-cli"
-    assert stages.seen[-1] is None
-
-
-def test_a_check_writes_nothing(model, children):
-    exporter.check(planned(model))
-    assert children.names == ["check"]
     assert names(model.parent) == ["model"]
 
 

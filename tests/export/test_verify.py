@@ -37,12 +37,6 @@ def test_an_engine_that_fails_while_it_is_timed(events, message):
         speed(Engine(events), np.arange(4))
 
 
-def test_a_speed_is_that_of_the_prompt_and_of_the_tokens_after_the_first():
-    prefill, decode = speed(Engine([TokenEvent("speed", (number,)) for number in range(3)]), np.arange(4))
-    assert prefill > 0
-    assert decode > 0
-
-
 # Prompt tokens and generated tokens a second of the three candidates, in each round.
 SLOW, FAST, MIXED = (100.0, 10.0), (130.0, 10.0), (200.0, 5.0)
 
@@ -73,6 +67,7 @@ def test_the_fastest_way_is_kept_for_this_machine_alone(export, tmp_path, monkey
 
 
 def test_speeds_are_measured_in_turn(export, tmp_path, monkeypatch):
+    """Of the prompt, and of the tokens after the first."""
     monkeypatch.setattr(verify, "_ROUNDS", 1)
     found = verify._speeds(export, 100, tmp_path, Silent())
     assert found.shape == (1, 3, 2)
@@ -89,7 +84,7 @@ def edit(path, **values):
 
 
 def test_the_tokenizer_is_the_sources_byte_for_byte(tiny_llama, export, tmp_path):
-    """Not what transformers has made of the class that its configuration names."""
+    """Not what transformers has made of the class that its configuration names, where the source has one."""
     source = shutil.copytree(tiny_llama, tmp_path / "source")
     edit(source / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
     (source / "additional_chat_templates").mkdir()
@@ -103,10 +98,6 @@ def test_the_tokenizer_is_the_sources_byte_for_byte(tiny_llama, export, tmp_path
         assert (export / name).read_bytes() == (source / name).read_bytes()
     assert not (export / "special_tokens_map.json").exists()
     assert set(tokenizer_report(export, source)) <= {"missing", "differing"}
-
-
-def test_a_source_without_tokenizer_json_keeps_the_one_that_was_made(tiny_llama, export, tmp_path):
-    source = shutil.copytree(tiny_llama, tmp_path / "source")
     made = (export / "tokenizer.json").read_bytes()
     (source / "tokenizer.json").unlink()
     copy_tokenizer(source, export)
