@@ -43,20 +43,18 @@ def oracle(stops, text):
 @given(stop_lists, letters, cuts)
 @thorough
 def test_equals_reading_character_by_character(stops, text, places):
-    assert scan(stops, cut(text, places)) == oracle(stops, text)
-
-
-@given(stop_lists, letters, cuts)
-@thorough
-def test_holds_only_what_may_begin_a_stop(stops, text, places):
-    scanner, fed, shown = StopScanner(stops), "", ""
+    """And holds only what may begin a stop."""
+    scanner, fed, shown, stopped = StopScanner(stops), "", "", False
     for chunk in cut(text, places):
         new, stopped = scanner.feed(chunk)
         fed, shown = fed + chunk, shown + new
         if stopped:
-            return
+            break
         starts = [fed[i:] for i in range(len(fed)) if any(s.startswith(fed[i:]) and s != fed[i:] for s in stops)]
         assert fed == shown + max(starts, key=len, default="")
+    if not stopped:
+        new, stopped = scanner.feed("", last=True)
+    assert (shown if stopped else shown + new, stopped) == oracle(stops, text)
 
 
 @pytest.mark.parametrize(
@@ -65,31 +63,16 @@ def test_holds_only_what_may_begin_a_stop(stops, text, places):
         (["STOP"], ["STOP and more"], "", True),
         (["STOP"], ["all of it"], "all of it", False),
         (["\n\n"], ["one\n", "two\n", "\nthree"], "one\ntwo", True),
-        (["b", "c"], ["a c b"], "a ", True),
-        (["abcd", "bc"], ["xabcd"], "xa", True),
         (["abc", "bc"], ["xabc"], "x", True),
-        (["bc", "abc"], ["xa", "bc"], "x", True),
         (["Observation:", "Obs"], ["an Observation: x"], "an ", True),
         (["Observation:"], ["an Observ", "atory"], "an Observatory", False),
-        (["aab"], ["aaab"], "a", True),
         (["aab"], list("aaaaab"), "aaa", True),
-        (["abab"], list("aababab"), "a", True),
         (["👍🏽"], ["fine ", "👍", "🏽", "!"], "fine ", True),
         ([], ["any", "thing"], "anything", False),
-        (["x"], ["", "", "a"], "a", False),
-        (["a", "a"], ["ba"], "b", True),
     ],
 )
 def test_examples(stops, chunks, shown, stopped):
     assert scan(stops, chunks) == (shown, stopped)
-
-
-def test_what_looked_like_a_stop_is_shown_as_soon_as_it_is_not():
-    scanner = StopScanner(["\nHuman:"])
-    assert scanner.feed("Hi\nHum") == ("Hi", False)
-    assert scanner.feed("an") == ("", False)
-    assert scanner.feed("s") == ("\nHumans", False)
-    assert scanner.feed("!", last=True) == ("!", False)
 
 
 def test_long_and_many_stops_take_little_time():

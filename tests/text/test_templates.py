@@ -66,9 +66,6 @@ def test_a_missing_variable_is_named():
     assert caught.value.message == message
     with pytest.raises(TemplateError, match=r"No value for \{question\} in qa; given: nothing\."):
         parse_template("qa").fill({})
-
-
-def test_long_templates_are_shortened_in_messages():
     with pytest.raises(TemplateError) as caught:
         parse_template("{x}\n" + "long " * 100).fill({})
     assert len(caught.value.message) < 120
@@ -131,9 +128,6 @@ def test_file_that_cannot_be_used(tmp_path, content, message):
 )
 def test_the_variable_that_the_prompt_fills(text, given, variable):
     assert parse_template(text).prompt_variable(given) == variable
-
-
-def test_a_prompt_that_could_fill_several_variables():
     with pytest.raises(TemplateError, match=r"any of \{text\}, \{language\}") as caught:
         parse_template("{text} {language} {style}").prompt_variable(["style"])
     assert "--var text=" in caught.value.hint
@@ -141,12 +135,6 @@ def test_a_prompt_that_could_fill_several_variables():
 
 # --- chat templates, as their models publish them
 
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
     "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
@@ -160,76 +148,19 @@ MISTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
-    "{% else %}{% set role = message['role'] %}{% endif %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
-)
-ZEPHYR = """{% for message in messages %}
-{% if message['role'] == 'user' %}
-{{ '<|user|>
-' + message['content'] + eos_token }}
-{% elif message['role'] == 'system' %}
-{{ '<|system|>
-' + message['content'] + eos_token }}
-{% elif message['role'] == 'assistant' %}
-{{ '<|assistant|>
-'  + message['content'] + eos_token }}
-{% endif %}
-{% if loop.last and add_generation_prompt %}
-{{ '<|assistant|>' }}
-{% endif %}
-{% endfor %}"""
-QWEN25 = r"""{%- if tools %}
-    {{- '<|im_start|>system\n' }}
-    {%- if messages[0]['role'] == 'system' %}
-        {{- messages[0]['content'] }}
-    {%- else %}
-        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
-    {%- endif %}
-    {{- "\n\n# Tools\n\nFunction signatures within <tools></tools> XML tags:\n<tools>" }}
-    {%- for tool in tools %}
-        {{- "\n" }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- "\n</tools><|im_end|>\n" }}
-{%- else %}
-    {%- if messages[0]['role'] == 'system' %}
-        {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
-    {%- else %}
-        {{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}
-    {%- endif %}
+EVERYTHING = r"""{%- set state = namespace(seen=0) %}
+{%- if tools %}
+    {{- "\n\n# Tools\n" }}
+    {%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
 {%- endif %}
-{%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
-    {%- elif message.role == "assistant" %}
-        {{- '<|im_start|>' + message.role }}
-        {%- if message.content %}
-            {{- '\n' + message.content }}
-        {%- endif %}
-        {%- for tool_call in message.tool_calls %}
-            {{- '\n<tool_call>\n{"name": "' }}{{- tool_call.name }}{{- '", "arguments": ' }}
-            {{- tool_call.arguments | tojson }}{{- '}\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-{%- endif %}
-"""
-EVERYTHING = """{%- set state = namespace(seen=0) %}
 {% for message in messages %}
     {% if message.role == 'system' %}{% continue %}{% endif %}
     {% if state.seen > 1 %}{% break %}{% endif %}
     {% generation %}
     {{ message.content | trim }} {{ loop.index }}
+    {%- for call in message.tool_calls %}
+        {{- '\n{"name": "' }}{{- call.name }}{{- '", "arguments": ' }}{{- call.arguments | tojson }}{{- '}' }}
+    {%- endfor %}
     {% set hidden = 1 %}
     {% endgeneration %}
     {% set state.seen = state.seen + 1 %}
@@ -238,15 +169,7 @@ EVERYTHING = """{%- set state = namespace(seen=0) %}
 {{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=True, ensure_ascii=True, separators=(',', ':')) }}
 {{ tools is none }} {{ documents is none }} [{{ nowhere }}] {{ flag | default('unset') }} {{ hidden is defined }}
 """
-PUBLISHED = {
-    "smollm2": SMOLLM2,
-    "llama3": LLAMA3,
-    "mistral": MISTRAL,
-    "gemma": GEMMA,
-    "zephyr": ZEPHYR,
-    "qwen25": QWEN25,
-    "everything": EVERYTHING,
-}
+PUBLISHED = {"llama3": LLAMA3, "mistral": MISTRAL, "everything": EVERYTHING}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -271,7 +194,7 @@ CONVERSATIONS = {
     "wrong": [user("Hi"), user("Again"), assistant("So?")],
     "late": [user("Hi"), SYSTEM, user("Hello")],
 }
-REFUSED = {("gemma", "system"), ("gemma", "wrong"), *(("mistral", name) for name in ("late", "system", "wrong"))}
+REFUSED = {("mistral", name) for name in ("late", "system", "wrong")}
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +222,16 @@ def render_here(source, messages, **extra):
     return ChatTemplate(source, TOKENS, "org/name").render(messages, **extra)
 
 
+def test_a_message_that_is_left_out_cannot_be_continued_and_messages_stay_as_they_were():
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    messages = [user("Hi"), assistant("So")]
+    with pytest.raises(TemplateError, match="does not show the last message"):
+        render_here(source, messages)
+    with pytest.raises(TemplateError):
+        render_here("{% set messages[0].content = 'x' %}{{ messages[0].update(content='x') }}", messages)
+    assert messages == [user("Hi"), assistant("So")]
+
+
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_equals_transformers(render_there, family, conversation):
@@ -314,15 +247,7 @@ def test_equals_transformers(render_there, family, conversation):
         assert caught.value.message == f"The chat template of org/name: {there}"
 
 
-def test_a_message_that_a_template_leaves_out_cannot_be_continued():
-    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(TemplateError, match="does not show the last message"):
-        render_here(source, [user("Hi"), assistant("So")])
-
-
-@given(
-    content=st.text(st.characters(codec="utf-8"), max_size=30), family=st.sampled_from(["llama3", "qwen25", "zephyr"])
-)
+@given(content=st.text(st.characters(codec="utf-8"), max_size=30), family=st.sampled_from(["llama3", "everything"]))
 @quick
 def test_any_content_equals_transformers(render_there, content, family):
     messages = [user(content), assistant(content), user("x")]
@@ -333,7 +258,7 @@ def test_tools_and_further_variables_equal_transformers(render_there):
     tool = {"type": "function", "function": {"name": "get", "description": "Get <it> & über", "parameters": {}}}
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get", "arguments": {"x": "<é>"}}]}
     messages, extra = [user("Hi"), call, user("So?")], {"tools": [tool], "flag": "on", "bos_token": "other"}
-    for source in (QWEN25, EVERYTHING, LLAMA3):
+    for source in (EVERYTHING, LLAMA3):
         assert render_here(source, messages, **extra) == render_there(source, messages, **extra)
 
 
@@ -371,10 +296,7 @@ GROW = "{% set ns = namespace(x='ab', l=[1]) %}{% for i in range(60) %}{% set "
     [
         ("{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3, "seconds"),
         ("{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}", "seconds"),
-        (
-            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-            "seconds",
-        ),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "seconds"),
         ("{% set r = range(99999) | list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}", "seconds"),
         ("{{ 'x' * 10**10 }}", "characters"),
         ("{{ ([1] * 10**10) | length }}", "characters"),
@@ -418,10 +340,3 @@ def test_a_long_conversation_is_within_the_limits():
     long = [user("word " * 400)] * 400 + [user("word " * 2_000_000)]
     text = ChatTemplate(source, {}, "org/name").render(long)
     assert text == "".join(f"user: {message['content'].strip()}" for message in long)
-
-
-def test_messages_stay_as_they_were():
-    messages = [user("Hi")]
-    with pytest.raises(TemplateError):
-        render_here("{% set messages[0].content = 'x' %}{{ messages[0].update(content='x') }}", messages)
-    assert messages == [user("Hi")]
