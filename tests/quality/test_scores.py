@@ -8,7 +8,6 @@ import openvino as ov
 import pytest
 import torch
 from openvino import opset13 as ops
-from safetensors.torch import load_file, save_file
 
 from hfpipe import models, quality
 from hfpipe.backends.openvino import loading
@@ -65,12 +64,9 @@ def test_an_exact_export_has_changed_nothing(request, tmp_path, model):
     assert found.same_top == 1
     assert abs(found.perplexity_change) < 1e-4
     assert set(found.kinds) == set(TEXTS)
-
-
-def test_windows_keep_within_the_context(tiny_gpt2, tmp_path):
-    windows = reference_of(tiny_gpt2, tmp_path).windows
-    assert max(len(window.token_ids) for window in windows) == 128
-    assert {window.scored_from for window in windows} == {1, 32}
+    if model == "tiny_gpt2":
+        assert max(len(window.token_ids) for window in reference.windows) == 128
+        assert {window.scored_from for window in reference.windows} == {1, 32}
 
 
 def test_the_reference_is_what_transformers_says_of_whole_windows(tiny_llama, reference):
@@ -84,44 +80,13 @@ def test_the_reference_is_what_transformers_says_of_whole_windows(tiny_llama, re
         np.testing.assert_allclose(rows.astype(np.float32), expected, rtol=1e-3, atol=1e-3)
 
 
-def perturbed(source: Path, folder: Path, noise: float) -> Path:
-    """The model with that much noise in its weights, relative to them."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for file in source.iterdir():
-        if file.name != "model.safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(source / "model.safetensors")
-    for name, weight in weights.items():
-        weights[name] = weight * (1 + noise * torch.randn(weight.shape, generator=generator))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def test_a_model_that_was_changed_more_differs_more(tiny_llama, tiny_llama_ov, tmp_path):
-    found = []
-    for noise in (0.001, 0.01, 0.1):
-        model = perturbed(tiny_llama, tmp_path / f"model-{noise}", noise)
-        (tmp_path / f"{noise}").mkdir()
-        found.append(score(tiny_llama_ov, reference_of(model, tmp_path / f"{noise}"), exact=True))
-    assert 1e-6 < found[0].mean_kl < found[1].mean_kl / 10 < found[2].mean_kl / 100
-    assert 1 > found[1].same_top > found[2].same_top
-
-
-def test_the_reference_runs_in_the_dtype_that_is_asked_for(tiny_llama, tiny_llama_ov, tmp_path):
-    reference = reference_of(tiny_llama, tmp_path, dtype="bfloat16")
-    assert reference.dtype == "bfloat16"
-    assert score(tiny_llama_ov, reference, exact=True).mean_kl > 1e-6
-
-
-def test_progress_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
+def test_a_reference_in_another_dtype_and_progress_that_counts_tokens(tiny_llama, tiny_llama_ov, tmp_path):
     progress = Progress()
-    reference = reference_of(tiny_llama, tmp_path, reporter=progress)
-    score(tiny_llama_ov, reference, reporter=progress)
-    ours = [step for step in progress.steps if step[0] != "Scoring tiny"]
-    theirs = [step for step in progress.steps if step[0] == "Scoring tiny"]
-    assert {step[0] for step in ours} == {f"Scoring {tiny_llama_ov.name}"}
-    for steps in (ours, theirs):
+    reference = reference_of(tiny_llama, tmp_path, dtype="bfloat16", reporter=progress)
+    assert reference.dtype == "bfloat16"
+    assert score(tiny_llama_ov, reference, exact=True, reporter=progress).mean_kl > 1e-6
+    for task in ("Scoring tiny", f"Scoring {tiny_llama_ov.name}"):
+        steps = [step for step in progress.steps if step[0] == task]
         assert steps[0][1:] == (0, reference.tokens, "steps")
         assert steps[-1][1:] == (reference.tokens, reference.tokens, "steps")
         assert [step[1] for step in steps] == sorted({step[1] for step in steps})
@@ -146,6 +111,8 @@ def test_a_model_as_a_backend_loads_it(tiny_llama, tiny_llama_ov, reference, opt
 
 
 def test_what_this_machine_runs_it_best_with_is_what_is_compared(tiny_llama_ov, reference, monkeypatch):
+    with pytest.raises(UsageError, match="OpenVINO on CPU"):
+        score(tiny_llama_ov, reference, ov_config={"NO_SUCH": "1"})
     monkeypatch.setattr(loading, "tuned", lambda *_: {"NO_SUCH": "1"})
     with pytest.raises(UsageError, match="NO_SUCH"):
         score(tiny_llama_ov, reference)
@@ -154,8 +121,8 @@ def test_what_this_machine_runs_it_best_with_is_what_is_compared(tiny_llama_ov, 
 # What models may lack
 
 
-def test_a_model_that_gives_all_logits():
-    """No logits_to_keep: those of the targets are the last."""
+def test_a_model_that_gives_all_logits_or_an_error():
+    """No logits_to_keep: those of the targets are the last. An error of torch is one line."""
 
     class Model(torch.nn.Module):
         def forward(self, input_ids, attention_mask, use_cache, return_dict):
@@ -164,13 +131,7 @@ def test_a_model_that_gives_all_logits():
     logits = score_torch.window_logits(Model(), Window("x", (1, 2, 3, 4), 2))
     assert logits.dtype == np.float32
     assert logits.argmax(axis=1).tolist() == [2, 3]
-
-
-def test_an_error_of_torch_is_one_line():
-    class Model(torch.nn.Module):
-        def forward(self, input_ids, **_):
-            return torch.nn.Embedding(2, 2)(input_ids)
-
+    Model.forward = lambda self, input_ids, **_: torch.nn.Embedding(2, 2)(input_ids)
     with pytest.raises(BackendError, match="IndexError"):
         score_torch.window_logits(Model(), Window("x", (1, 2, 3, 4), 2))
 
@@ -186,20 +147,12 @@ def stateless(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_model_without_positions_or_state(tmp_path, reference):
+def test_a_model_without_positions_or_state_and_one_with_other_inputs(tmp_path, reference):
     found = score(stateless(tmp_path, "input_ids"), reference)
     assert found.tokens == reference.tokens
     assert found.mean_kl > 0.1
-
-
-def test_a_model_with_other_inputs(tmp_path, reference):
     with pytest.raises(UnsupportedModel, match="takes pixel_values, and cannot"):
         score(stateless(tmp_path, "input_ids", "pixel_values"), reference)
-
-
-def test_a_property_that_does_not_exist(tiny_llama_ov, reference):
-    with pytest.raises(UsageError, match="OpenVINO on CPU"):
-        score(tiny_llama_ov, reference, ov_config={"NO_SUCH": "1"})
 
 
 def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):
