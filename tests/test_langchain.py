@@ -3,34 +3,100 @@
 import asyncio
 import copy
 import pickle
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
-from langchain_core.prompts import PromptTemplate
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 
 import hfpipe
 from hfpipe.errors import BackendError, TemplateError, UsageError
 from hfpipe.langchain import HFPipe
-from hfpipe.types import TextRequest, TokenEvent
+from hfpipe.langchain.chat import ChatHFPipe
+from hfpipe.types import GenerationOptions, TextRequest, TokenEvent
+
+WINDOW = 4
+TEXTS = ["one two three", "a", "four five", "six", "The quick brown fox", "dog"]
 
 
 @pytest.fixture
 def echo(tiny_gpt2: Path) -> HFPipe:
-    return hfpipe.load(str(tiny_gpt2), backend="echo")
+    return hfpipe.load(str(tiny_gpt2), backend="echo", batch_size=WINDOW)
 
 
-@pytest.fixture(scope="module")
-def llm(tiny_llama_ov: Path) -> HFPipe:
-    return hfpipe.load(str(tiny_llama_ov), max_tokens=8, exact=True)
+@pytest.fixture
+def chat(tiny_llama: Path) -> ChatHFPipe:
+    return hfpipe.load_chat(str(tiny_llama), backend="echo", batch_size=WINDOW)
+
+
+@pytest.fixture(params=["llm", "chat"])
+def model(request: pytest.FixtureRequest, echo: HFPipe, chat: ChatHFPipe) -> Any:
+    return echo if request.param == "llm" else chat
+
+
+class Watcher(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.metadata: list[dict] = []
+        self.prompts: list[str] = []
+        self.tokens: list[str] = []
+        self.infos: list[dict] = []
+        self.errors: list[BaseException] = []
+
+    def on_llm_start(self, serialized, prompts, **kwargs):
+        self.prompts += prompts
+        self.metadata.append(kwargs["metadata"])
+        self.events.append("start")
+
+    def on_chat_model_start(self, serialized, messages, **kwargs):
+        self.on_llm_start(serialized, [], **kwargs)
+
+    def on_llm_new_token(self, token, **kwargs):
+        self.tokens.append(token)
+
+    def on_llm_end(self, response, **kwargs):
+        self.infos += [one.generation_info for generations in response.generations for one in generations]
+        self.events.append("end")
+
+    def on_llm_error(self, error, **kwargs):
+        self.errors.append(error)
+        self.events.append("error")
+
+
+class Window:
+    """How many streams the engine was asked for, and how many requests were in flight at most."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.streams: list[int] = []
+        self.most = 0
+        self.backend = model.generator.backend
+        self.inside = self.backend.stream
+        monkeypatch.setattr(self.backend, "stream", self.stream)
+
+    def stream(self, requests: Any) -> Iterator[Any]:
+        self.streams.append(threading.get_ident())
+        for event in self.inside(requests):
+            self.most = max(self.most, len(self.backend._active))
+            yield event
+
+
+def text_of(answer: Any) -> str:
+    return answer.content if isinstance(answer, AIMessage) else answer
+
+
+# Answers
 
 
 def test_a_chain_invokes_streams_and_batches(echo: HFPipe) -> None:
     pipe = PromptTemplate.from_template("Question: {question}\n\nAnswer:") | echo
-    assert pipe.invoke({"question": "Why?"}) == "Question: Why?\n\nAnswer:"
+    assert pipe.invoke({"question": "a {b} {{c}} {"}) == "Question: a {b} {{c}} {\n\nAnswer:"
     assert pipe.batch([{"question": str(i)} for i in range(20)]) == [f"Question: {i}\n\nAnswer:" for i in range(20)]
     parts = list(pipe.stream({"question": "Why?"}))
     assert len(parts) > 3
@@ -58,14 +124,8 @@ def test_call_time_options_override_fields(echo: HFPipe, tiny_gpt2: Path) -> Non
     assert of_field.invoke(text, max_tokens=100, stop=[]) == text
 
 
-def test_an_unknown_option_is_an_error_wherever_it_is_given(echo: HFPipe, tiny_gpt2: Path) -> None:
-    with pytest.raises(UsageError, match="best_of"):
-        echo.invoke("a", best_of=3)
-    with pytest.raises(UsageError, match="best_of"):
-        hfpipe.load(str(tiny_gpt2), backend="echo", best_of=3)
-
-
-def test_async_calls_answer_at_once_and_right(llm: HFPipe) -> None:
+def test_async_calls_answer_at_once_and_right(tiny_llama_ov: Path) -> None:
+    llm = hfpipe.load(str(tiny_llama_ov), max_tokens=8, exact=True)
     prompts = ["The cat", "A dog and", "Two"]
     expected = llm.batch(prompts)
 
@@ -82,17 +142,13 @@ def test_async_calls_answer_at_once_and_right(llm: HFPipe) -> None:
 
 
 def test_one_failed_prompt_leaves_the_others_alone(echo: HFPipe) -> None:
-    answers = echo.batch(["a", "", "c"], return_exceptions=True)
-    assert answers[0] == "a"
-    assert isinstance(answers[1], UsageError)
-    assert answers[2] == "c"
+    watcher = Watcher()
+    answers = echo.batch(["a", "", 5, "c"], {"callbacks": [watcher]}, return_exceptions=True)
+    assert (answers[0], answers[3]) == ("a", "c")
+    assert [type(error) for error in answers[1:3]] == [UsageError, UsageError]
+    assert {str(error).partition(":")[0] for error in watcher.errors} == {"Invalid input", "The prompt is empty."}
     with pytest.raises(UsageError, match="empty"):
         echo.batch(["a", "", "c"])
-    watcher = Watcher()
-    answers = echo.batch(["a", 5], {"callbacks": [watcher]}, return_exceptions=True)
-    assert answers[0] == "a"
-    assert isinstance(answers[1], UsageError)
-    assert [str(error).partition(":")[0] for error in watcher.errors] == ["Invalid input"]
     pipe = PromptTemplate.from_template("{x}") | echo
     assert isinstance(pipe.batch([{"x": ""}, {"x": "b"}], return_exceptions=True)[0], UsageError)
     assert isinstance(asyncio.run(echo.abatch(["", "b"], return_exceptions=True))[0], UsageError)
@@ -117,33 +173,14 @@ def test_an_error_of_the_engine_arrives_as_itself(echo: HFPipe, monkeypatch: pyt
     assert raised.value is cause
 
 
-class Watcher(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.prompts: list[str] = []
-        self.tokens: list[str] = []
-        self.infos: list[dict] = []
-        self.errors: list[BaseException] = []
-
-    def on_llm_start(self, serialized, prompts, **kwargs):
-        self.prompts += prompts
-
-    def on_llm_new_token(self, token, **kwargs):
-        self.tokens.append(token)
-
-    def on_llm_end(self, response, **kwargs):
-        self.infos += [one.generation_info for generations in response.generations for one in generations]
-
-    def on_llm_error(self, error, **kwargs):
-        self.errors.append(error)
-
-
 def test_callbacks_see_prompts_tokens_results_and_errors(echo: HFPipe) -> None:
     watcher = Watcher()
     config = {"callbacks": [watcher]}
     text = "".join(echo.stream("one two", config))
     assert watcher.prompts == ["one two"]
     assert "".join(watcher.tokens) == text == "one two"
-    tokens = len(echo.get_token_ids("one two"))
+    tokens = echo.get_num_tokens("one two")
+    assert tokens == len(echo.get_token_ids("one two")) > 0
     (info,) = watcher.infos
     assert info["finish_reason"] == "stop"
     assert info["usage"] == {"prompt_tokens": tokens, "completion_tokens": tokens, "total_tokens": 2 * tokens}
@@ -171,20 +208,105 @@ def test_a_cache_of_answers_tells_options_and_models_apart(echo: HFPipe, cache: 
         assert echo.batch([text], max_tokens=2) != [text]
 
 
-def test_a_cache_keeps_no_failed_answer(echo: HFPipe, cache: InMemoryCache) -> None:
-    assert isinstance(echo.batch([""], return_exceptions=True)[0], UsageError)
-    assert cache._cache == {}
+def test_a_cache_is_asked_and_keeps_no_failed_answer(
+    echo: HFPipe, cache: InMemoryCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert echo.batch(["a", ""], return_exceptions=True)[0] == "a"
     assert len(cache._cache) == 1
     with pytest.raises(UsageError, match="empty"):
         echo.invoke("")
+    first = dict(echo.batch_as_completed(TEXTS))
+    window = Window(echo, monkeypatch)
+    assert dict(echo.batch_as_completed(TEXTS)) == first == dict(enumerate(TEXTS))
+    assert window.streams == []
 
 
-def test_token_counts_are_the_models_own(echo: HFPipe) -> None:
-    assert echo.get_num_tokens("one two three") == len(echo.get_token_ids("one two three")) > 0
+# Many at once, over one window of the engine
 
 
-def test_from_model_id_takes_the_arguments_of_huggingfacepipeline(tiny_gpt2: Path) -> None:
+def test_requests_come_back_with_their_index(echo: HFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may share an id, and have the options that are theirs."""
+    alone = [echo.invoke(text, template="raw") for text in TEXTS]
+    window = Window(echo, monkeypatch)
+    requests = [TextRequest("x", text, add_special_tokens=False) for text in TEXTS]
+    requests += [TextRequest("x", ""), TextRequest("x", "one two three", GenerationOptions(stop=("two",)))]
+    found = list(echo.stream_batch(requests))
+    assert [index for index, _ in found] != list(range(8)), "short ones are finished first"
+    texts = {index: completion.text for index, completion in found}
+    assert texts == {**dict(enumerate(alone)), 6: "", 7: "one "}
+    assert [type(completion.error) for index, completion in found if completion.error] == [UsageError]
+    assert (len(window.streams), window.most) == (1, WINDOW)
+
+
+def test_a_chain_batches_truly(echo: HFPipe, chat: ChatHFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stream, in which the engine's window is full."""
+    inputs = [{"x": text} for text in TEXTS]
+    for prompt, model in ((PromptTemplate.from_template("{x}"), echo), (ChatPromptTemplate([("human", "{x}")]), chat)):
+        window = Window(model, monkeypatch)
+        answers = (prompt | model).batch(inputs)
+        assert all(text in text_of(answer) for text, answer in zip(TEXTS, answers, strict=True))
+        assert (len(window.streams), window.most) == (1, WINDOW)
+
+
+def test_a_chain_on_torch_makes_steps_of_a_whole_batch(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = hfpipe.load(str(tiny_gpt2), backend="torch", max_tokens=5, batch_size=3)
+    backend, rows = llm.generator.backend, []
+    forward = backend._forward
+    monkeypatch.setattr(backend, "_forward", lambda ids, *rest: rows.append(len(ids)) or forward(ids, *rest))
+    assert len((PromptTemplate.from_template("{x}") | llm).batch([{"x": text} for text in TEXTS])) == 6
+    assert rows == [3] * 10
+
+
+def test_batch_as_completed_is_one_stream_and_in_this_thread(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [text_of(model.invoke(text)) for text in TEXTS]
+    window = Window(model, monkeypatch)
+    assert len(list(model.batch_as_completed(TEXTS, {"max_concurrency": 2}))) == 6
+    assert window.most == 2
+    found = list(model.batch_as_completed(TEXTS))
+    assert [index for index, _ in found] != list(range(6))
+    assert {index: text_of(answer) for index, answer in found} == dict(enumerate(alone))
+    assert (window.streams, window.most) == ([threading.get_ident()] * 2, WINDOW)
+    assert list(model.batch_as_completed([])) == []
+
+
+def test_each_has_its_own_callbacks_and_a_failure_ends_the_runs(model: Any) -> None:
+    watchers = [Watcher() for _ in range(3)]
+    configs = [{"callbacks": [watcher], "metadata": {"n": n}} for n, watcher in enumerate(watchers)]
+    wrong = [ToolMessage("1", tool_call_id="a")] if isinstance(model, ChatHFPipe) else ""
+    found = dict(model.batch_as_completed(["a", wrong, "c"], configs, return_exceptions=True))
+    assert isinstance(found[1], UsageError)
+    assert [watcher.events for watcher in watchers] == [["start", "end"], ["start", "error"], ["start", "end"]]
+    assert [watcher.metadata[0]["n"] for watcher in watchers] == [0, 1, 2]
+    assert all("ls_provider" in watcher.metadata[0] for watcher in watchers)
+    watcher = Watcher()
+    with pytest.raises(UsageError):
+        list(model.batch_as_completed([TEXTS[4], wrong, TEXTS[0]], {"callbacks": [watcher]}))
+    assert watcher.events.count("start") == watcher.events.count("error") + watcher.events.count("end")
+    assert model.generator.backend._active == {}
+
+
+def test_async_gives_the_same_and_may_be_left(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = Window(model, monkeypatch)
+
+    async def whole() -> dict[int, str]:
+        return {index: text_of(answer) async for index, answer in model.abatch_as_completed(TEXTS)}
+
+    async def left() -> None:
+        answers = model.abatch_as_completed(TEXTS)
+        async for _ in answers:
+            break
+        await answers.aclose()
+
+    assert asyncio.run(whole()) == {index: text_of(model.invoke(text)) for index, text in enumerate(TEXTS)}
+    assert window.most == WINDOW
+    asyncio.run(left())
+    assert model.generator.backend._active == {}
+
+
+# Where a model comes from
+
+
+def test_from_model_id_takes_the_arguments_of_huggingfacepipeline(tiny_gpt2: Path, tiny_llama_ov: Path) -> None:
     made = HFPipe.from_model_id(
         model_id=str(tiny_gpt2),
         task="text-generation",
@@ -201,26 +323,22 @@ def test_from_model_id_takes_the_arguments_of_huggingfacepipeline(tiny_gpt2: Pat
         HFPipe.from_model_id(str(tiny_gpt2), device=0, device_map="auto")
     with pytest.raises(UsageError, match="num_beams"):
         HFPipe.from_model_id(str(tiny_gpt2), backend="echo", pipeline_kwargs={"num_beams": 4})
-
-
-def test_from_model_id_for_openvino(tiny_llama_ov: Path) -> None:
-    made = HFPipe.from_model_id(
-        model_id=str(tiny_llama_ov),
-        backend="openvino",
-        device="CPU",
-        model_kwargs={"ov_config": {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}},
-        pipeline_kwargs={"max_new_tokens": 3},
-    )
+    config = {"ov_config": {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}}
+    made = HFPipe.from_model_id(str(tiny_llama_ov), backend="openvino", device="CPU", model_kwargs=config, max_tokens=3)
     assert made.generator.backend.info.detail["PERFORMANCE_HINT"] == "LATENCY"
     assert made.invoke("The cat")
 
 
-def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
+@pytest.fixture
+def pipeline(tiny_gpt2: Path) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, max_new_tokens=6, do_sample=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
+    return partial(pipeline, "text-generation", model=model, tokenizer=tokenizer)
+
+
+def test_an_existing_pipeline_is_wrapped(pipeline: Any) -> None:
+    pipe = pipeline(max_new_tokens=6, do_sample=False)
     wrapped = HFPipe(pipeline=pipe)
     expected = pipe("The cat", return_full_text=False)[0]["generated_text"]
     assert wrapped.invoke("The cat") == expected
@@ -230,14 +348,13 @@ def test_an_existing_pipeline_is_wrapped(tiny_gpt2: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "top_k"), [({}, 50), ({"top_k": 7}, 7), ({"top_k": 0}, 0)])
-def test_a_wrapped_pipeline_samples_as_it_does_itself(tiny_gpt2: Path, settings: dict[str, int], top_k: int) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, do_sample=True, temperature=1.5, **settings)
+def test_a_wrapped_pipeline_samples_as_it_does_itself(pipeline: Any, settings: dict[str, int], top_k: int) -> None:
+    pipe = pipeline(do_sample=True, temperature=1.5, **settings)
     sampling = HFPipe(pipeline=pipe).generator.prepare(TextRequest("0", "The cat"), "0").sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.5, top_k, 1.0)
 
+
+# Options
 
 CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -248,7 +365,6 @@ CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
         ({}, CHAT),
         ({"template": "chat", "system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT),
         ({"template": "raw"}, "Why?"),
-        ({"template": "qa"}, "Question: Why?\n\nAnswer: Let's think step by step."),
         ({"template": "Say {prompt} in {tone}", "variables": {"tone": "{x}"}}, "Say Why? in {x}"),
     ],
 )
@@ -266,19 +382,6 @@ def test_the_template_is_an_option_of_the_model_and_of_a_call(
     llm.batch(["Why?"], return_exceptions=True, **options)
     assert [request.prompt for request in seen] == [prompt] * 4
     assert {request.add_special_tokens for request in seen} == {not prompt.endswith("assistant\n")}
-
-
-def test_a_template_refuses_what_has_no_place(echo: HFPipe) -> None:
-    with pytest.raises(UsageError, match="system message"):
-        echo.invoke("a", system="Be brief.")
-    with pytest.raises(TemplateError, match="no chat template"):
-        echo.invoke("a", template="chat")
-    with pytest.raises(TemplateError, match="The prompt could be any of"):
-        echo.invoke("a", template="{tone}: {text}")
-
-
-def test_braces_of_a_prompt_are_text(echo: HFPipe) -> None:
-    assert echo.invoke("a {b} {{c}} {") == "a {b} {{c}} {"
 
 
 @pytest.mark.parametrize(
@@ -300,7 +403,12 @@ def test_a_wrong_option_is_a_usage_error(tiny_gpt2: Path, options: dict, error: 
         assert hint is None or raised.value.hint == hint
 
 
-def test_an_option_of_loading_is_refused_for_a_loaded_model(echo: HFPipe) -> None:
+def test_what_has_no_place_is_refused_for_a_loaded_model(echo: HFPipe) -> None:
+    for options, message in (({"best_of": 3}, "best_of"), ({"system": "Be brief."}, "A system message needs")):
+        with pytest.raises(UsageError, match=message):
+            echo.invoke("a", **options)
+    with pytest.raises(TemplateError, match="The prompt could be any of"):
+        echo.invoke("a", template="{tone}: {text}")
     with pytest.raises(UsageError, match="device has no effect"):
         HFPipe(generator=echo.generator, device="cpu")
     with pytest.raises(UsageError, match="No model is given"):

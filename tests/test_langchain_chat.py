@@ -20,7 +20,7 @@ def echo(tiny_llama: Path) -> ChatHFPipe:
     return hfpipe.load_chat(str(tiny_llama), backend="echo")
 
 
-def test_messages_of_a_role_in_a_row_are_joined() -> None:
+def test_messages_of_a_role_in_a_row_are_joined_and_what_is_no_text_is_refused() -> None:
     messages = [SystemMessage("a"), SystemMessage("b"), HumanMessage("c"), AIMessage("d"), HumanMessage("e")]
     assert turns(messages) == [
         {"role": "system", "content": "a\n\nb"},
@@ -29,9 +29,6 @@ def test_messages_of_a_role_in_a_row_are_joined() -> None:
         {"role": "user", "content": "e"},
     ]
     assert turns([HumanMessage([{"type": "text", "text": "x"}, "y"])]) == [{"role": "user", "content": "xy"}]
-
-
-def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(UsageError, match="image_url"):
         turns([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
     with pytest.raises(UsageError, match="tool"):
@@ -55,29 +52,24 @@ def test_invoke_stream_and_batch_agree(echo: ChatHFPipe) -> None:
     assert asyncio.run(echo.abatch(["one two", "three"]))[1].content == batched[1].content
 
 
-def test_a_prompt_of_messages_in_a_chain(echo: ChatHFPipe) -> None:
-    chain = ChatPromptTemplate([("human", "{question}")]) | echo.bind(stop=["two"])
-    answer = chain.invoke({"question": "one two three"}).content
-    assert answer.endswith("one ")
-
-
 def test_an_llm_and_a_chat_model_over_one_loaded_model(tiny_llama: Path) -> None:
     llm = hfpipe.load(tiny_llama, backend="echo", stop="two")
     chat = ChatHFPipe(llm=llm)
     assert chat.generator is llm.generator
+    chain = ChatPromptTemplate([("human", "{question}")]) | chat.bind(stop=["three"])
+    assert chain.invoke({"question": "one two three"}).content.endswith("one two ")
     assert chat.invoke("one two").content.endswith("one ")
     assert ChatHFPipe(llm=llm, stop=["one"]).invoke("one two").content.endswith("user\n")
 
 
-def test_a_last_message_of_the_assistant_is_continued(echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_assistants_last_message_is_continued_and_the_template_compiled_once(
+    echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate, seen = echo.generator.generate, []
     monkeypatch.setattr(echo.generator, "generate", lambda requests: generate(seen.append(r) or r for r in requests))
     echo.invoke([("human", "one"), ("ai", "two")])
     assert seen[0].prompt.endswith("<|im_start|>assistant\ntwo")
 
-
-def test_the_template_is_compiled_once(echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    echo.invoke("one")
     monkeypatch.setattr(jinja2.Environment, "compile", None)
     assert "two" in echo.invoke("two").content
 
