@@ -1,9 +1,11 @@
 """What is asked for and what the model prefers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from hfpipe.errors import UsageError
 from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting
@@ -39,55 +41,42 @@ def test_an_option_wins_then_the_model_then_the_default(name, option, preferred,
 
 # Greedy, or sampling
 
-
-@pytest.mark.parametrize(
-    "preferred",
-    [{}, {"temperature": 0.6}, {"do_sample": False, "temperature": 0.6}, {**SAMPLES, "do_sample": False}],
-)
-def test_a_model_that_does_not_sample_is_greedy(preferred):
-    penalty = preferred.get("repetition_penalty", 1.0)
-    assert resolved(preferred) == Sampling(repetition_penalty=penalty)
-
-
-def test_a_model_that_samples():
-    sampling = resolved(SAMPLES, seed=5)
-    assert sampling == Sampling(0.6, top_p=0.9, top_k=20, min_p=0.05, repetition_penalty=1.1, seed=5)
+OWN = Sampling(0.6, top_p=0.9, top_k=20, min_p=0.05, repetition_penalty=1.1, seed=5)
 
 
 @pytest.mark.parametrize(
-    ("preferred", "temperature"),
+    ("preferred", "options", "sampling"),
     [
-        ({"do_sample": True}, 1.0),
-        ({"do_sample": True, "temperature": None}, 1.0),
-        ({"do_sample": True, "temperature": 0.0}, 0.0),
+        ({}, {}, Sampling()),
+        ({"temperature": 0.6}, {}, Sampling()),
+        ({"do_sample": False, "temperature": 0.6}, {}, Sampling()),
+        ({**SAMPLES, "do_sample": False}, {}, Sampling(repetition_penalty=1.1)),
+        (SAMPLES, {"seed": 5}, OWN),
+        (SAMPLES, {"seed": 0}, replace(OWN, seed=0)),
+        (SAMPLES, {"seed": 2**63 - 1}, replace(OWN, seed=2**63 - 1)),
+        (SAMPLES, {"temperature": 0, "top_p": 0.5, "seed": 3}, Sampling(repetition_penalty=1.1)),
     ],
 )
-def test_the_temperature_of_a_model_that_samples(preferred, temperature):
-    assert resolved(preferred).temperature == temperature
+def test_a_model_is_greedy_where_neither_it_nor_an_option_samples(preferred, options, sampling):
+    """A temperature of zero is greedy whatever else is given."""
+    assert resolved(preferred, **options) == sampling
 
 
-def test_a_temperature_of_zero_is_greedy_whatever_else_is_given():
-    assert resolved(SAMPLES, temperature=0, top_p=0.5, seed=3) == Sampling(repetition_penalty=1.1)
-
-
-@pytest.mark.parametrize("option", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
-def test_an_option_of_sampling_samples(option):
-    """At the model's own temperature, where it has one."""
-    assert resolved({}, **option).temperature == 1.0
-    assert resolved({"temperature": 0.3}, **option).temperature == 0.3
-
-
-@pytest.mark.parametrize("option", [{"seed": 3}, {"repetition_penalty": 1.5}, {"max_tokens": 3}])
-def test_another_option_does_not(option):
-    assert resolved({}, **option).temperature == 0
-
-
-# Seeds
-
-
-def test_a_seed_that_is_given():
-    assert resolved(SAMPLES, seed=0).seed == 0
-    assert resolved(SAMPLES, seed=2**63 - 1).seed == 2**63 - 1
+@pytest.mark.parametrize(
+    ("preferred", "options", "temperature"),
+    [
+        ({"do_sample": True}, {}, 1.0),
+        ({"do_sample": True, "temperature": None}, {}, 1.0),
+        *(({"do_sample": True, "temperature": little}, {}, 0.0) for little in (0.0, 1e-6, 1e-300)),
+        *(({}, {"temperature": little}, 0.0) for little in (0.0, 1e-6, 1e-300)),
+        *(({}, option, 1.0) for option in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1})),
+        *(({"temperature": 0.3}, option, 0.3) for option in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1})),
+        *(({}, option, 0.0) for option in ({"seed": 3}, {"repetition_penalty": 1.5}, {"max_tokens": 3})),
+    ],
+)
+def test_the_temperature(preferred, options, temperature):
+    """An option of sampling samples, at the model's own temperature, where it has one."""
+    assert resolved(preferred, **options).temperature == temperature
 
 
 def test_without_a_seed_each_request_has_its_own():
@@ -115,11 +104,6 @@ def test_what_is_not_applied():
     }
     assert not_applied(preferred) == ["num_beams=4", "no_repeat_ngram_size=3", "suppress_tokens=[1, 2]"]
     assert not_applied({"num_beams": 1, "no_repeat_ngram_size": 0}) == []
-
-
-def test_what_transformers_writes_for_a_new_model_is_all_applied():
-    from transformers import GenerationConfig
-
     assert not_applied(GenerationConfig().to_dict()) == []
 
 
@@ -136,9 +120,3 @@ def test_what_transformers_writes_for_a_new_model_is_all_applied():
 )
 def test_end_tokens(configs, ids):
     assert end_token_ids(*configs) == ids
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-300])
-def test_a_temperature_of_next_to_nothing_is_greedy(temperature: float) -> None:
-    assert resolve_sampling(GenerationOptions(temperature=temperature), {}).temperature == 0
-    assert resolve_sampling(GenerationOptions(), {"do_sample": True, "temperature": temperature}).temperature == 0

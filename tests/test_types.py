@@ -35,37 +35,29 @@ def test_every_number_is_checked():
     names = {name for name, _, _ in NUMBERS}
     assert {field.name for field in fields(Sampling)} == names - {"max_tokens"}
     assert {field.name for field in fields(GenerationOptions)} == {*names, "stop"}
+    assert {getattr(GenerationOptions(), name) for name in names} == {None}
 
 
-def test_a_stop_string_is_a_text_and_not_empty():
-    with pytest.raises(UsageError, match="stop string cannot be empty"):
-        GenerationOptions(stop=("a", ""))
-    with pytest.raises(UsageError, match=r"stop must be strings, not \(5,\)"):
-        GenerationOptions(stop=(5,))
-
-
-def test_what_is_not_given_is_none():
-    assert {getattr(GenerationOptions(), field.name) for field in fields(GenerationOptions)} == {None, ()}
-
-
-def test_a_device_and_a_device_map():
-    with pytest.raises(UsageError, match="device and device_map exclude each other") as raised:
-        LoadOptions(device="0", device_map="auto")
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (GenerationOptions, {"stop": ("a", "")}, "stop string cannot be empty"),
+        (GenerationOptions, {"stop": (5,)}, r"stop must be strings, not \(5,\)"),
+        (LoadOptions, {"device": "0", "device_map": "auto"}, "device and device_map exclude each other"),
+        (LoadOptions, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        (LoadOptions, {"batch_size": -3}, "batch_size must be at least 1, not -3"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(kind, options, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        kind(**options)
     assert raised.value.exit_code == 2
-    assert raised.value.hint
-
-
-@pytest.mark.parametrize("size", [0, -3])
-def test_a_batch_size(size):
-    with pytest.raises(UsageError, match=f"batch_size must be at least 1, not {size}"):
-        LoadOptions(batch_size=size)
 
 
 @pytest.mark.parametrize("value", [LoadOptions(), GenerationOptions(), Usage(1, 2), TokenRequest("a", (1,), 1)])
 def test_values_are_frozen(value):
-    name = fields(value)[0].name
     with pytest.raises(FrozenInstanceError):
-        setattr(value, name, None)
+        setattr(value, fields(value)[0].name, None)
 
 
 # Usage and timing
