@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 
 from tests.cli.shell import HFPIPE, end_by, on_a_disk_of, run_hfpipe, started, wait_for
+from tests.conftest import once
 from tests.hub import LoopbackHub
 
 STARTING = b"Starting optimum-cli"
@@ -38,29 +36,33 @@ def interrupted(output, number, *args):
 
 
 @pytest.fixture(scope="session")
-def int4(tiny_llama, tmp_path_factory, testrun_uid):
-    """One for all processes of a run: on a terminal, as JSON, after one that was killed, with a place for temporary
-    files that is too small. Its model names a class with which transformers builds and saves another tokenizer."""
-    folder = Path(os.environ["HFPIPE_TEST_CACHE"]) / testrun_uid
-    model, output, kept = folder / "model", folder / "exports" / "out", folder / "run.json"
-    with FileLock(f"{folder}.lock"):
-        if not kept.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(tiny_llama, model)
-            output.parent.mkdir()
-            config = json.loads((model / "tokenizer_config.json").read_text())
-            config["tokenizer_class"] = "LlamaTokenizerFast"
-            (model / "tokenizer_config.json").write_text(json.dumps(config))
-            interrupted(output, signal.SIGKILL, model, "--weight-format", "int4")
-            left, small = names(output.parent), tmp_path_factory.mktemp("small")
-            try:
-                command, settings = on_a_disk_of("size=16k", small), {"TMPDIR": str(small)}
-            except pytest.skip.Exception:
-                command, settings = HFPIPE, {}
-            args = (model, output, "--weight-format", "int4", "--json")
-            ended = run_hfpipe("export", *args, env=settings, command=command, tty="stderr")
-            assert ended.code == 0, ended
-            kept.write_text(json.dumps({"left": left, "out": ended.out.decode(), "err": ended.err.decode()}))
+def int4(tiny_llama, tmp_path_factory):
+    """On a terminal, as JSON, after one that was killed, with a place for temporary files that is too small. Its model
+    names a class with which transformers builds and saves another tokenizer."""
+
+    def export(kept):
+        model, output, small = *places(kept), tmp_path_factory.mktemp("small")
+        shutil.copytree(tiny_llama, model)
+        output.parent.mkdir()
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config["tokenizer_class"] = "LlamaTokenizerFast"
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        interrupted(output, signal.SIGKILL, model, "--weight-format", "int4")
+        left = names(output.parent)
+        try:
+            command, settings = on_a_disk_of("size=16k", small), {"TMPDIR": str(small)}
+        except pytest.skip.Exception:
+            command, settings = HFPIPE, {}
+        args = ("export", model, output, "--weight-format", "int4", "--json")
+        ended = run_hfpipe(*args, env=settings, command=command, tty="stderr")
+        assert ended.code == 0, ended
+        kept.write_text(json.dumps({"left": left, "out": ended.out.decode(), "err": ended.err.decode()}))
+
+    def places(kept):
+        return kept.with_suffix("") / "model", kept.with_suffix("") / "exports" / "out"
+
+    kept = once("int4.json", export)
+    model, output = places(kept)
     return SimpleNamespace(output=output, report=read(output), model=model, **json.loads(kept.read_text()))
 
 

@@ -1,5 +1,6 @@
 """Real models of several families: they are exported, answer, and are what they were."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,16 +9,23 @@ import pytest
 from hfpipe.backends.openvino.loading import weight_shares
 from hfpipe.process import run_child
 from tests import tiny
+from tests.conftest import once
 
 # Not a width of its layers is a multiple of 32, so that most stay in 8 bits.
 ODD = "gpt2"
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory):
+def exports():
     """By family and format: folder, report, estimate, answer."""
-    arguments = {"folder": str(tmp_path_factory.mktemp("families"))}
-    return run_child("tests.export.families", arguments, what="The exports")
+
+    def export(kept):
+        folder = kept.with_suffix("")
+        folder.mkdir()
+        made = run_child("tests.export.families", {"folder": str(folder)}, what="The exports")
+        kept.write_text(json.dumps(made))
+
+    return json.loads(once("families.json", export).read_text())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
