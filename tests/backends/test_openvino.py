@@ -5,19 +5,18 @@ import os
 import re
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from hfpipe import backends, models
+from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import decoding, loading
 from hfpipe.errors import BackendError, ModelError, OutOfMemory
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests.backends import running
-from tests.backends.running import Notes, answers, failures
+from tests.backends.running import Notes, answers
 
 MODES = {"SDPA": 1, "paged": 4}
 ASK = TokenRequest("a", (20, 30, 40), 5)
@@ -161,34 +160,13 @@ def test_a_request_that_the_engine_does_not_take(monkeypatch, tiny_llama_ov, mod
     assert [token for event in events if event.request_id == "a" for token in event.token_ids] == alone["a"]
 
 
-def test_an_engine_that_fails_ends_each_request_with_an_event(monkeypatch, tiny_llama_ov):
-    with load(tiny_llama_ov, 4) as backend:
-        good, left = backend._pipeline, [True] * 3
-
-        class Broken:
-            add_request, get_metrics = good.add_request, good.get_metrics
-
-            def step(self) -> None:
-                if not left:
-                    raise RuntimeError(TRAIL)
-                left.pop()
-                good.step()
-
-        backend._pipeline = Broken()
-        found = answers(backend, [TokenRequest(str(n), (20 + n, 30), 9) for n in range(6)])
-        assert failures(found) == dict.fromkeys("012345", BackendError)
-        backend._pipeline = good
-        assert works(backend)
-
-
 # Models
 
 
 def test_a_transformers_folder_is_exported_once(tiny_llama, tiny_llama_ov):
     """tiny_llama_ov is that export."""
     reporter = Notes()
-    source = models.resolve(str(tiny_llama))
-    assert loading.model_folder(source, LoadOptions(), reporter) == tiny_llama_ov
+    assert loading.model_folder(models.resolve(str(tiny_llama)), LoadOptions(), reporter) == tiny_llama_ov
     assert reporter.notes == []
     with load(tiny_llama, 1) as backend:
         assert works(backend)
@@ -273,12 +251,3 @@ def test_the_weight_format_is_what_most_bytes_are(tmp_path, constants, shown):
     )
     (tmp_path / "openvino_model.xml").write_text(f"<net>{layers}</net>")
     assert loading.weight_format(tmp_path) == shown
-
-
-def test_a_model_without_an_end_token_runs_to_the_limit(tiny_gpt2_ov: Path) -> None:
-    source = replace(models.resolve(str(tiny_gpt2_ov)), generation_config={}, config={})
-    for batch_size in (1, 2):
-        with backends.load("openvino", source, LoadOptions(batch_size=batch_size)) as backend:
-            events = list(backend.stream([TokenRequest("a", (5, 6, 7), max_tokens=20)]))
-        assert sum(len(event.token_ids) for event in events) == 20
-        assert events[-1].finish_reason == "length"

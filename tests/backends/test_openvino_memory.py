@@ -14,7 +14,7 @@ from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import decoding
 from hfpipe.backends.scheduling import SHARE
-from hfpipe.errors import OutOfMemory
+from hfpipe.errors import BackendError, OutOfMemory
 from hfpipe.types import LoadOptions, Sampling, TokenEvent, TokenRequest
 from tests.backends.running import answers, failures, load
 
@@ -42,6 +42,8 @@ def engine(loaded) -> Iterator[Backend]:
 class Memory:
     """An engine with room for so many requests at once, and for so many tokens of one. From step `after` on, a step
     with more of them fails; with `rejects`, one more is not taken."""
+
+    message = "Failed to allocate memory of 8 bytes"
 
     def __init__(self, inside: object, room: int, *, after: int = 0, rejects: bool = False, tokens: int = 1000) -> None:
         self.inside = inside
@@ -71,7 +73,7 @@ class Memory:
 
     def fail(self) -> None:
         self.failures += 1
-        raise RuntimeError("Exception from src/core/x.cpp:12:\n[CPU] Failed to allocate memory of 8 bytes\n")
+        raise RuntimeError(f"Exception from src/core/x.cpp:12:\n[CPU] {self.message}\n")
 
 
 GREEDY = [TokenRequest(f"g{n}", tuple(20 + (3 * n + 7 * i) % 300 for i in range(5 + 4 * n)), 6 + n) for n in range(9)]
@@ -149,9 +151,14 @@ def test_the_request_to_blame_fails_by_itself(engine, broken, message):
     assert engine.batch_size == 8
 
 
-def test_nothing_fits(engine):
-    with_memory(engine, 0)
-    assert failures(answers(engine, GREEDY)) == {one.id: OutOfMemory for one in GREEDY}
+@pytest.mark.parametrize("error", [OutOfMemory, BackendError])
+def test_nothing_works(engine, error):
+    """Each request ends with an event, and the next stream finds the engine as it was."""
+    memory = with_memory(engine, 0)
+    memory.message = "Failed to allocate memory" if error is OutOfMemory else "The device was lost"
+    assert failures(answers(engine, GREEDY)) == {one.id: error for one in GREEDY}
+    engine._pipeline = memory.inside
+    assert not failures(answers(engine, GREEDY))
 
 
 def test_what_was_given_back_can_be_cancelled(engine):

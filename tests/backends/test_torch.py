@@ -45,14 +45,10 @@ SMALL = {
     "eos_token_id": 2,
 }
 SLIDING = {"sliding_window": 12}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-LINEAR = {
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "num_hidden_layers": 4,
-}
+LINEAR_HEADS = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+LINEAR = {**LINEAR_HEADS, "linear_num_value_heads": 4, "num_hidden_layers": 4}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 FAMILIES = {
     "qwen2": {},
@@ -69,19 +65,10 @@ FAMILIES = {
     "gpt_neox": {},
     "gpt2": GPT,
     "gptj": {**GPT, "rotary_dim": 4},
-    "llama4_text": {
-        "attention_chunk_size": 12,
-        "num_local_experts": 2,
-        "intermediate_size_mlp": 48,
-        "num_experts_per_tok": 1,
-    },
+    "llama4_text": {"attention_chunk_size": 12, "intermediate_size_mlp": 48, **EXPERTS},
     # Layers of linear attention, of convolution and of a state space beside usual ones.
     "qwen3_5_text": LINEAR,
-    "lfm2": {
-        "num_hidden_layers": 4,
-        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
-        "block_ff_dim": 48,
-    },
+    "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 48},
     "falcon_h1": {**MAMBA, "mamba_n_heads": 4, "mamba_d_ssm": 32},
 }
 
@@ -123,11 +110,7 @@ def test_a_padded_batch_answers_as_generate_does(family):
 OTHERS = {
     "mamba": {"state_size": 8},
     "rwkv": {"attention_hidden_size": 32, "context_length": 64},
-    "recurrent_gemma": {
-        "lru_width": 32,
-        "attention_window_size": 12,
-        "block_types": ["recurrent", "attention"],
-    },
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 12, "block_types": ["recurrent", "attention"]},
     "openai-gpt": GPT,
 }
 
@@ -187,15 +170,9 @@ class Forward:
         return self.inside(ids, mask, cache)
 
 
+SAMPLINGS = [Sampling(), Sampling(temperature=1.0, seed=4), Sampling(repetition_penalty=1.3), Sampling()]
 REQUESTS = [
-    TokenRequest(str(i), prompt, 12, frozenset(), sampling)
-    for i, (prompt, sampling) in enumerate(
-        zip(
-            random_prompts(6, 20, 3, 11),
-            [Sampling(), Sampling(temperature=1.0, seed=4), Sampling(repetition_penalty=1.3), Sampling()],
-            strict=True,
-        )
-    )
+    TokenRequest(str(i), prompt, 12, frozenset(), SAMPLINGS[i]) for i, prompt in enumerate(random_prompts(6, 20, 3, 11))
 ]
 
 
@@ -290,13 +267,10 @@ def test_batches_are_of_similar_length(monkeypatch, qwen2):
 
 def test_answers_of_similar_length_are_together(monkeypatch, qwen2):
     """Steps of few rows are wasted steps."""
-    backend = TorchBackend(qwen2, batch_size=4)
-    prompts = random_prompts(*[9] * 16)
-    requests = [TokenRequest(str(i), prompt, 2 if i % 2 else 40) for i, prompt in enumerate(prompts)]
-    forward, calls = backend._forward, []
-    monkeypatch.setattr(backend, "_forward", lambda ids, *rest: calls.append(len(ids)) or forward(ids, *rest))
-    answers(backend, requests)
-    assert calls == [4] * (2 * 40 + 2 * 2)
+    backend, steps = TorchBackend(qwen2, batch_size=4), []
+    Forward(monkeypatch, backend, lambda ids, mask: steps.append(len(ids)))
+    answers(backend, [TokenRequest(str(i), (5, 6), 2 if i % 2 else 40) for i in range(16)])
+    assert steps == [4] * (2 * 40 + 2 * 2)
 
 
 def test_no_request_waits_for_ever(qwen2):
@@ -429,14 +403,6 @@ def test_the_dtype_on_a_cpu(monkeypatch, tmp_path, own, native, dtype):
         assert {parameter.dtype for parameter in backend.model.parameters()} == {getattr(torch, expected)}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "meant"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"), ("float16", "float16")]
-)
-def test_a_dtype_that_is_asked_for(tiny_llama, dtype, meant):
-    assert load(tiny_llama, dtype=dtype).info.dtype == meant
-    assert load(tiny_llama, model_kwargs={"torch_dtype": meant}).info.dtype == meant
-
-
 WRONG = [
     ({"dtype": "int8"}, "Unknown dtype 'int8'; known are auto, fp32"),
     ({"attn": "banana"}, "Unknown attention 'banana'; known are sdpa, eager"),
@@ -459,18 +425,31 @@ def test_options_that_are_wrong_or_contradict(tiny_llama, options, message):
         load(tiny_llama, **options)
 
 
+def test_places_that_are_wrong(tiny_llama, tmp_path):
+    with pytest.raises(BackendError, match="no weights in memory"):
+        load(tiny_llama, model_kwargs={"device_map": {"": "disk"}, "offload_folder": str(tmp_path)})
+    with pytest.raises(BackendError, match="banana"):
+        load(tiny_llama, device_map="banana")
+
+
+EAGER = {"attn_implementation": "eager", "max_position_embeddings": 64, "torch_dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    ("options", "attention"),
+    ("options", "attention", "dtype", "positions"),
     [
-        ({}, "sdpa"),
-        ({"attn": "eager"}, "eager"),
-        ({"model_kwargs": {"attn_implementation": "eager", "max_position_embeddings": 64}}, "eager"),
+        ({}, "sdpa", "float32", 512),
+        ({"attn": "eager", "dtype": "fp32"}, "eager", "float32", 512),
+        ({"dtype": "bf16"}, "sdpa", "bfloat16", 512),
+        ({"dtype": "fp16"}, "sdpa", "float16", 512),
+        ({"dtype": "float16"}, "sdpa", "float16", 512),
+        ({"model_kwargs": EAGER}, "eager", "bfloat16", 64),
     ],
 )
-def test_options_reach_the_model(tiny_llama, options, attention):
+def test_options_reach_the_model(tiny_llama, options, attention, dtype, positions):
     backend = load(tiny_llama, **options)
-    assert backend.info.detail["attention"] == attention
-    assert backend.model.config.max_position_embeddings == (64 if "model_kwargs" in options else 512)
+    assert (backend.info.detail["attention"], backend.info.dtype) == (attention, dtype)
+    assert backend.model.config.max_position_embeddings == positions
 
 
 ON_DISK = {"model.layers": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -492,16 +471,6 @@ def test_accelerate_places_the_model(tiny_llama, tmp_path, options, device):
     backend = load(tiny_llama, **options)
     assert backend.info.device == device
     assert answers(backend, REQUESTS) == answers(load(tiny_llama), REQUESTS)
-
-
-def test_all_weights_on_disk(tiny_llama, tmp_path):
-    with pytest.raises(BackendError, match="no weights in memory"):
-        load(tiny_llama, model_kwargs={"device_map": {"": "disk"}, "offload_folder": str(tmp_path)})
-
-
-def test_a_device_map_that_is_none(tiny_llama):
-    with pytest.raises(BackendError, match="banana"):
-        load(tiny_llama, device_map="banana")
 
 
 def test_a_tensor_that_is_missing(copy):
