@@ -59,8 +59,8 @@ class Generator(AbstractContextManager["Generator"]):
         self.load_s = load_s
         config = source.config
         self._ends = end_token_ids(source.generation_config, config, config.get("text_config") or {})
-        self._ends |= self._special_stops([tokenizer.special_tokens.get("eos_token", "")])
         self._stops = stop_strings(source.generation_config)
+        self._ends |= self._special_stops([tokenizer.special_tokens.get("eos_token", ""), *self._stops])
 
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
         """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
@@ -92,19 +92,27 @@ class Generator(AbstractContextManager["Generator"]):
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
         if isinstance(request, FailedRequest):
             raise request.error
-        beyond = max(_LONG, _PER_TOKEN * (self.source.context_length or 0))
-        if len(request.prompt) > beyond and self.source.context_length is not None:
+        options, preferred, limit = request.options, self.source.generation_config, self.source.context_length or 2**31
+        token_ids: tuple[int, ...] = ()
+        about, beyond = "at least ", max(_LONG, _PER_TOKEN * limit)
+        if len(request.prompt) > beyond:
             # Without the last spaces: a token that follows may swallow them.
-            self._room(len(self.tokenizer.encode(request.prompt[:beyond].rstrip(), False)), "at least ")
-        token_ids = self.tokenizer.encode(request.prompt, request.add_special_tokens)
+            token_ids = self.tokenizer.encode(request.prompt[:beyond].rstrip(), False)
+        if len(token_ids) < limit:
+            token_ids, about = self.tokenizer.encode(request.prompt, request.add_special_tokens), ""
         if not request.prompt or not token_ids:
             raise UsageError("The prompt is empty.")
-        options, preferred = request.options, self.source.generation_config
+        if len(token_ids) >= limit:
+            raise ContextLengthError(
+                f"The prompt has {about}{len(token_ids)} tokens, and the context of {self.source.reference} "
+                f"is {limit}.",
+                hint="Shorten the prompt, or choose a model with a longer context.",
+            )
         return TokenRequest(
             request_id,
             token_ids,
-            min(int(setting("max_tokens", options, preferred)), self._room(len(token_ids))),
-            self._ends | self._special_stops((*options.stop, *self._stops)),
+            min(int(setting("max_tokens", options, preferred)), limit - len(token_ids)),
+            self._ends | self._special_stops(options.stop) if options.stop else self._ends,
             resolve_sampling(options, preferred),
         )
 
@@ -128,21 +136,10 @@ class Generator(AbstractContextManager["Generator"]):
             except HFPipeError as error:
                 tokens, refused = TokenRequest(number, (), 1), error
             decoder = IncrementalDecoder(self.tokenizer, tokens.token_ids)
-            scanner = StopScanner((*request.options.stop, *self._stops))
+            stops = (*request.options.stop, *self._stops)
+            scanner = StopScanner(stops) if stops else None
             answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused)
             yield tokens
-
-    def _room(self, prompt_tokens: int, about: str = "") -> int:
-        """How many tokens the context leaves for the answer."""
-        limit = self.source.context_length
-        if limit is None:
-            return 2**31
-        if prompt_tokens >= limit:
-            raise ContextLengthError(
-                f"The prompt has {about}{prompt_tokens} tokens, and the context of {self.source.reference} is {limit}.",
-                hint="Shorten the prompt, or choose a model with a longer context.",
-            )
-        return limit - prompt_tokens
 
     def _special_stops(self, stops: Sequence[str]) -> frozenset[int]:
         """Stop strings that are special tokens: they have no text to be found in."""
@@ -157,7 +154,7 @@ class _Answer:
     id: str
     request: TokenRequest
     decoder: IncrementalDecoder
-    scanner: StopScanner
+    scanner: StopScanner | None
     start: float
     refused: HFPipeError | None
     finished: bool = False
@@ -176,10 +173,11 @@ class _Answer:
             self.last = time.perf_counter()
             self.first = self.first or self.last
             self.generated += len(event.token_ids)
-        text = self.decoder.feed(token for token in event.token_ids if token not in self.request.eos_token_ids)
-        last = event.finish_reason is not None
-        text, stopped = self.scanner.feed(text + self.decoder.flush() if last else text, last)
-        reason = "stop" if stopped else event.finish_reason
+        reason, last = event.finish_reason, event.finish_reason is not None
+        text = self.decoder.feed((token for token in event.token_ids if token not in self.request.eos_token_ids), last)
+        if self.scanner:
+            text, stopped = self.scanner.feed(text, last)
+            reason = "stop" if stopped else reason
         if reason is None:
             return TextEvent(self.id, text) if text else None
         self.finished = True

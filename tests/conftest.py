@@ -44,10 +44,15 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from hfpipe import store  # noqa: E402
 from hfpipe.types import ModelSource  # noqa: E402
 from tests import tiny  # noqa: E402
+
+# On a busy machine any example may take long.
+settings.register_profile("hfpipe", deadline=None)
+settings.load_profile("hfpipe")
 
 
 def once(name: str, make: Callable[[Path], object]) -> Path:

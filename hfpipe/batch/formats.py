@@ -17,9 +17,7 @@ from hfpipe.batch.records import (
     InvalidJSON,
     Record,
     conversation,
-    decoded,
     described,
-    id_of,
     kind,
     overrides,
     refuse_misspelt,
@@ -28,7 +26,7 @@ from hfpipe.batch.records import (
     variable,
 )
 from hfpipe.errors import HFPipeError, UnsupportedOption, UsageError
-from hfpipe.types import Completion, Usage
+from hfpipe.types import Completion
 
 # Beside the newline, what a reader of text might take for the end of a line. JSON has all others escaped.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
@@ -37,6 +35,8 @@ _TABLES = {".csv": "csv", ".parquet": "parquet", ".xlsx": "excel"}
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
 _OF_THE_ENGINE = ("out_of_memory", "engine")
+_Counts = dict[str, int] | None
+_Described = dict[str, str] | None
 
 
 class Result(NamedTuple):
@@ -60,9 +60,10 @@ class Format:
     model: str = ""
 
     def parse(self, line: Line) -> dict[str, Any]:
-        """The JSON object of a line. Raises UsageError where there is none."""
+        """The JSON object of a line. Raises UsageError where there is none, UnicodeDecodeError where it is not text."""
+        content = line.content.decode()
         try:
-            value = json.loads(decoded(line))
+            value = json.loads(content)
         except (ValueError, RecursionError) as error:
             # The error's own words say "line 1".
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
@@ -91,7 +92,9 @@ class Format:
         variables, options = {}, {}
         for name, value in given.items():
             if name == "prompt":
-                asked["prompt"] = text(name, value)
+                if not isinstance(value, str):
+                    raise UsageError(f"prompt must be text, not {kind(value)}.")
+                asked["prompt"] = value
             elif name in self.names:
                 variables[name] = variable(name, value)
             elif name in OVERRIDES:
@@ -105,26 +108,41 @@ class Format:
     def read_record(self, line: Line) -> Record:
         """The record of a line. What is wrong with it is its `error`; nothing is raised."""
         record_id = str(line.number)
+        wrong: HFPipeError
         try:
             given = self.parse(line)
-            record_id = id_of(given, line)
+            named = next((name for name in IDS if given.get(name) is not None), None)
+            if named:
+                # As it is, half characters and all: it is to be found again.
+                if isinstance(value := given[named], bool | list | dict):
+                    raise UsageError(f"{named} must be text or a number, not {kind(value)}.")
+                record_id = value if isinstance(value, str) else json.dumps(value)
             return Record(line.number, record_id, **self.ask(given))
+        except UnicodeDecodeError as error:
+            byte = f"byte {line.content[error.start]:#x} at {error.start:,}"
+            wrong = InvalidJSON(f"Line {line.number} is not UTF-8 text: {byte}.")
         except HFPipeError as error:
-            return Record(line.number, record_id, error=error)
-
-    def read_id(self, line: Line) -> str:
-        """The id of a record alone, quickly."""
-        try:
-            return id_of(self.parse(line), line)
-        except UsageError:
-            return str(line.number)
+            wrong = error
+        return Record(line.number, record_id, error=wrong)
 
     def result_line(self, record: Record, answer: Completion) -> bytes:
-        """`{"id", "text", "finish_reason", "usage", "error"}` as one line. The same answer is the same bytes."""
-        result = {"id": record.id, "text": answer.text, "finish_reason": answer.finish_reason}
-        if answer.error is not None:
-            return encode({**result, "text": "", "usage": None, "error": described(answer.error)})
-        return encode({**result, "usage": answer.usage and _counts(answer.usage), "error": None})
+        """A result as one line of JSON in UTF-8. The same answer is the same bytes."""
+        error, usage = described(answer.error) if answer.error else None, None
+        if answer.usage and not error:
+            usage = {
+                "prompt_tokens": answer.usage.prompt_tokens,
+                "completion_tokens": answer.usage.completion_tokens,
+                "total_tokens": answer.usage.total_tokens,
+            }
+        text = json.dumps(self.result(record, answer, usage, error), ensure_ascii=False)
+        text = _LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        # Half characters, which have no UTF-8, are escaped as JSON escapes them.
+        return text.encode("utf-8", "backslashreplace") + b"\n"
+
+    def result(self, record: Record, answer: Completion, usage: _Counts, error: _Described) -> dict[str, Any]:
+        """What the line of a result holds."""
+        said = {"id": record.id, "text": "" if error else answer.text, "finish_reason": answer.finish_reason}
+        return {**said, "usage": usage, "error": error}
 
     def read_result(self, line: bytes) -> Result | None:
         """What a line of the output is the result of; None where it is no result."""
@@ -140,7 +158,7 @@ class TextFormat(Format):
     """Plain text, each line a prompt, whose id is the number of the line. Results are hfpipe's own lines."""
 
     def parse(self, line: Line) -> dict[str, Any]:
-        return {"prompt": decoded(line)}
+        return {"prompt": line.content.decode()}
 
 
 class OpenAIFormat(Format):
@@ -185,23 +203,22 @@ class OpenAIFormat(Format):
             (prompt,) = prompt
         return {"prompt": text("prompt", prompt), "raw": True, "overrides": options}
 
-    def result_line(self, record: Record, answer: Completion) -> bytes:
-        """One line of the output file; of the error file too, which here is the same."""
+    def result(self, record: Record, answer: Completion, usage: _Counts, error: _Described) -> dict[str, Any]:
+        """A line of the output file; of the error file too, which here is the same."""
         derived = hashlib.sha256(f"{record.number} {record.id}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
         outer, status = None, 200
-        if answer.error is None:
-            body = self._body(record, derived, answer)
+        if error is None:
+            body = self._body(record, derived, answer, usage)
         else:
-            error = described(answer.error)
             status = 500 if error["type"] in _OF_THE_ENGINE else 400
             word = "server_error" if status == 500 else "invalid_request_error"
             body = {"error": {"message": error["message"], "type": word, "param": None, "code": error["type"]}}
             if error["type"] == "invalid_json":
                 outer = {"code": error["type"], "message": error["message"]}
         response = None if outer else {"status_code": status, "request_id": f"req_{derived}", "body": body}
-        return encode({"id": f"batch_req_{derived}", "custom_id": record.id, "response": response, "error": outer})
+        return {"id": f"batch_req_{derived}", "custom_id": record.id, "response": response, "error": outer}
 
-    def _body(self, record: Record, derived: str, answer: Completion) -> dict[str, Any]:
+    def _body(self, record: Record, derived: str, answer: Completion, usage: _Counts) -> dict[str, Any]:
         if record.messages:
             name, prefix = "chat.completion", "chatcmpl"
             choice: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
@@ -213,7 +230,7 @@ class OpenAIFormat(Format):
             "created": 0,
             "model": self.model,
             "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": answer.finish_reason}],
-            "usage": answer.usage and _counts(answer.usage),
+            "usage": usage,
             "system_fingerprint": None,
         }
 
@@ -255,21 +272,6 @@ def recognized(first: Line | None, name: str) -> str:
     else:
         hint = "For plain text with one prompt a line, use --format text (format='text')."
     raise UsageError(f"{name} is not JSON lines: its first line is not a JSON object.", hint=hint)
-
-
-def _counts(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-
-
-def encode(value: Mapping[str, Any]) -> bytes:
-    """One line of JSON in UTF-8. Half characters, which have no UTF-8, are escaped as JSON escapes them."""
-    text = json.dumps(value, ensure_ascii=False)
-    text = _LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_json(line: bytes) -> Any:

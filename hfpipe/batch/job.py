@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,11 +180,13 @@ class _Job:
             most = self.options.get("max_errors")
             made = results(waited, self.form, self.ask, llm.stream_batch, self.summary, most, progress)
             if journal and retry:
-                journal.replace_errors(made)
+                journal.replace_errors(line for _, line in made)
             else:
-                write = journal.append if journal else self.write
-                for line in made:
-                    write(line)
+                for digest, line in made:
+                    if journal:
+                        journal.append(digest, line)
+                    else:
+                        self.write(line)
             if not self.generator:
                 llm.generator.close()
         if journal:
@@ -211,7 +214,7 @@ class _Job:
                 f"The template {template.template.name} does not apply to OpenAI requests.",
                 hint="Messages use the model's chat template, and /v1/completions are raw text: leave --template out.",
             )
-        self.ask: Callable[[Record], TextRequest] = lambda record: record.request(template, self.generation)
+        self.ask: Callable[[Record], TextRequest] = partial(Record.request, template=template, options=self.generation)
         self.form = FORMATS[form](frozenset(template.template.variables), source.reference)
         if not self.output:
             return {}

@@ -51,8 +51,6 @@ class Journal:
         self._resumed = False
         # How many results there are, and their bytes: as one value, so that an interrupt finds both or neither.
         self._done = (0, 0)
-        # Of the records that were read and have no result, by position.
-        self._digests: dict[int, bytes] = {}
         self._file: int | None = None
         # A thread has the disk hold what was written, within a second.
         self._written, self._closed = False, threading.Event()
@@ -110,19 +108,28 @@ class Journal:
             for result in self._count_results():
                 self._compare(next(lines, None), result, next(digests, b""))
         self._resumed = True
-        return self._noted(lines)
+        return lines
 
-    def append(self, line: bytes) -> None:
-        """Write the result of the oldest record without one. Raises HFPipeError where the file cannot take it, or was
-        changed by somebody else; the file then ends with the result before."""
+    def append(self, digest: bytes, line: bytes) -> None:
+        """Write the result of the oldest record without one, and the digest of its line. Raises HFPipeError where the
+        file cannot take it, or was changed by somebody else; the file then ends with the result before."""
         file, (count, size) = self._open() if self._file is None else self._file, self._done
-        self._check_unchanged(file, size)
-        with _writing(self.output):
+        try:
+            now = os.stat(self.output)
+            changed = now.st_size != size or not os.path.samestat(now, os.fstat(file))
+        except OSError:
+            changed = True
+        if changed:
+            raise HFPipeError(
+                f"{self.output} was changed, renamed or removed by another program while hfpipe was writing to it.",
+                hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
+            )
+        try:
             if self._sync_error:
                 raise self._sync_error
             try:
                 # First: after a kill, no result is without the digest of its record.
-                self._manifest.put(count, self._digests[count])
+                self._manifest.put(count, digest)
                 written = os.write(file, line)
                 while written < len(line):
                     written += os.write(file, memoryview(line)[written:])
@@ -132,7 +139,8 @@ class Journal:
                     self._done = (count + 1, size + len(line))
                 else:
                     os.ftruncate(file, size)
-        del self._digests[count]
+        except OSError as error:
+            raise _unwritable(self.output, error) from error
         self._written = True
 
     def replace_errors(self, results: Iterable[bytes]) -> None:
@@ -223,7 +231,7 @@ class Journal:
             said = f"The input ends before the {self.count:,} records that have a result in {self.output}."
         elif digest not in (b"", line.digest[:ENTRY]):
             said = f"Line {line.number:,} of the input has changed since {self.output} was written."
-        elif (found := self._format.read_id(line)) != result.id:
+        elif (found := self._format.read_record(line).id) != result.id:
             said = (
                 f"Line {self.count:,} of {self.output} has the id {result.id!r}, but its record, line {line.number:,}"
                 f" of the input, has {found!r}."
@@ -231,11 +239,6 @@ class Journal:
         else:
             return
         raise HFPipeError(said, hint=RESTART)
-
-    def _noted(self, lines: Iterator[Line]) -> Iterator[Line]:
-        for position, line in enumerate(lines, self.count):
-            self._digests[position] = line.digest[:ENTRY]
-            yield line
 
     def _open(self) -> int:
         """The output, open for the next result; what comes after the results is cut off, here and in the manifest."""
@@ -258,18 +261,6 @@ class Journal:
         self._thread = threading.Thread(target=self._sync, args=(file,), name="hfpipe-fsync", daemon=True)
         self._thread.start()
         return file
-
-    def _check_unchanged(self, file: int, size: int) -> None:
-        try:
-            now = os.stat(self.output)
-            if now.st_size == size and os.path.samestat(now, os.fstat(file)):
-                return
-        except OSError:
-            pass
-        raise HFPipeError(
-            f"{self.output} was changed, renamed or removed by another program while hfpipe was writing to it.",
-            hint="Put it back, with the hidden file beside it, and run the same command again to resume.",
-        )
 
     def _sync(self, file: int) -> None:
         last = False
@@ -313,15 +304,19 @@ def check_place(output: Path) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn an error of the system into one that says what to do."""
     try:
         yield
     except OSError as error:
-        said, hint = f"Cannot write {path}: {error.strerror}.", "Choose another file, or mend that and resume."
-        if is_disk_full(error):
-            said = f"The disk of {path} is full. The results in it are complete lines."
-            hint = "Free some space and run the same command again to resume."
-        raise HFPipeError(said, hint=hint) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> HFPipeError:
+    """An error of the system as one that says what to do."""
+    said, hint = f"Cannot write {path}: {error.strerror}.", "Choose another file, or mend that and resume."
+    if is_disk_full(error):
+        said = f"The disk of {path} is full. The results in it are complete lines."
+        hint = "Free some space and run the same command again to resume."
+    return HFPipeError(said, hint=hint)
 
 
 def _set_aside(output: Path) -> Path:

@@ -139,7 +139,7 @@ class Manifest:
                 yield entry if entry != _LOST else b""
 
     def put(self, position: int, digest: bytes) -> None:
-        os.pwrite(self.descriptor, digest, self._start + position * ENTRY)
+        os.pwrite(self.descriptor, digest[:ENTRY], self._start + position * ENTRY)
 
     def cut(self, count: int) -> None:
         """Leave the first `count` entries, without half of one, which a power cut may leave: what is missing reads as

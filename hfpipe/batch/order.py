@@ -66,15 +66,6 @@ class Summary:
         paths = {name: value and str(value) for name, value in (("output", self.output), ("set_aside", self.set_aside))}
         return {**asdict(self), **paths, "failed": self.failed}
 
-    def count(self, answer: Completion) -> None:
-        self.answered += 1
-        if answer.error is not None:
-            kind = described(answer.error)["type"]
-            self.errors[kind] = self.errors.get(kind, 0) + 1
-        elif answer.usage:
-            self.prompt_tokens += answer.usage.prompt_tokens
-            self.completion_tokens += answer.usage.completion_tokens
-
 
 class TooManyErrors(HFPipeError):
     """More records failed than max_errors allows."""
@@ -90,15 +81,15 @@ def results(
     summary: Summary,
     max_errors: int | None = None,
     on_progress: Callable[[], None] = lambda: None,
-) -> Iterator[bytes]:
-    """The lines of the output, in the order of the input, each as soon as it and all before it are ready.
+) -> Iterator[tuple[bytes, bytes]]:
+    """The digests of the input's lines with the lines of the output, each as soon as it and all before it are ready.
 
     None among the `lines` means that none is ready, as in Backend.stream. What is wrong with one record, also where
     `ask` raises it, is its result, and the others are answered. So are those before a place at which the input cannot
     be read, before that error is raised. Raises TooManyErrors once more than `max_errors` have failed.
     """
-    # From the oldest unfinished one on, by index: a record in flight, or the line of its result.
-    waiting: dict[int, Record | bytes] = {}
+    # From the oldest unfinished one on, by index: a record in flight, or its result.
+    waiting: dict[int, tuple[bytes, Record | bytes]] = {}
     written, unreadable = 0, None
 
     def requests() -> Iterator[TextRequest | None]:
@@ -111,7 +102,7 @@ def results(
                     yield None
                     continue
                 record = form.read_record(line)
-                waiting[written + len(waiting)] = record
+                waiting[written + len(waiting)] = line.digest, record
                 try:
                     request = ask(record)
                 except HFPipeError as error:
@@ -121,14 +112,23 @@ def results(
             unreadable = error
 
     for index, answer in stream_batch(requests()):
-        record = waiting[index]
+        digest, record = waiting[index]
         assert isinstance(record, Record)
-        waiting[index] = form.result_line(record, answer)
-        summary.count(answer)
-        while isinstance(line := waiting.get(written), bytes):
+        waiting[index] = digest, form.result_line(record, answer)
+        summary.answered += 1
+        if answer.error is not None:
+            kind = described(answer.error)["type"]
+            summary.errors[kind] = summary.errors.get(kind, 0) + 1
+        elif answer.usage:
+            summary.prompt_tokens += answer.usage.prompt_tokens
+            summary.completion_tokens += answer.usage.completion_tokens
+        while written in waiting:
+            digest, oldest = waiting[written]
+            if not isinstance(oldest, bytes):
+                break
             del waiting[written]
             written += 1
-            yield line
+            yield digest, oldest
         on_progress()
         if max_errors is not None and summary.failed > max_errors:
             raise TooManyErrors(

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from hfpipe.batch.lines import Line
 from hfpipe.errors import (
     ContextLengthError,
     HFPipeError,
     MissingVariable,
     OutOfMemory,
-    TemplateError,
     UnsupportedOption,
     UsageError,
 )
@@ -104,23 +102,9 @@ class Record:
         elif self.raw:
             prompt, special = self.prompt or "", True
         else:
-            prompt, special = template.fill(self._values(template)), template.add_special_tokens
+            prompt, special = template.fill(self.variables, self.prompt), template.add_special_tokens
         options = dataclasses.replace(options, **self.overrides) if self.overrides else options
-        return TextRequest("", _well_formed(prompt), options, special)
-
-    def _values(self, template: PromptTemplate) -> dict[str, str]:
-        values = {**template.variables, **self.variables}
-        if self.prompt is not None:
-            place = template.template.prompt_variable(values)
-            if place is None:
-                raise TemplateError(
-                    f"There is no place for the prompt in {template.template.name}: all of it is given."
-                )
-            values[place] = self.prompt
-        elif template.template.variables == ("prompt",) and "prompt" not in values and "question" in values:
-            # The usual name of what is asked fits the built-in templates, whichever the model has.
-            values["prompt"] = values["question"]
-        return values
+        return TextRequest("", prompt, options, special)
 
 
 def described(error: HFPipeError) -> dict[str, str]:
@@ -128,24 +112,6 @@ def described(error: HFPipeError) -> dict[str, str]:
     word = next(ERROR_TYPES[kind] for kind in type(error).__mro__ if kind in ERROR_TYPES)
     message = error.message if len(error.message) <= _LONGEST else error.message[: _LONGEST - 1] + "…"
     return {"type": word, "message": message}
-
-
-def decoded(line: Line) -> str:
-    try:
-        return line.content.decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte {line.content[error.start]:#x} at {error.start:,}"
-        raise InvalidJSON(f"Line {line.number} is not UTF-8 text: {byte}.") from error
-
-
-def id_of(given: Mapping[str, Any], line: Line) -> str:
-    """As it is, half characters and all: it is to be found again."""
-    for name in IDS:
-        if (value := given.get(name)) is not None:
-            if isinstance(value, bool | list | dict):
-                raise UsageError(f"{name} must be text or a number, not {kind(value)}.")
-            return value if isinstance(value, str) else json.dumps(value)
-    return str(line.number)
 
 
 def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +123,7 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
             value = [value] if isinstance(value, str) else value
             if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
                 raise UsageError("stop must be text or a list of texts.")
-            value = tuple(map(_well_formed, value))
+            value = tuple(value)
         elif isinstance(value, bool):
             raise UsageError(f"{name} must be a number, not a boolean.")
         elif option in _WHOLE and isinstance(value, float) and value.is_integer():
@@ -234,15 +200,6 @@ def variable(name: str, value: Any) -> str:
     if isinstance(value, list | dict):
         raise UsageError(f"{name} must be text or a number, not {kind(value)}.")
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _well_formed(text: str) -> str:
-    """`text` with half characters (lone surrogates, which JSON can hold and a tokenizer does not take) as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def kind(value: Any) -> str:

@@ -16,7 +16,7 @@ from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 from hfpipe.errors import UsageError
-from hfpipe.text.templates import Template, parse_template, prompt_template
+from hfpipe.text.templates import PromptTemplate, Template, parse_template, prompt_template
 from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _read_prompt(
     # A text that is asked about goes before the question. White space alone is no text.
     text = piped if typed is None else "\n\n".join(part for part in (piped, typed) if part and part.strip())
     checked = template or parse_template("raw")
-    checked.fill({**variables, **_as_variable(text, checked, variables)})
+    filled = {**variables, **_as_variable(text, checked, variables)}
+    if checked.kind != "chat":
+        PromptTemplate(checked, "").fill(filled)
     return text, variables
 
 

@@ -124,10 +124,7 @@ class HFPipe(LoadedModel, BaseLLM):
         template = self._prompt_template(self.template)
         if self.template is None and template.add_special_tokens:
             template = self._prompt_template("raw")
-        name = template.template.prompt_variable(self.variables)
-        if name is None:
-            raise UsageError(f"The prompt has no place in {template.template.name}: `variables` fill all of it.")
-        return template.fill({name: prompt}), template.add_special_tokens
+        return template.fill({}, prompt), template.add_special_tokens
 
     @override
     def _said(self, answer: TextEvent) -> Generation:

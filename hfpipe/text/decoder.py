@@ -25,46 +25,41 @@ class IncrementalDecoder:
         self._window: tuple[int, ...] = () if last is None else (last,)
         # Whether the window's text ends in a U+FFFD that is not shown, since a next token may complete it.
         self._held = False
+        # Bytes are joined here: a tokenizer's own decoder spoils a whole run of them where one is invalid.
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        # Of a sequence that ends unfinished, each byte is one U+FFFD, as tokenizers' ByteFallback shows it.
+        self._unfinished = 0
 
-    def feed(self, ids: Iterable[int]) -> str:
-        """The text that became final with `ids`."""
-        return "".join([self._push(token_id) for token_id in ids if self._tokenizer.has_text(token_id)])
-
-    def flush(self) -> str:
-        """The rest, at the end: U+FFFD for a character that was left incomplete, else nothing."""
-        return self._release() + self._end_bytes()
-
-    def _push(self, token_id: int) -> str:
-        """The text that follows the window's, which only grows at its end, but for a U+FFFD that may be completed."""
-        value = self._tokenizer.byte_values.get(token_id)
-        if value is not None:
-            # Bytes are joined here: a tokenizer's own decoder spoils a whole run of them where one is invalid.
-            self._window = (token_id,)
-            return self._release() + self._bytes.decode(bytes((value,)))
-        ended = self._end_bytes()
-        before = self._tokenizer.decode(self._window)
-        after = self._tokenizer.decode((*self._window, token_id))
-        final = len(before) - self._held
-        if after.startswith(before[:final]):
-            text = after[final:]
-        else:
-            text = self._release() + self._tokenizer.decode((token_id,))
-        self._held = text.endswith(_REPLACEMENT)
-        # ByT5 shows nothing, where others show U+FFFD, until a character is complete.
-        waits = self._held or not text
-        self._window = (*self._window[-2:], token_id) if waits else (token_id,)
-        return ended + text.removesuffix(_REPLACEMENT)
-
-    def _release(self) -> str:
-        held, self._held = self._held, False
-        return _REPLACEMENT * held
-
-    def _end_bytes(self) -> str:
-        """One U+FFFD for each byte of a sequence that ends unfinished, as tokenizers' ByteFallback shows them."""
-        unfinished = len(self._bytes.getstate()[0])
-        self._bytes.reset()
-        return _REPLACEMENT * unfinished
+    def feed(self, ids: Iterable[int], last: bool = False) -> str:
+        """The text that became final with `ids`; after the `last` ones, a character that is incomplete is U+FFFD."""
+        shown = ""
+        for token_id in ids:
+            if not self._tokenizer.has_text(token_id):
+                continue
+            value = self._tokenizer.byte_values.get(token_id)
+            if value is not None:
+                shown += _REPLACEMENT * self._held + self._bytes.decode(bytes((value,)))
+                self._held, self._window = False, (token_id,)
+                self._unfinished = len(self._bytes.getstate()[0])
+                continue
+            if self._unfinished:
+                shown += _REPLACEMENT * self._unfinished
+                self._unfinished = 0
+                self._bytes.reset()
+            # The text that follows the window's, which only grows at its end, but for a U+FFFD that may be completed.
+            before = self._tokenizer.decode(self._window)
+            after = self._tokenizer.decode((*self._window, token_id))
+            final = len(before) - self._held
+            if after.startswith(before[:final]):
+                text = after[final:]
+            else:
+                text = _REPLACEMENT * self._held + self._tokenizer.decode((token_id,))
+            self._held = text.endswith(_REPLACEMENT)
+            # ByT5 shows nothing, where others show U+FFFD, until a character is complete.
+            waits = self._held or not text
+            self._window = (*self._window[-2:], token_id) if waits else (token_id,)
+            shown += text.removesuffix(_REPLACEMENT)
+        return shown + _REPLACEMENT * (self._held + self._unfinished) if last else shown
 
 
 class StopScanner:

@@ -34,25 +34,10 @@ class Template:
     name: str
     text: str
     variables: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """A name of BUILT_IN, or custom."""
-        return self.name if self.name in BUILT_IN else "custom"
-
-    def fill(self, variables: Mapping[str, str]) -> str:
-        """The text with every {variable} replaced. Values are taken as they are; what the text lacks is ignored.
-
-        Raises MissingVariable where one has no value.
-        """
-        for needed in self.variables:
-            if needed not in variables:
-                given = ", ".join(variables) or "nothing"
-                message = f"No value for {{{needed}}} in {self.name}; given: {given}."
-                raise MissingVariable(message, hint=f"Give it as --var {needed}=...")
-        return "".join(
-            literal + ("" if variable is None else variables[variable]) for literal, variable in _pieces(self.text)
-        )
+    # The text as pairs of a literal and the variable after it.
+    pieces: tuple[tuple[str, str | None], ...]
+    # A name of BUILT_IN, or custom.
+    kind: str
 
     def prompt_variable(self, given: Collection[str] = ()) -> str | None:
         """The variable that the prompt fills, where those of `given` have values: `prompt` or `question`, else the only
@@ -85,8 +70,11 @@ class PromptTemplate:
     chat: ChatTemplate | None = None
     system: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the tokenizer adds its own to what `fill` returns; a chat template holds them already.
+    add_special_tokens: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "add_special_tokens", self.template.kind != "chat")
         if self.template.kind != "chat":
             if self.system is not None:
                 raise UsageError(
@@ -112,14 +100,28 @@ class PromptTemplate:
         """What the prompt depends on: the source of the chat template, or the text with its {variables}."""
         return self.chat.source if self.template.kind == "chat" and self.chat else self.template.text
 
-    @property
-    def add_special_tokens(self) -> bool:
-        """Whether the tokenizer adds its own to what `fill` returns; a chat template holds them already."""
-        return self.template.kind != "chat"
+    def fill(self, variables: Mapping[str, Any], prompt: str | None = None) -> str:
+        """The prompt for `variables`, which win over those of every prompt; a `prompt` fills the one that is left.
 
-    def fill(self, variables: Mapping[str, Any]) -> str:
-        """The prompt for `variables`, which win over those of every prompt. Raises TemplateError."""
-        text = self.template.fill({**self.variables, **variables})
+        Values are taken as they are, and what the text lacks is ignored. Raises TemplateError, MissingVariable if one
+        has no value.
+        """
+        values = {**self.variables, **variables}
+        if prompt is not None:
+            place = self.template.prompt_variable(values)
+            if place is None:
+                raise TemplateError(f"The prompt has no place in {self.template.name}: all its variables are given.")
+            values[place] = prompt
+        elif "question" in values and self.template.variables == ("prompt",):
+            # The usual name of what is asked fits the built-in templates, whichever the model has.
+            values = {"prompt": values["question"], **values}
+        for needed in self.template.variables:
+            if needed not in values:
+                given = ", ".join(values) or "nothing"
+                message = f"No value for {{{needed}}} in {self.template.name}; given: {given}."
+                raise MissingVariable(message, hint=f"Give it as --var {needed}=...")
+        pieces = self.template.pieces
+        text = "".join([literal + ("" if name is None else values[name]) for literal, name in pieces])
         return self.render([{"role": "user", "content": text}]) if self.template.kind == "chat" else text
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -193,14 +195,15 @@ def parse_template(text: str) -> Template:
         body, name = text, f'the template "{_shortened(text)}"'
         hint = nearest(text.lower(), BUILT_IN) or _FORMS
     try:
-        variables = tuple(dict.fromkeys(variable for _, variable in _pieces(body) if variable is not None))
+        pieces = tuple(_pieces(body))
     except ValueError as error:
         raise TemplateError(
             f"Cannot use {name}: {error}.", hint="Fields are plain, as in {question}; write {{ and }} for braces."
         ) from error
+    variables = tuple(dict.fromkeys(variable for _, variable in pieces if variable is not None))
     if not variables:
         raise TemplateError(f"There is no {{variable}} in {name}.", hint=hint)
-    return Template(name, body, variables)
+    return Template(name, body, variables, pieces, name if name in BUILT_IN else "custom")
 
 
 def _read(path: Path, name: str) -> str:

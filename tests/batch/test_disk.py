@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hfpipe.batch import journal as disk
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.errors import HFPipeError
-from tests.batch.work import FORM, answer, finished, journal, run, write_questions
+from tests.batch.work import answered, finished, journal, run, write_questions
 
 # On the disk
 
@@ -32,9 +32,9 @@ def synced(monkeypatch):
 def test_what_was_written_gets_to_the_disk_though_nothing_more_is(source, output, synced, monkeypatch):
     monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0.001)
     with open_input(source) as stream, journal(output) as opened:
-        line = next(opened.resume(Lines(stream)))
+        results = answered(opened.resume(Lines(stream)))
         synced.clear()
-        opened.append(answer(FORM.read_record(line)))
+        opened.append(*next(results))
         while "out.jsonl" not in synced:
             time.sleep(0.01)
         assert synced[0] == ".out.jsonl.hfpipe"
@@ -43,13 +43,13 @@ def test_what_was_written_gets_to_the_disk_though_nothing_more_is(source, output
 def test_the_disk_is_not_asked_for_every_line(source, output, synced, monkeypatch):
     monkeypatch.setattr(disk, "_SYNC_AFTER_S", 3600)
     with open_input(source) as stream, journal(output) as opened:
-        lines = opened.resume(Lines(stream))
-        opened.append(answer(FORM.read_record(next(lines))))
+        results = answered(opened.resume(Lines(stream)))
+        opened.append(*next(results))
         # The settings and the names are on the disk before the first result.
         assert synced == [".out.jsonl.hfpipe", output.parent.name]
         synced.clear()
-        for line in lines:
-            opened.append(answer(FORM.read_record(line)))
+        for result in results:
+            opened.append(*result)
         assert synced == []
     assert synced == [".out.jsonl.hfpipe", "out.jsonl"]
 
@@ -70,11 +70,11 @@ def test_a_disk_that_fails_later_is_told(source, output, monkeypatch):
 
     with open_input(source) as stream:
         opened = journal(output).__enter__()
-        lines = opened.resume(Lines(stream))
-        opened.append(answer(FORM.read_record(next(lines))))
+        results = answered(opened.resume(Lines(stream)))
+        opened.append(*next(results))
         monkeypatch.setattr(disk.os, "fsync", fsync)
         monkeypatch.setattr(disk, "_SYNC_AFTER_S", 0.001)
-        opened.append(answer(FORM.read_record(next(lines))))
+        opened.append(*next(results))
         with pytest.raises(HFPipeError, match="Input/output error"):
             opened.__exit__(None, None, None)
     monkeypatch.undo()
@@ -130,17 +130,17 @@ def test_a_part_of_a_line_is_cut_back(full, room):
     with tempfile.TemporaryDirectory() as folder:
         source, output = write_questions(Path(folder, "q.jsonl"), 8), Path(folder, "out.jsonl")
         with open_input(source) as stream, journal(output) as opened:
-            results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
-            for line in results[:4]:
-                opened.append(line)
+            results = list(answered(opened.resume(Lines(stream))))
+            for result in results[:4]:
+                opened.append(*result)
             full(room)
             for _ in range(2):
                 with pytest.raises(HFPipeError, match=r"^The disk of .*out\.jsonl is full\.") as caught:
-                    opened.append(results[4])
+                    opened.append(*results[4])
                 assert "same command again to resume" in caught.value.hint
-                assert output.read_bytes() == b"".join(results[:4])
+                assert output.read_bytes() == b"".join(line for _, line in results[:4])
             full(10**9)
-            opened.append(results[4])
+            opened.append(*results[4])
         run(source, output)
         assert output.read_bytes() == finished(source)
 
@@ -153,15 +153,15 @@ def test_an_interrupt_between_two_parts_leaves_whole_lines(source, output, monke
         raise KeyboardInterrupt
 
     with open_input(source) as stream, journal(output) as opened:
-        results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
-        opened.append(results[0])
+        results = list(answered(opened.resume(Lines(stream))))
+        opened.append(*results[0])
         with monkeypatch.context() as patch:
             patch.setattr(disk.os, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                opened.append(results[1])
-        assert output.read_bytes() == results[0]
-        opened.append(results[1])
-    assert output.read_bytes() == b"".join(results[:2])
+                opened.append(*results[1])
+        assert output.read_bytes() == results[0][1]
+        opened.append(*results[1])
+    assert output.read_bytes() == results[0][1] + results[1][1]
 
 
 def test_an_interrupt_after_a_line_leaves_it(source, output, monkeypatch):
@@ -172,11 +172,11 @@ def test_an_interrupt_after_a_line_leaves_it(source, output, monkeypatch):
         raise KeyboardInterrupt
 
     with open_input(source) as stream, journal(output) as opened:
-        results = [answer(FORM.read_record(line)) for line in opened.resume(Lines(stream))]
+        results = list(answered(opened.resume(Lines(stream))))
         with monkeypatch.context() as patch:
             patch.setattr(disk.os, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                opened.append(results[0])
-        assert (opened.count, output.read_bytes()) == (1, results[0])
-        opened.append(results[1])
-    assert output.read_bytes() == b"".join(results[:2])
+                opened.append(*results[0])
+        assert (opened.count, output.read_bytes()) == (1, results[0][1])
+        opened.append(*results[1])
+    assert output.read_bytes() == results[0][1] + results[1][1]

@@ -213,11 +213,16 @@ def test_variables(model, tmp_path, output):
 
 
 def test_any_text(model, tmp_path, output):
-    """And a line of 10 MB, of which nothing is asked."""
+    """And a line of 10 MB, of which nothing is asked. Half a character is replaced, two halves are a whole one."""
     records = [{"id": text, "prompt": text} for text in ODD]
-    batch(model, write(tmp_path / "q", *records, {"prompt": "Hi", "metadata": {"x": "y" * 10_000_000}}), output)
-    assert texts(output) == [*ODD[:-1], "\ufffd", "Hi"]
-    assert [one["id"] for one in results(output)] == [*ODD, "7"]
+    halves = {"messages": [{"role": "user", "content": "\ud83d"}], "stop": "\ud83d", "max_tokens": 99}
+    records += [{"prompt": "Hi", "metadata": {"x": "y" * 10_000_000}}, halves]
+    source = write(tmp_path / "q", *records, '{"prompt": "\\ud83d\\ude00"}\n')
+    batch(model, source, output)
+    *found, said, whole = texts(output)
+    assert (found, whole) == ([*ODD[:-1], "\ufffd", "Hi"], "😀")
+    assert "\ufffd" in said
+    assert [one["id"] for one in results(output)] == [*ODD, "7", "8", "9"]
     text = output.read_text()
     assert text.splitlines() == text.split("\n")[:-1]
 

@@ -7,9 +7,8 @@ import pytest
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.errors import HFPipeError
 from tests.batch.work import (
-    FORM,
     SETTINGS,
-    answer,
+    answered,
     files,
     finished,
     journal,
@@ -35,10 +34,9 @@ def test_an_undisturbed_run(source, output):
 def test_every_line_is_there_at_once(source, output):
     expected, at = finished(source), 0
     with open_input(source) as stream, journal(output) as opened:
-        for count, line in enumerate(opened.resume(Lines(stream))):
+        for count, (digest, result) in enumerate(answered(opened.resume(Lines(stream)))):
             assert (output.read_bytes() if count else b"", opened.count) == (expected[:at], count)
-            result = answer(FORM.read_record(line))
-            opened.append(result)
+            opened.append(digest, result)
             at += len(result)
     assert at == len(expected)
 
@@ -139,11 +137,11 @@ def test_a_restart_that_cannot_begin_touches_nothing(source, output):
 
 def test_a_second_run_is_refused(source, output):
     with open_input(source) as stream, journal(output) as first:
-        rest = first.resume(Lines(stream))
+        results = answered(first.resume(Lines(stream)))
         for _ in range(2):
             with pytest.raises(HFPipeError, match=r"(?m)^Another hfpipe is writing to .*out\.jsonl\.$"):
                 run(source, output, restart=True)
-        first.append(answer(FORM.read_record(next(rest))))
+        first.append(*next(results))
     run(source, output)
     assert output.read_bytes() == finished(source)
 

@@ -71,9 +71,10 @@ class Engine:
 
 def results(source, stream=in_turn, form=FORM, summary=None, **settings):
     template, options = PromptTemplate(parse_template("raw"), "tiny"), GenerationOptions()
-    return order.results(
+    made = order.results(
         source, form, lambda record: record.request(template, options), stream, summary or Summary(), **settings
     )
+    return (line for _, line in made)
 
 
 def texts(made):

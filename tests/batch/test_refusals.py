@@ -11,10 +11,9 @@ from hfpipe.batch.journal import check_place
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.errors import HFPipeError, UsageError
 from tests.batch.work import (
-    FORM,
     RESTART,
     SETTINGS,
-    answer,
+    answered,
     finished,
     journal,
     manifest,
@@ -60,13 +59,13 @@ def test_a_setting_that_is_known_later_is_checked_too(source, output):
     """What only a loaded model tells."""
     for dtype, refusal in [("float32", None), ("float32", None), ("bfloat16", "a different dtype")]:
         with open_input(source) as stream, journal(output) as opened:
-            rest = opened.resume(Lines(stream))
+            results = answered(opened.resume(Lines(stream)))
             if refusal:
                 with pytest.raises(HFPipeError, match=refusal):
                     opened.check({"dtype": dtype})
                 return
             opened.check({"dtype": dtype})
-            opened.append(answer(FORM.read_record(next(rest))))
+            opened.append(*next(results))
 
 
 def test_settings_are_compared_as_json_has_them(source, output):
@@ -206,13 +205,13 @@ def test_a_file_that_somebody_else_touches(tmp_path, what):
     output = tmp_path / "results" / "out.jsonl"
     output.parent.mkdir()
     with open_input(source) as stream, journal(output) as opened:
-        results = (answer(FORM.read_record(line)) for line in opened.resume(Lines(stream)))
-        for line in itertools.islice(results, 5):
-            opened.append(line)
+        results = answered(opened.resume(Lines(stream)))
+        for result in itertools.islice(results, 5):
+            opened.append(*result)
         vandals()[what](output)
-        for line in itertools.islice(results, 2):
+        for result in itertools.islice(results, 2):
             with pytest.raises(HFPipeError, match=r"changed, renamed or removed by another program") as caught:
-                opened.append(line)
+                opened.append(*result)
             assert "same command again" in caught.value.hint
     output.parent.mkdir(exist_ok=True)
     run(source, output)

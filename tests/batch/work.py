@@ -20,6 +20,11 @@ def answer(record):
     return FORM.result_line(record, Completion(record.id, text, "stop", Usage(3, len(text))))
 
 
+def answered(lines):
+    """What a journal is given for each of `lines`."""
+    return ((line.digest, answer(FORM.read_record(line))) for line in lines)
+
+
 def finished(source: Path) -> bytes:
     """The output of a run that nothing disturbs, without a journal."""
     with open_input(source) as stream:
@@ -29,8 +34,8 @@ def finished(source: Path) -> bytes:
 def run(source: Path, output: Path, limit: int | None = None, **options) -> Journal:
     """Answer `limit` records more, or all that are left."""
     with open_input(source) as stream, journal(output, **options) as opened:
-        for done, line in enumerate(opened.resume(Lines(stream)), 1):
-            opened.append(answer(FORM.read_record(line)))
+        for done, result in enumerate(answered(opened.resume(Lines(stream))), 1):
+            opened.append(*result)
             if done == limit:
                 break
     return opened

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from hfpipe import backends
 from hfpipe.cli.startup import leave_out_unused, silence
 from hfpipe.process import silence_openvino_telemetry
 from tests.cli.shell import HFPIPE, wait_for
@@ -120,8 +121,12 @@ def main(asked: str) -> int:
     silence(verbose=False)
     silence_openvino_telemetry()
     leave_out_unused()
-    for module in (*_MODULES, f"hfpipe.backends.{engine}"):
+    for module in _MODULES:
         import_module(module)
+    backends.engine(engine)
+    if engine == "torch":
+        # transformers imports it as it loads a model.
+        import_module("transformers.models.llama.modeling_llama")
     whole = Path(folder, "whole").read_bytes()
     chains = []
     for number in range(CHAINS):

@@ -129,7 +129,7 @@ def stream(tokenizer, ids, prompt_ids=(), sizes=None):
     for size in sizes or [1] * len(ids):
         pieces.append(decoder.feed(ids[start : start + size]))
         start += size
-    return [*pieces, decoder.feed(ids[start:]), decoder.flush()]
+    return [*pieces, decoder.feed(ids[start:]), decoder.feed([], last=True)]
 
 
 # --- decoding as tokens appear
