@@ -51,16 +51,6 @@ def cache_root() -> Path:
         raise HFPipeError("The cache has no place: this user has no home folder.", hint=hint) from error
 
 
-def real_path(path: Path) -> Path:
-    """`path`, absolute and with its symbolic links followed. Raises UsageError for a loop of them."""
-    try:
-        return Path(os.path.realpath(path, strict=True))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            return Path(os.path.realpath(path))
-        raise UsageError(f"{path} is a loop of symbolic links.", hint="Name another place.") from error
-
-
 @contextmanager
 def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     """Turn a full disk, and a place that cannot be written, into errors; `variable` says where else to write."""

@@ -150,12 +150,8 @@ def test_a_user_without_a_home(chosen, monkeypatch):
 def test_a_loop_of_symbolic_links_is_one_line(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(UsageError, match=r"(?m)loop is a loop of symbolic links\.$"):
-        store.real_path(loop)
     with pytest.raises(HFPipeError, match=r"Cannot write to .*loop: "):
         make(loop / "out")
-    (tmp_path / "link").symlink_to(tmp_path / "not there yet")
-    assert store.real_path(tmp_path / "link") == (tmp_path / "not there yet").resolve()
 
 
 # Built once

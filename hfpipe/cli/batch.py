@@ -31,9 +31,9 @@ _output = partial(o.option, panel=o.OUTPUT)
 _INPUT = o.argument("INPUT", "JSON lines, or a .txt file with a prompt a line; also gzipped; - is stdin.")
 _RESULTS = "Write results to FILE. Run the same command again to resume. Default: stdout."
 _FORMAT = "hfpipe, openai (Batch API) or text. Default: recognized by the first line."
-_RESTART = _output("--restart", help="Start over, and keep the old results under another name.")
-_RETRY = _output("--retry-errors", help="Answer failed records again, in their places.")
-_MOST = _output("--max-errors", help="Stop once more than N have failed.", metavar="N")
+_RESTART = _output("--restart", "Start over, and keep the old results under another name.")
+_RETRY = _output("--retry-errors", "Answer failed records again, in their places.")
+_MOST = _output("--max-errors N", "Stop once more than N have failed.")
 _VERIFY = "Afterwards compare N answers with an exact run of the prompt alone."
 _AT_ONCE = "Requests in flight at once. Default: the backend's own."
 
@@ -42,17 +42,17 @@ def batch(
     *,
     input: Annotated[str, _INPUT],
     model: o.ModelOpt = None,
-    output: Annotated[Path | None, _output("--output", "-o", help=_RESULTS, metavar="FILE")] = None,
-    format: Annotated[str | None, _output("--format", help=_FORMAT, metavar="FORMAT")] = None,
-    json: Annotated[bool, _output("--json", help="The summary as one JSON object on stdout.")] = False,
+    output: Annotated[Path | None, _output("--output -o FILE", _RESULTS)] = None,
+    format: Annotated[str | None, _output("--format FORMAT", _FORMAT)] = None,
+    json: Annotated[bool, _output("--json", "The summary as one JSON object on stdout.")] = False,
     restart: Annotated[bool, _RESTART] = False,
     retry_errors: Annotated[bool, _RETRY] = False,
     max_errors: Annotated[int | None, _MOST] = None,
-    verify_parity: Annotated[int | None, _output("--verify-parity", help=_VERIFY, metavar="N")] = None,
+    verify_parity: Annotated[int | None, _output("--verify-parity N", _VERIFY)] = None,
     backend: o.BackendOpt = "auto",
     loading: LoadOptions,
     generation: GenerationOptions,
-    batch_size: Annotated[int | None, o.option("--batch-size", help=_AT_ONCE, panel=o.LOADING, metavar="N")] = None,
+    batch_size: Annotated[int | None, o.option("--batch-size N", _AT_ONCE, panel=o.LOADING)] = None,
     template: o.TemplateOpt = None,
     var: o.VarOpt = None,
     system: o.SystemOpt = None,

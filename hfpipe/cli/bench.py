@@ -80,25 +80,25 @@ _PLOT = "Draw speed against quality, and times of tokens: .png, .svg or .html."
 _SLOWER = "Exit with 1 where something is slower than the baseline by more than that."
 
 ModelsArg = Annotated[list[str], o.argument("MODEL...", _MODELS, autocompletion=o.complete_model)]
-BackendsOpt = Annotated[Any, o.option("--backend -b NAMES", help=_BACKENDS, panel=o.LOADING, parser=names)]
-FormatsOpt = Annotated[Any, o.option("--weight-format FORMATS", help=_FORMATS, panel=o.LOADING, parser=names)]
+BackendsOpt = Annotated[Any, o.option("--backend -b NAMES", _BACKENDS, panel=o.LOADING, parser=names)]
+FormatsOpt = Annotated[Any, o.option("--weight-format FORMATS", _FORMATS, panel=o.LOADING, parser=names)]
 PromptTokensOpt = Annotated[
-    int | None, _what("--prompt-tokens -p N", help="The length of the random prompts. Default: 512.", min=1)
+    int | None, _what("--prompt-tokens -p N", "The length of the random prompts. Default: 512.", min=1)
 ]
-NewTokensOpt = Annotated[int, _what("--new-tokens -g N", help="The tokens generated.", min=1)]
-BatchOpt = Annotated[Any, _what("--batch SIZES", help=_BATCH, parser=sizes)]
-RepeatsOpt = Annotated[int, _what("--repeats -r N", help="Rounds over all configurations.", min=1)]
-PromptsOpt = Annotated[Path | None, _what("--prompts FILE", help=_PROMPTS)]
-QualityOpt = Annotated[bool, _quality("--quality/--no-quality", help=_COMPARE, envvar="HFPIPE_QUALITY")]
-TextOpt = Annotated[Path | None, _quality("--text FILE", help=_TEXT)]
-ReferenceOpt = Annotated[str | None, _quality("--reference MODEL", help=_REFERENCE)]
-MaxLossOpt = Annotated[Any, _quality("--max-loss SHARE", help=_LOSS, parser=share)]
-MarkdownOpt = Annotated[bool, _output("--markdown", help="Print tables in Markdown.")]
-CsvOpt = Annotated[bool, _output("--csv", help="Print CSV, one line for each configuration.")]
-OutputOpt = Annotated[Path | None, _output("--output -o FILE", help=_OUTPUT)]
-PlotOpt = Annotated[Path | None, _output("--plot FILE", help=_PLOT)]
-BaselineOpt = Annotated[Path | None, _output("--baseline FILE", help="Compare with an earlier report in JSON.")]
-FailSlowerOpt = Annotated[Any, _output("--fail-slower SHARE", help=_SLOWER, parser=share)]
+NewTokensOpt = Annotated[int, _what("--new-tokens -g N", "The tokens generated.", min=1)]
+BatchOpt = Annotated[Any, _what("--batch SIZES", _BATCH, parser=sizes)]
+RepeatsOpt = Annotated[int, _what("--repeats -r N", "Rounds over all configurations.", min=1)]
+PromptsOpt = Annotated[Path | None, _what("--prompts FILE", _PROMPTS)]
+QualityOpt = Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")]
+TextOpt = Annotated[Path | None, _quality("--text FILE", _TEXT)]
+ReferenceOpt = Annotated[str | None, _quality("--reference MODEL", _REFERENCE)]
+MaxLossOpt = Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=share)]
+MarkdownOpt = Annotated[bool, _output("--markdown", "Print tables in Markdown.")]
+CsvOpt = Annotated[bool, _output("--csv", "Print CSV, one line for each configuration.")]
+OutputOpt = Annotated[Path | None, _output("--output -o FILE", _OUTPUT)]
+PlotOpt = Annotated[Path | None, _output("--plot FILE", _PLOT)]
+BaselineOpt = Annotated[Path | None, _output("--baseline FILE", "Compare with an earlier report in JSON.")]
+FailSlowerOpt = Annotated[Any, _output("--fail-slower SHARE", _SLOWER, parser=share)]
 
 
 def bench(

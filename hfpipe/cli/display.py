@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -36,12 +35,15 @@ class Display:
             TimeRemainingColumn(),
             console=self._console,
             expand=True,
+            transient=True,
             # A step may take longer than the usual half minute.
             speed_estimate_period=3600,
         )
         spinner = TextColumn("{task.description}", markup=False)
-        self._spinner = Progress(SpinnerColumn("line"), spinner, TimeElapsedColumn(), console=self._console)
-        self._live: Live | None = None
+        self._spinner = Progress(
+            SpinnerColumn("line"), spinner, TimeElapsedColumn(), console=self._console, transient=True
+        )
+        self._shown: Progress | None = None
         self._closed = False
 
     def note(self, text: str) -> None:
@@ -75,17 +77,13 @@ class Display:
             self._redraw()
 
     def _redraw(self) -> None:
-        wanted = not self._closed and bool(self._bars.tasks or self._spinner.tasks)
-        if wanted and self._live is None:
-            self._live = Live(
-                console=self._console,
-                get_renderable=lambda: self._bars if self._bars.tasks else self._spinner,
-                transient=True,
-            )
-            self._live.start(refresh=True)
-        elif not wanted and self._live is not None:
-            self._live.stop()
-            self._live = None
+        shown = next((one for one in (self._bars, self._spinner) if one.tasks and not self._closed), None)
+        if shown is not self._shown:
+            if self._shown:
+                self._shown.stop()
+            self._shown = shown
+            if shown:
+                shown.start()
 
 
 DISPLAY = Display()

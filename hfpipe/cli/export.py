@@ -36,19 +36,19 @@ _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
 
 OutputArg = Annotated[Path | None, o.argument("[OUTPUT]", "The folder to make. Default: NAME-ov-FORMAT.")]
 FormatOpt = Annotated[
-    str | None, _quantization("--weight-format FORMAT", help=_FORMAT, autocompletion=o.one_of(WEIGHT_FORMATS))
+    str | None, _quantization("--weight-format FORMAT", _FORMAT, autocompletion=o.one_of(WEIGHT_FORMATS))
 ]
-GroupSizeOpt = Annotated[str, _quantization("--group-size N|auto", help=_GROUP)]
-SymOpt = Annotated[bool, _quantization("--sym", help="Symmetric, without zero points.")]
-RatioOpt = Annotated[float | None, _quantization("--ratio R", help=_RATIO)]
-AwqOpt = Annotated[bool, _quantization("--awq", help="Activation-aware scaling (int4).")]
-ScaleEstimationOpt = Annotated[bool, _quantization("--scale-estimation", help=_SCALES)]
-GptqOpt = Annotated[bool, _quantization("--gptq", help="GPTQ (int4); the slowest.")]
-CalibrationOpt = Annotated[Path | None, _quantization("--calibration FILE", help=_TEXT)]
-DataFreeOpt = Annotated[bool, _quantization("--data-free", help="No calibration: quick, but loses more quality.")]
-NoVerifyOpt = Annotated[bool, _export("--no-verify", help="Do not run the export or compare it with its source.")]
-DryRunOpt = Annotated[bool, _export("--dry-run", help="Print the plan and export nothing.")]
-ForceOpt = Annotated[bool, _export("--force", help=_FORCE)]
+GroupSizeOpt = Annotated[str, _quantization("--group-size N|auto", _GROUP)]
+SymOpt = Annotated[bool, _quantization("--sym", "Symmetric, without zero points.")]
+RatioOpt = Annotated[float | None, _quantization("--ratio R", _RATIO)]
+AwqOpt = Annotated[bool, _quantization("--awq", "Activation-aware scaling (int4).")]
+ScaleEstimationOpt = Annotated[bool, _quantization("--scale-estimation", _SCALES)]
+GptqOpt = Annotated[bool, _quantization("--gptq", "GPTQ (int4); the slowest.")]
+CalibrationOpt = Annotated[Path | None, _quantization("--calibration FILE", _TEXT)]
+DataFreeOpt = Annotated[bool, _quantization("--data-free", "No calibration: quick, but loses more quality.")]
+NoVerifyOpt = Annotated[bool, _export("--no-verify", "Do not run the export or compare it with its source.")]
+DryRunOpt = Annotated[bool, _export("--dry-run", "Print the plan and export nothing.")]
+ForceOpt = Annotated[bool, _export("--force", _FORCE)]
 
 
 def export(

@@ -7,7 +7,7 @@ import json as json_format
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from hfpipe import store
 from hfpipe.cli import options as o
@@ -16,16 +16,9 @@ from hfpipe.cli.terminal import data, shown, tell
 from hfpipe.errors import HFPipeError, ModelNotFound, UsageError, nearest
 
 _HUB = "hub"
+_PRUNE = "Remove the least used, but those of the Hub, until the rest fits into $HFPIPE_CACHE_LIMIT GB (default 50)."
 RemoveArg = Annotated[list[str] | None, argument("[rm NAME...]", "Remove these models from the caches.")]
-PruneOpt = Annotated[
-    bool,
-    option(
-        "--prune",
-        help="Remove the least used models, but those of the Hub, until the rest fits into $HFPIPE_CACHE_LIMIT "
-        "gigabytes (default 50).",
-        panel=OUTPUT,
-    ),
-]
+PruneOpt = Annotated[bool, option("--prune", _PRUNE, panel=OUTPUT)]
 
 
 def models(
@@ -41,7 +34,8 @@ def models(
     if not (remove or prune):
         rows = _entries()
     if json:
-        data(json_format.dumps([_as_data(entry) for entry in rows], ensure_ascii=False))
+        whole = [dataclasses.asdict(one) | {"last_used": _last_used(one).isoformat(timespec="seconds")} for one in rows]
+        data(json_format.dumps(whole, default=str, ensure_ascii=False))
     elif rows:
         data(_table(rows))
     if not quiet:
@@ -88,11 +82,6 @@ def _remove_from_hub(entry: store.Entry) -> None:
     hashes = [revision.commit_hash for repo in repos for revision in repo.revisions]
     # Of this repository alone: a copy of it has the same commits.
     dataclasses.replace(cache, repos=repos).delete_revisions(*hashes).execute()
-
-
-def _as_data(entry: store.Entry) -> dict[str, Any]:
-    last_used = _last_used(entry).isoformat(timespec="seconds")
-    return {**dataclasses.asdict(entry), "last_used": last_used, "folder": str(entry.folder)}
 
 
 def _table(entries: Sequence[store.Entry]) -> str:

@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any, get_type_hints
@@ -34,16 +34,16 @@ def variable_of(*names: str) -> str:
     return "HFPIPE_" + long.removeprefix("--").replace("-", "_").upper()
 
 
-def option(*words: str, help: str, panel: str, **settings: Any) -> Any:
+def option(words: str, help: str, *, panel: str, **settings: Any) -> Any:
     """An option by the words that its help shows, as in "--device -d DEVICE", in a section of the help and with its
     environment variable."""
-    names = " ".join(words).split()
+    names = words.split()
     metavar = None if names[-1].startswith("-") else names.pop()
     settings = {"metavar": metavar, "envvar": variable_of(*names), "show_envvar": False, **settings}
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def repeatable(words: str, help: str, panel: str) -> Any:
+def repeatable(words: str, help: str, *, panel: str) -> Any:
     """An option that may be given several times. Its variable holds one value a line: Click would cut it at spaces."""
     variable = variable_of(*words.split())
 
@@ -51,7 +51,7 @@ def repeatable(words: str, help: str, panel: str) -> Any:
         # Not splitlines: a value may hold U+2028 and other line ends of Unicode.
         return value or [line for line in os.environ.get(variable, "").split("\n") if line]
 
-    return option(words, help=help, panel=panel, envvar=None, callback=given_or_set)
+    return option(words, help, panel=panel, envvar=None, callback=given_or_set)
 
 
 def argument(metavar: str, help: str, **settings: Any) -> Any:
@@ -78,69 +78,57 @@ ModelArg = Annotated[str, argument("MODEL", _MODEL, autocompletion=complete_mode
 ModelOrPromptArg = Annotated[str | None, argument("[MODEL]", f"{_MODEL} Not with -m.", autocompletion=complete_model)]
 PromptArg = Annotated[str | None, argument("[PROMPT]", "The prompt, after what is on stdin. - is stdin.")]
 
-ModelOpt = Annotated[str | None, _loading("--model -m MODEL", help=_MODEL, autocompletion=complete_model)]
+ModelOpt = Annotated[str | None, _loading("--model -m MODEL", _MODEL, autocompletion=complete_model)]
 _BACKENDS = ("auto", *BACKENDS)
-BackendOpt = Annotated[
-    str, _loading("--backend -b NAME", help=f"{', '.join(_BACKENDS)}.", autocompletion=one_of(_BACKENDS))
-]
+BackendOpt = Annotated[str, _loading("--backend -b NAME", f"{', '.join(_BACKENDS)}.", autocompletion=one_of(_BACKENDS))]
 _TEMPLATE = "chat, qa, raw, a text with {variables}, or @FILE. Default: chat where the model has one, else qa."
-TemplateOpt = Annotated[
-    str | None, _generation("--template -t TEMPLATE", help=_TEMPLATE, autocompletion=one_of(BUILT_IN))
-]
+TemplateOpt = Annotated[str | None, _generation("--template -t TEMPLATE", _TEMPLATE, autocompletion=one_of(BUILT_IN))]
 VarOpt = Annotated[
-    list[str] | None, _generation_list("--var NAME=TEXT", help="A variable of the (chat) template. Repeatable.")
+    list[str] | None, _generation_list("--var NAME=TEXT", "A variable of the (chat) template. Repeatable.")
 ]
-SystemOpt = Annotated[str | None, _generation("--system -s TEXT", help="The system message of a chat template.")]
+SystemOpt = Annotated[str | None, _generation("--system -s TEXT", "The system message of a chat template.")]
 ChatTemplateNameOpt = Annotated[
-    str | None, _generation("--chat-template-name NAME", help="Which of several chat templates of a model.")
+    str | None, _generation("--chat-template-name NAME", "Which of several chat templates of a model.")
 ]
-VerboseOpt = Annotated[bool, _output("--verbose", help="Show what the libraries write on stderr.")]
-QuietOpt = Annotated[bool, _output("--quiet -q", help="Write only errors on stderr.")]
-JsonOpt = Annotated[bool, _output("--json", help="One JSON object instead of text.")]
-NoStreamOpt = Annotated[bool, _output("--no-stream", help="Write the answer once it is complete.")]
-StatsOpt = Annotated[bool, _output("--stats", help="Times and counts, on stderr.")]
-ShowPromptOpt = Annotated[bool, _output("--show-prompt", help="Write the prompt as the model gets it on stderr.")]
+VerboseOpt = Annotated[bool, _output("--verbose", "Show what the libraries write on stderr.")]
+QuietOpt = Annotated[bool, _output("--quiet -q", "Write only errors on stderr.")]
+JsonOpt = Annotated[bool, _output("--json", "One JSON object instead of text.")]
+NoStreamOpt = Annotated[bool, _output("--no-stream", "Write the answer once it is complete.")]
+StatsOpt = Annotated[bool, _output("--stats", "Times and counts, on stderr.")]
+ShowPromptOpt = Annotated[bool, _output("--show-prompt", "Write the prompt as the model gets it on stderr.")]
 
 # By the names of the fields, whose types and defaults the options have.
-_OPTIONS: dict[Any, dict[str, Any]] = {
-    LoadOptions: {
-        "device": _loading(
-            "--device -d DEVICE", help="-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU."
-        ),
-        "device_map": _loading("--device-map MAP", help="auto: Accelerate places the model. Not with --device."),
-        "dtype": _loading("--dtype DTYPE", help="auto, float32, float16 or bfloat16 (torch)."),
-        "attn": _loading("--attn KIND", help="sdpa, eager or flash_attention_2 (torch)."),
-        "ov_config": _loading_list(
-            "--ov-config KEY=VALUE", help="An OpenVINO property, or one JSON object of them. Repeatable."
-        ),
-        "model_kwargs": _loading_list(
-            "--model-kwarg KEY=VALUE", help="An argument of from_pretrained (torch). Repeatable."
-        ),
-        "task": _loading("--task TASK", help="Only text-generation is supported."),
-        "revision": _loading("--revision REV", help="A branch, tag or commit of a Hub model."),
-        "trust_remote_code": _loading("--trust-remote-code", help="Run Python code that comes with the model."),
-        "allow_pickle": _loading("--allow-pickle", help="Load pickled weights, which can run code."),
-        "exact": _loading(
-            "--exact", help="Compute in float32, so that an answer depends only on its prompt and options."
-        ),
-    },
-    GenerationOptions: {
-        "max_tokens": _generation(
-            "--max-tokens --max-new-tokens -n N",
-            help="The most tokens to generate. Default: the model's own, else 256.",
-        ),
-        "temperature": _generation("--temperature --temp T", help="0 is greedy."),
-        "top_p": _generation("--top-p P", help="Nucleus sampling."),
-        "top_k": _generation("--top-k K", help="0 is off."),
-        "min_p": _generation("--min-p P", help="Least probability, relative to the best token."),
-        "repetition_penalty": _generation("--repetition-penalty X", help="1 is off."),
-        "seed": _generation("--seed N", help="The same seed samples the same text."),
-        "stop": _generation_list("--stop TEXT", help=r"Text that ends the answer; \n works. Repeatable."),
-    },
+_LOADING: dict[str, Any] = {
+    "device": _loading("--device -d DEVICE", "-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU."),
+    "device_map": _loading("--device-map MAP", "auto: Accelerate places the model. Not with --device."),
+    "dtype": _loading("--dtype DTYPE", "auto, float32, float16 or bfloat16 (torch)."),
+    "attn": _loading("--attn KIND", "sdpa, eager or flash_attention_2 (torch)."),
+    "ov_config": _loading_list(
+        "--ov-config KEY=VALUE", "An OpenVINO property, or one JSON object of them. Repeatable."
+    ),
+    "model_kwargs": _loading_list("--model-kwarg KEY=VALUE", "An argument of from_pretrained (torch). Repeatable."),
+    "task": _loading("--task TASK", "Only text-generation is supported."),
+    "revision": _loading("--revision REV", "A branch, tag or commit of a Hub model."),
+    "trust_remote_code": _loading("--trust-remote-code", "Run Python code that comes with the model."),
+    "allow_pickle": _loading("--allow-pickle", "Load pickled weights, which can run code."),
+    "exact": _loading("--exact", "Compute in float32, so that an answer depends only on its prompt and options."),
 }
-RevisionOpt = Annotated[str | None, _OPTIONS[LoadOptions]["revision"]]
-TrustOpt = Annotated[bool, _OPTIONS[LoadOptions]["trust_remote_code"]]
-PickleOpt = Annotated[bool, _OPTIONS[LoadOptions]["allow_pickle"]]
+_GENERATION: dict[str, Any] = {
+    "max_tokens": _generation(
+        "--max-tokens --max-new-tokens -n N", "The most tokens to generate. Default: the model's own, else 256."
+    ),
+    "temperature": _generation("--temperature --temp T", "0 is greedy."),
+    "top_p": _generation("--top-p P", "Nucleus sampling."),
+    "top_k": _generation("--top-k K", "0 is off."),
+    "min_p": _generation("--min-p P", "Least probability, relative to the best token."),
+    "repetition_penalty": _generation("--repetition-penalty X", "1 is off."),
+    "seed": _generation("--seed N", "The same seed samples the same text."),
+    "stop": _generation_list("--stop TEXT", r"Text that ends the answer; \n works. Repeatable."),
+}
+_OPTIONS: dict[Any, dict[str, Any]] = {LoadOptions: _LOADING, GenerationOptions: _GENERATION}
+RevisionOpt = Annotated[str | None, _LOADING["revision"]]
+TrustOpt = Annotated[bool, _LOADING["trust_remote_code"]]
+PickleOpt = Annotated[bool, _LOADING["allow_pickle"]]
 
 
 def parse_ov_config(given: Sequence[str]) -> dict[str, Any]:
@@ -184,11 +172,16 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     parameters: list[inspect.Parameter] = []
     made: dict[str, Any] = {}
     for one in inspect.signature(command, eval_str=True).parameters.values():
-        if one.annotation in _OPTIONS:
-            made[one.name] = one.annotation
-            parameters += _parameters(one.annotation)
-        else:
+        kind = one.annotation
+        if kind not in _OPTIONS:
             parameters.append(one.replace(kind=one.KEYWORD_ONLY))
+            continue
+        made[one.name] = kind
+        types, defaults = get_type_hints(kind), {field.name: field.default for field in fields(kind)}
+        for name, words in _OPTIONS[kind].items():
+            typed: Any = list[str] | None if name in _PARSERS else types[name]
+            annotation, default = Annotated[typed, words], None if name in _PARSERS else defaults[name]
+            parameters.append(inspect.Parameter(name, one.KEYWORD_ONLY, default=default, annotation=annotation))
 
     def flat(**given: Any) -> Any:
         for name, kind in made.items():
@@ -200,10 +193,3 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return flat
-
-
-def _parameters(kind: Any) -> Iterator[inspect.Parameter]:
-    types, defaults = get_type_hints(kind), {field.name: field.default for field in fields(kind)}
-    for name, one in _OPTIONS[kind].items():
-        typed, default = (list[str] | None, None) if name in _PARSERS else (types[name], defaults[name])
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, one])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hfpipe.export.quantization import (
 )
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.models.folder import tensor_shapes
-from hfpipe.store import real_path, require_space, size_text, writing
+from hfpipe.store import require_space, size_text, writing
 from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
@@ -129,7 +130,11 @@ def make_plan(
     weight_format = options.weight_format or own_format(source)
     output = (output or default_output(source.reference, weight_format)).absolute()
     with writing(output.parent, variable=variable):
-        output = real_path(output) if output.is_symlink() else output
+        if output.is_symlink():
+            # A loop of links is an error here.
+            with suppress(FileNotFoundError):
+                output.stat()
+            output = output.resolve()
     tensors = tensor_shapes(source.folder)
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
     texts, in_8_bits, adjust = None, tuple[str, ...](), False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from hfpipe import store
@@ -80,11 +81,6 @@ def known_names() -> list[str]:
     return [*BUILT_IN, *sorted(cached)]
 
 
-def hint_for(reference: str) -> str | None:
-    """The known name that was probably meant."""
-    return nearest(reference, known_names())
-
-
 def _not_a_model(reference: str) -> ModelNotFound:
     if not reference.strip():
         return ModelNotFound("The name of the model is empty.", hint=_FORMS)
@@ -92,7 +88,7 @@ def _not_a_model(reference: str) -> ModelNotFound:
     if revision and _has_form_of_hub_id(name):
         return ModelNotFound(f"{reference} is not a model's name.", hint=f"Write {name} --revision {revision}")
     if reference.startswith(("./", "../", "/", "~")) or reference.lower().endswith(".gguf"):
-        return ModelNotFound(f"There is no folder or file {reference}.", hint=hint_for(reference))
+        return ModelNotFound(f"There is no folder or file {reference}.", hint=nearest(reference, known_names()))
     return ModelNotFound(f"{reference!r} is neither a folder nor the name of a model.", hint=_FORMS)
 
 
@@ -104,10 +100,7 @@ def _converted(file: Path, reporter: Reporter) -> Path:
         digest = store.digest(file, reporter=reporter)
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
-
-    def make(folder: Path) -> None:
-        convert_gguf(file, folder, reporter)
-
+    make = partial(convert_gguf, file, reporter=reporter)
     return store.build_once(_GGUF, digest, make, model=file.name, form="transformers", reporter=reporter)
 
 

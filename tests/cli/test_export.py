@@ -206,10 +206,10 @@ def test_an_output_that_may_not_be_written(tiny_llama, tmp_path, more):
 
 def test_names_that_can_never_be_written(tiny_llama, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for output, words in (("loop", "loop is a loop of symbolic links."), ("x" * 300, ": File name too long.")):
-        ended = failure(2 if output == "loop" else 1, tiny_llama, tmp_path / output)
+    for output, words in (("loop", "loop: Too many levels of symbolic links."), ("x" * 300, ": File name too long.")):
+        ended = failure(1, tiny_llama, tmp_path / output)
         assert ended.error.endswith(words)
-        assert ended.hint.startswith(("Name another place.", "Choose another output folder."))
+        assert ended.hint == "Choose another output folder."
 
 
 # What goes wrong later
