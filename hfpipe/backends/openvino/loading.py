@@ -111,8 +111,9 @@ def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
         return None
     allowed = next(filter(None, map(os.environ.get, _ISA_VARIABLES)), "DEFAULT").upper()
     masked = not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
-    crashing = [precision for precision, flag in _AMX.items() if flag in _processors()]
-    if not masked and (not crashing or (machine.processors() >= _MANY and used.keys() <= _NOT_OF_THREADS)):
+    flags = "" if machine.processors() >= _MANY and used.keys() <= _NOT_OF_THREADS else _processors()
+    crashing = [precision for precision, flag in _AMX.items() if flag in flags]
+    if not masked and not crashing:
         return None
     # What these properties come to on the CPU is asked of a tiny model.
     core, parameter = ov.Core(), opset13.parameter([1], ov.Type.f32)
