@@ -95,16 +95,25 @@ def generated(model: torch.nn.Module, prompt: tuple[int, ...], max_tokens: int) 
     return whole[0, len(prompt) :].tolist()
 
 
+# Families whose heads all have keys and values of their own, whatever their configuration is given.
+UNGROUPED = {"opt", "bloom", "mpt", "gpt_neox", "gpt2", "gptj"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_padded_batch_answers_as_generate_does(family):
-    """Prompts shorter and longer than a sliding window, and rows that leave the batch before others."""
-    model = model_of(family)
-    lengths = [18, 9, 18, 4]
-    prompts = random_prompts(5, 30, 1, 16)
-    expected = {str(i): generated(model, p, n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))}
+def test_a_padded_batch_answers_as_generate_does(monkeypatch, family):
+    """Prompts shorter and longer than a sliding window, and rows that leave the batch before others. Keys and values
+    take no more than is foretold."""
+    model = model_of(family, **({"num_key_value_heads": None} if family in UNGROUPED else {}))
+    requests = [
+        TokenRequest(str(i), prompt, (18, 9, 18, 4)[i]) for i, prompt in enumerate(random_prompts(5, 30, 1, 16))
+    ]
+    expected = {one.id: generated(model, one.token_ids, one.max_tokens) for one in requests}
     assert max(len(set(ids)) for ids in expected.values()) > 3
-    requests = [TokenRequest(str(i), p, n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))]
-    assert answers(TorchBackend(model, batch_size=4), requests) == expected
+    backend = TorchBackend(model, batch_size=4)
+    forward = Forward(monkeypatch, backend)
+    assert answers(backend, requests) == expected
+    assert 0 < forward.per_token <= backend._bytes_per_token
+    assert forward.per_token == PER_TOKEN or family != "qwen2"
 
 
 OTHERS = {
@@ -145,8 +154,8 @@ NO_ROOM = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to
 
 
 class Forward:
-    """What each prefill of a backend was given: its rows, and how much of all was padding. Where
-    `fails(ids, mask)`, the model raises an error."""
+    """What each prefill of a backend was given: its rows, how much of all was padding, and what a token took in the
+    cache. Where `fails(ids, mask)`, the model raises an error."""
 
     def __init__(
         self,
@@ -156,18 +165,22 @@ class Forward:
         error: Exception = NO_ROOM,
     ) -> None:
         self.prefills: list[int] = []
-        self.tokens = self.padded = 0
+        self.tokens = self.padded = self.per_token = 0
         self.fails, self.error, self.inside = fails, error, backend._forward
         monkeypatch.setattr(backend, "_forward", self)
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: object) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         if ids.shape == mask.shape:
             self.prefills.append(len(ids))
             self.tokens += int(mask.sum())
             self.padded += int((1 - mask).sum())
         if self.fails(ids, mask):
             raise self.error
-        return self.inside(ids, mask, cache)
+        logits = self.inside(ids, mask, cache)
+        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        taken = sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
+        self.per_token = max(self.per_token, taken / mask.numel())
+        return logits
 
 
 SAMPLINGS = [Sampling(), Sampling(temperature=1.0, seed=4), Sampling(repetition_penalty=1.3), Sampling()]
@@ -566,29 +579,6 @@ PER_TOKEN = 2 * 2 * 2 * 8 * 4
 def leave_room(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Memory for so many tokens."""
     monkeypatch.setattr("hfpipe.backends.torch.loading.available_memory", lambda: int(tokens * PER_TOKEN / SHARE))
-
-
-def cached_bytes(cache: DynamicCache) -> int:
-    """What keys and values take in the layers that have such."""
-    kept = [
-        tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-    ]
-    return sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
-
-
-# Families whose heads all have keys and values of their own, whatever their configuration is given.
-UNGROUPED = {"opt", "bloom", "mpt", "gpt_neox", "gpt2", "gptj"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_token_takes_no_more_than_is_foretold(family):
-    model = model_of(family, **({"num_key_value_heads": None} if family in UNGROUPED else {}))
-    backend, cache = TorchBackend(model), DynamicCache(config=model.config)
-    ids = torch.tensor(random_prompts(10, 10))
-    backend._forward(ids, torch.ones_like(ids), cache)
-    assert 0 < cached_bytes(cache) <= 2 * 10 * backend._bytes_per_token
-    if family == "qwen2":
-        assert cached_bytes(cache) == 2 * 10 * PER_TOKEN
 
 
 @pytest.mark.parametrize(
