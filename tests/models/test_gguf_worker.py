@@ -11,8 +11,10 @@ from tokenizers import Regex, pre_tokenizers
 
 from hfpipe.errors import ModelError, UnsupportedModel
 from hfpipe.models import gguf_worker as gguf
+from hfpipe.models import resolve
 from hfpipe.process import run_child
 from tests.fake_models import write_gguf
+from tests.models.conftest import Recorder
 
 # As OpenAI published it for GPT-2.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,17 +33,23 @@ def refusal(path):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A tiny Llama in F32, converted as a user's file is: in a child."""
-    folder = tmp_path_factory.mktemp("gguf")
+    """A tiny Llama in F32, converted as a user's file is: in a child, and once."""
+    folder, recorder = tmp_path_factory.mktemp("gguf"), Recorder()
     file = write_gguf(folder / "tiny.gguf", tokenizer_ggml_eot_token_id=0)
-    (folder / "out").mkdir()
-    run_child("hfpipe.models.gguf_worker", {"file": str(file), "folder": str(folder / "out")}, what="x")
-    return file, folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFPIPE_CACHE", str(folder / "cache"))
+        source = resolve(str(file), reporter=recorder)
+        copy = file.rename(folder / "other.GGUF")
+        assert resolve(str(copy), reporter=recorder).folder == source.folder
+    assert recorder.notes == ["Converting tiny.gguf: this happens once."]
+    assert (source.format, source.context_length) == ("transformers", 128)
+    return copy, source.folder
 
 
 def test_the_folder_is_complete(converted):
     _, folder = converted
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".hfpipe-entry",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

@@ -26,15 +26,6 @@ def test_what_the_model_needs_is_fetched_and_no_more(hub, ask, repos):
     assert [done for _, done, _ in found["steps"]] == sorted(done for _, done, _ in found["steps"])
 
 
-def test_shards(hub, ask):
-    found = ask("org/name")
-    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-    assert sorted(path.name for path in Path(found["folder"]).iterdir()) == sorted(
-        ["config.json", "tokenizer.json", "model.safetensors.index.json", *shards]
-    )
-    assert not set(DECOYS) & set(hub.paths("GET"))
-
-
 def test_the_second_time_costs_one_request(hub, ask):
     first = ask("gpt2")
     again = ask("gpt2")
@@ -72,12 +63,6 @@ def test_a_new_commit_fetches_what_changed(hub, ask, repos):
     assert again["revision"] != first["revision"]
     assert "model.safetensors" not in hub.paths("GET")
     assert ask("gpt2", {"HF_HUB_OFFLINE": "1"})["context_length"] == 7
-
-
-def test_a_cut_is_mended_in_the_same_run(hub, ask):
-    hub.cuts[:] = [1500]
-    assert "folder" in ask("gpt2")
-    assert "bytes=1500-" in [request.range for request in hub.requests]
 
 
 def test_after_a_cut_the_next_run_goes_on(hub, ask, repos):
