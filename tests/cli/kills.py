@@ -47,11 +47,12 @@ def killed_until_done(folder: Path, arguments: Sequence[object], whole: bytes, k
 class Chain:
     """hfpipe, started and killed until it has been killed often enough and its output is there."""
 
-    def __init__(self, output: Path, arguments: Sequence[str], whole: bytes) -> None:
+    def __init__(self, output: Path, arguments: Sequence[str], whole: bytes, *, ends_as_a_fork: bool) -> None:
         self.output = output
         self.whole = whole
         self.kills = self.cut = 0
         self._arguments = [*arguments, "-q", "-o", str(output)]
+        self._ends_as_a_fork = ends_as_a_fork
         self._chance = random.Random()
 
     def go(self, kills: int) -> None:
@@ -60,12 +61,13 @@ class Chain:
                 process = self._shell_start()
                 time.sleep(self._chance.random())
             else:
-                process = self._fork_until_it_writes()
+                before, process = self.size(), self._fork()
+                wait_for(lambda before=before, process=process: self.size() > before or _has_ended(process))
                 time.sleep(self._chance.random() * 0.01)
             os.kill(process, signal.SIGKILL)
             self._look(_code(process))
         if self.stands() != self.whole:
-            code = _code(self._shell_start())
+            code = _code(self._fork() if self._ends_as_a_fork else self._shell_start())
             assert (code, self.stands()) == (3, self.whole)
 
     def stands(self) -> bytes:
@@ -74,12 +76,11 @@ class Chain:
     def size(self) -> int:
         return self.output.stat().st_size if self.output.exists() else 0
 
-    def _fork_until_it_writes(self) -> int:
-        before, process = self.size(), os.fork()
+    def _fork(self) -> int:
+        process = os.fork()
         if process == 0:
             sys.argv = ["hfpipe", *self._arguments]
             runpy.run_module("hfpipe", run_name="__main__", alter_sys=True)
-        wait_for(lambda: self.size() > before or _has_ended(process))
         return process
 
     def _shell_start(self) -> int:
@@ -109,7 +110,8 @@ def _code(process: int) -> int:
 
 def _chain(folder: Path, arguments: Sequence[str], whole: bytes, kills: int) -> None:
     folder.mkdir()
-    chain = Chain(folder / "out.jsonl", arguments, whole)
+    # One start from a shell shows what others would.
+    chain = Chain(folder / "out.jsonl", arguments, whole, ends_as_a_fork=folder.name != "0")
     chain.go(kills)
     assert [path.name for path in folder.iterdir() if path.suffix == ".tmp"] == []
     print(json.dumps([chain.kills, chain.cut]), flush=True)

@@ -8,7 +8,7 @@ from tests import tiny
 from tests.cli.kills import killed_until_done
 from tests.cli.shell import run_hfpipe
 
-KILLS = 8
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_exactly_the_same_however_often_it_is_killed(request, tmp_path, source, 
     assert (undisturbed.code, undisturbed.err) == (3, b"")
     whole = undisturbed.out
     assert len({json.loads(line)["text"] for line in whole.splitlines()}) > 20
-    assert killed_until_done(tmp_path, args, whole, KILLS, engine) >= KILLS // 4
+    assert killed_until_done(tmp_path, args, whole, KILLS, engine) > 0
 
 
 def test_as_the_readme_has_it(tiny_llama, source):
