@@ -12,14 +12,7 @@ from hfpipe.models import resolve
 from tests.fake_models import write_model
 from tests.hub import LoopbackHub, settings
 
-DECOYS = (
-    "pytorch_model.bin",
-    "tf_model.h5",
-    "flax_model.msgpack",
-    "onnx/model.onnx",
-    "model.gguf",
-    "consolidated.safetensors",
-)
+DECOYS = ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "model.gguf", "consolidated.safetensors")
 DRIVER = """
 import json, sys
 from hfpipe.errors import HFPipeError

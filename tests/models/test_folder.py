@@ -64,14 +64,7 @@ def test_no_weights_that_can_be_read():
 
 
 def test_what_a_model_may_need_besides():
-    extra = [
-        "chat_template.jinja",
-        "modeling_x.py",
-        "special_tokens_map.json",
-        "spiece.model",
-        "tekken.json",
-        "qwen.tiktoken",
-    ]
+    extra = ["chat_template.jinja", "modeling_x.py", "spiece.model", "tekken.json", "qwen.tiktoken"]
     assert choose(["model.safetensors", *extra], "x", allow_pickle=False) == sorted(["model.safetensors", *extra])
 
 
@@ -164,12 +157,7 @@ def test_an_adapter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
-    [
-        ("README.md", "it has no config.json"),
-        ("model_index.json", "is not a model: "),
-        ("model.gguf", "Name the file: "),
-    ],
+    ("file", "words"), [("README.md", "is not a model: it has no config.json"), ("model.gguf", "Name the file: ")]
 )
 def test_a_folder_that_is_no_transformers_model(tmp_path, file, words):
     (tmp_path / file).touch()
