@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import PurePath
 from typing import Any
 
@@ -50,9 +51,8 @@ class Verdict:
     @property
     def resolved(self) -> bool:
         """The interval excludes 1, and the difference is more than 1 %."""
-        if self.low is None or self.high is None:
-            return False
-        return (self.low > 1 or self.high < 1) and abs(math.log(self.ratio)) > _SMALLEST
+        certain = self.low is not None and self.high is not None and (self.low > 1 or self.high < 1)
+        return certain and abs(math.log(self.ratio)) > _SMALLEST
 
     @property
     def faster(self) -> bool:
@@ -86,12 +86,8 @@ def versus(one: Configuration, other: Configuration, metric: Metric) -> Verdict 
 def paired(own: Mapping[int, float], reference: Mapping[int, float], metric: Metric) -> Verdict | None:
     """Compare `own` with `reference`, both by round. Rounds that one of them lacks are left out; None if all are.
 
-    Rounds are interleaved over the configurations, so both samples of a round were taken in nearly the same state of
-    the machine; what slows both cancels in their ratio. A machine that gets slower all the time would still favour the
-    one that each round begins with: rounds of alternating order, A B C C B A, take care of that.
-
-    The ratio is the median of those by round. The interval covers the percentile bootstrap of that median and Student's
-    t on the logarithms.
+    Both samples of a round were taken in nearly the same state of the machine: what slows both cancels in their ratio.
+    The ratio is the median of those by round.
     """
     pairs = [[*_logs([own[one]]), *_logs([reference[one]])] for one in sorted(own.keys() & reference.keys())]
     return _verdict(metric, [pair[0] - pair[1] for pair in pairs if len(pair) == 2])
@@ -100,8 +96,8 @@ def paired(own: Mapping[int, float], reference: Mapping[int, float], metric: Met
 def unpaired(own: Iterable[float], reference: Iterable[float], metric: Metric) -> Verdict | None:
     """Compare `own` with `reference`, which are of two runs. None where one of them is empty.
 
-    The ratio is that of the medians. The interval covers the percentile bootstrap of that ratio and Welch's t on the
-    logarithms. It knows the noise within the two runs, and not what has changed on the machine between them.
+    The ratio is that of the medians. The interval knows the noise within the two runs, and not what has changed on the
+    machine between them.
     """
     return _verdict(metric, _logs(own), _logs(reference))
 
@@ -149,20 +145,11 @@ def _times(ratio: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A configuration, of a metric, against itself in an earlier run."""
-
-    name: str
-    metric: Metric
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
-    """A report against an earlier one: the differences, what else there is to say, in sentences, and whether it passed:
-    something was judged, and nothing is slower than allowed or lost."""
+    """A report against an earlier one: the verdicts by the name of a configuration and of a metric; what else there is
+    to say, in sentences; and whether it passed: something was judged, and nothing is slower than allowed or lost."""
 
-    differences: Sequence[Difference]
+    differences: Mapping[tuple[str, str], Verdict]
     lines: Sequence[str]
     passed: bool
 
@@ -175,36 +162,31 @@ def compare(report: Report, baseline: Report, fail_slower: float | None = None) 
     10 %) with the whole of its interval. Lost is what was measured to the end there, and has failed or is missing here.
     """
     work, here, there = report.workload, _identified(report), _identified(baseline)
-    differences = [
-        Difference(here[key].name, metric, verdict)
-        for key in here
-        if key in there
-        for metric in work.metrics
-        if (
-            verdict := unpaired(here[key].values(metric.name).values(), there[key].values(metric.name).values(), metric)
-        )
-    ]
+    differences: dict[tuple[str, str], Verdict] = {}
+    for key, metric in product([key for key in here if key in there], work.metrics):
+        own, reference = (one[key].values(metric.name).values() for one in (here, there))
+        if verdict := unpaired(own, reference, metric):
+            differences[here[key].name, metric.name] = verdict
     judging = {*work.speeds, *_JUDGED_LATENCIES}
-    judged = [one for one in differences if one.metric.name in judging and one.verdict.low is not None]
+    judged = {key: one.high for key, one in differences.items() if key[1] in judging and one.high is not None}
     slow: dict[str, list[str]] = {}
-    for one in judged:
-        high = one.verdict.high
-        if fail_slower is not None and one.verdict.slower and high is not None and 1 / high > 1 + fail_slower:
-            slow.setdefault(one.name, []).append(one.metric.name)
+    for (name, metric_name), high in judged.items():
+        if fail_slower is not None and differences[name, metric_name].slower and 1 / high > 1 + fail_slower:
+            slow.setdefault(name, []).append(metric_name)
     lost = [key for key in there if there[key].is_measured and not (key in here and here[key].is_measured)]
-    unresolved = sum(not one.verdict.resolved for one in differences)
+    unresolved = sum(not one.resolved for one in differences.values())
     lines = [f"{unresolved} of {len(differences)} differences from the baseline are not resolved."]
     if not differences:
         lines = ["The baseline has nothing in common with this run."]
     elif fail_slower is not None and not judged:
         lines.append("No speed was measured in both often enough to be judged.")
-    ours, theirs = _facts(report), _facts(baseline)
+    ours, theirs = ({**one.host, **one.host.get("versions", {})} for one in (report, baseline))
     found = {
         "Not in the baseline": [here[key].name for key in here if key not in there],
         "Only in the baseline": [there[key].name for key in there if key not in here and key not in lost],
         "Failed or missing now": [here.get(key, there[key]).name for key in lost],
         "The machine differs from the baseline's": [
-            key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)
+            key for key in {**theirs, **ours} if key != "versions" and ours.get(key) != theirs.get(key)
         ],
         "Slower than allowed": [f"{name} ({', '.join(metrics)})" for name, metrics in slow.items()],
     }
@@ -232,20 +214,11 @@ def check_comparable(report: Report, baseline: Report, *, decidable: bool) -> No
 
 
 def _identified(report: Report) -> dict[tuple[str, str, str | None, int], Configuration]:
-    """By what makes a configuration the same one in another run. Its name has the model only beside others, and the
-    model may be in another folder there."""
-    found: dict[tuple[str, str, str | None, int], Configuration] = {}
-    counts: Counter[tuple[str, str, str | None]] = Counter()
+    """By what makes a configuration the same one in another run, where it may have another name and folder."""
+    found, counts = {}, Counter[tuple[str, str, str | None]]()
     for one in report.configurations:
         key = (PurePath(one.model).name or one.model, one.backend, one.weight_format)
         counts[key] += 1
         numbered = (*key, counts[key])
         found[numbered] = one
     return found
-
-
-def _facts(report: Report) -> dict[str, Any]:
-    """Of the machine, and the versions by package."""
-    facts = dict(report.host)
-    versions = facts.pop("versions", None)
-    return {**facts, **(versions if isinstance(versions, dict) else {})}

@@ -1,26 +1,17 @@
-"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html.
-
-Matplotlib takes half a second to import, and on its first start some seconds to list the fonts: it is imported once
-there is something to draw.
-"""
+"""A report as pictures: --plot FILE.png, FILE.svg or FILE.html."""
 
 from __future__ import annotations
 
 import base64
 import io
-import logging
-import os
 import shlex
 import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.bench.advice import Advice, change, number
-from hfpipe.bench.advice import warnings as warnings_of
+from hfpipe.bench.advice import Advice, change, number, warnings
 from hfpipe.bench.report import Configuration, Report, check_output, several_sources, write_file
 from hfpipe.bench.tables import clean, meanings, tables
 
@@ -48,7 +39,15 @@ def plot(report: Report, path: Path, *, advice: Advice | None = None) -> list[Pa
     there are times between tokens; FILE.html has both pictures, the numbers and the advice."""
     check_output("--plot", path, SUFFIXES)
     html, pictures = path.suffix.lower() == ".html", []
-    with _matplotlib():
+    # Late: it takes half a second to import, and on its first start some seconds to list the fonts.
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = ["DejaVu Sans", *sorted(_FONTS.intersection(font_manager.get_font_names()))]
+    # With its own settings and ours, not the user's.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS | {"font.family": fonts})
         for figure in filter(None, [_tradeoff(report) or _speeds(report), _latency(report)]):
             buffer = io.BytesIO()
             # Without a date, the same report gives the same bytes.
@@ -74,7 +73,7 @@ def _page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> s
     template = environment.from_string(files("hfpipe.bench").joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         models=_models(report), circumstances=_circumstances(report), report=report, advice=advice,
-        warnings=warnings_of(report), tables=tables(report), meanings=meanings(report),
+        warnings=warnings(report), tables=tables(report), meanings=meanings(report),
         pictures=[base64.b64encode(one).decode() for one in pictures],
     )  # fmt: skip
 
@@ -93,30 +92,6 @@ def _circumstances(report: Report) -> str:
     return " · ".join(dict.fromkeys(str(one) for one in facts if one)).replace("(R)", "").replace("(TM)", "")
 
 
-@contextmanager
-def _matplotlib() -> Iterator[None]:
-    """Matplotlib with its own settings and ours, not the user's, and silent; everything is as before at the end."""
-    logger, backend = logging.getLogger("matplotlib"), os.environ.get("MPLBACKEND")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    os.environ["MPLBACKEND"] = "agg"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import matplotlib
-            from matplotlib import font_manager
-
-            fonts = ["DejaVu Sans", *sorted(_FONTS.intersection(font_manager.get_font_names()))]
-            with matplotlib.rc_context():
-                matplotlib.rcdefaults()
-                matplotlib.rcParams.update(_SETTINGS | {"font.family": fonts})
-                yield
-    finally:
-        logger.setLevel(level)
-        os.environ.pop("MPLBACKEND")
-        os.environ.update({} if backend is None else {"MPLBACKEND": backend})
-
-
 def _figure(
     report: Report, about: str, notes: Sequence[str], height: float, drawn: Sequence[Configuration], what: str
 ) -> Figure:
@@ -130,7 +105,7 @@ def _figure(
     notes += ["The run was interrupted before everything was measured."] if report.interrupted else []
     lines = [line for note in notes for line in textwrap.wrap(clean(note), 115)]
     figure = Figure(figsize=(8, height + 0.15 * len(lines) + 0.5), layout="constrained")
-    figure.suptitle(textwrap.fill(f"{_models(report)}: {about}", 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(textwrap.fill(f"{_models(report)}: {about}", 64), x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=_GREY)
     return figure
 

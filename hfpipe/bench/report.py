@@ -7,7 +7,7 @@ import platform
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -129,9 +129,9 @@ class Report:
         """What it was measured with."""
         return _WORKLOAD.validate_python(self.arguments)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Values of JSON."""
-        return asdict(self)
+    @property
+    def has_samples(self) -> bool:
+        return any(one.samples for one in self.configurations)
 
 
 _WORKLOAD = TypeAdapter(Workload)

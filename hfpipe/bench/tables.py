@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import rich.table
 from rich import box
@@ -34,22 +34,15 @@ _QUALITY: dict[str, Callable[[Quality], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A heading, and a text for each row, empty where there is nothing; at the right, unless they are words."""
-
-    head: str
-    cells: Sequence[str]
-    words: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
-    """`names` are the configurations, one a row; `notes` are lines below."""
+    """Rows by the `names` of configurations, and by heading a cell for each, empty where there is nothing: numbers, or
+    `words`. `notes` are lines below."""
 
     title: str
     names: Sequence[str]
-    columns: Sequence[Column]
+    columns: Mapping[str, Sequence[str]]
     notes: Sequence[str] = ()
+    words: bool = False
 
 
 def tables(report: Report) -> list[Table]:
@@ -60,51 +53,51 @@ def tables(report: Report) -> list[Table]:
     rows, work = report.configurations, report.workload
     if not rows:
         return []
-    metrics = {metric.name: metric for metric in work.metrics}
-    shown = [one for one in work.metrics if one.higher_is_better or one.name == "cold_ttft_s"]
-    speed = [
-        Column("size MB", [number(row.size_mb) if row.size_mb else "" for row in rows]),
-        *(_medians(rows, metric) for metric in shown),
-        Column("loss", [change(row.quality.perplexity_change) if row.quality else "" for row in rows]),
-    ]
+    speeds = [one for one in work.metrics if one.higher_is_better or one.name == "cold_ttft_s"]
+    speed = {
+        "size MB": [number(row.size_mb) if row.size_mb else "" for row in rows],
+        **_medians(rows, speeds),
+        "loss": [change(row.quality.perplexity_change) if row.quality else "" for row in rows],
+    }
     # Prefill, decode and the largest batch.
-    verdicts = [_verdicts(rows, metrics[name]) for name in dict.fromkeys([*work.speeds[:2], work.speeds[-1]])]
-    latency = [_medians(rows, metric) for metric in work.metrics if metric not in shown]
-    source = next((row.quality.reference_perplexity for row in rows if row.quality), None)
-    whose = "each model's own source" if several_sources(row.quality for row in rows) else "the source model"
-    whose += f", {_perplexity(source)}" if source and whose == "the source model" else ""
-    quality = [
-        Column(head, [text(row.quality) if row.quality else "" for row in rows]) for head, text in _QUALITY.items()
-    ]
+    judged = {*work.speeds[:2], work.speeds[-1]}
+    verdicts = {metric.name: _verdicts(rows, metric) for metric in work.metrics if metric.name in judged}
+    latency = _medians(rows, [one for one in work.metrics if one not in speeds])
+    source = next((row.quality.reference_perplexity for row in rows if row.quality), 0.0)
+    several = several_sources(row.quality for row in rows)
+    whose = "each model's own source" if several else f"the source model, {_perplexity(source)}"
+    quality = {head: [text(row.quality) if row.quality else "" for row in rows] for head, text in _QUALITY.items()}
     failed = [f"{row.name} failed: {row.error}" for row in rows if row.error]
     names = [row.name for row in rows]
     return [
-        Table("Speed", names, [one for one in speed if any(one.cells)], failed),
-        *_filled(f"Against {names[0]}", names, verdicts),
-        *_filled("Latency and memory", names, latency),
-        *_filled("Quality", names, quality, f"loss: how far the perplexity is above that of {whose}."),
+        Table("Speed", names, {head: cells for head, cells in speed.items() if any(cells)}, failed),
+        *_filled(Table(f"Against {names[0]}", names, verdicts, words=True)),
+        *_filled(Table("Latency and memory", names, latency)),
+        *_filled(Table("Quality", names, quality, [f"loss: how far the perplexity is above that of {whose}."])),
     ]
 
 
-def _medians(rows: Sequence[Configuration], metric: Metric) -> Column:
-    # The unit is in most names.
-    unit = " tok/s" if metric.unit == "tokens/s" and not metric.name.endswith("_tps") else ""
-    found = [row.measured(metric.name) for row in rows]
-    return Column(metric.name + unit, [number(one.median) if one else "" for one in found])
+def _medians(rows: Sequence[Configuration], metrics: Sequence[Metric]) -> dict[str, list[str]]:
+    found = {}
+    for metric in metrics:
+        # The unit is in most names.
+        unit = " tok/s" if metric.unit == "tokens/s" and not metric.name.endswith("_tps") else ""
+        measured = [row.measured(metric.name) for row in rows]
+        found[metric.name + unit] = [number(one.median) if one else "" for one in measured]
+    return found
 
 
-def _verdicts(rows: Sequence[Configuration], metric: Metric) -> Column:
+def _verdicts(rows: Sequence[Configuration], metric: Metric) -> list[str]:
     verdicts = [versus(row, rows[0], metric) for row in rows[1:]]
-    cells = ["reference" if any(verdicts) else "", *(one.text if one else "" for one in verdicts)]
-    return Column(metric.name, cells, words=True)
+    return ["reference" if any(verdicts) else "", *(one.text if one else "" for one in verdicts)]
 
 
-def _filled(title: str, names: Sequence[str], columns: Sequence[Column], *notes: str) -> Iterator[Table]:
+def _filled(table: Table) -> Iterator[Table]:
     """Without the rows and columns that are empty, nothing where all are."""
-    rows = [index for index in range(len(names)) if any(one.cells[index] for one in columns)]
+    rows = [index for index in range(len(table.names)) if any(cells[index] for cells in table.columns.values())]
     if rows:
-        kept = [Column(one.head, [one.cells[i] for i in rows], one.words) for one in columns if any(one.cells)]
-        yield Table(title, [names[index] for index in rows], kept, notes)
+        columns = {head: [cells[i] for i in rows] for head, cells in table.columns.items() if any(cells)}
+        yield replace(table, names=[table.names[index] for index in rows], columns=columns)
 
 
 def _perplexity(value: float) -> str:
@@ -115,14 +108,12 @@ def _margin(error: float | None) -> str:
     return "" if error is None else f" ±{error:.1%}"
 
 
-def changes(comparison: Comparison) -> list[Table]:
-    """The resolved differences from an earlier run, in a table where there are any."""
-    found = [one for one in comparison.differences if one.verdict.resolved]
-    columns = [
-        Column("metric", [one.metric.name for one in found], words=True),
-        Column("against the baseline", [one.verdict.text for one in found], words=True),
-    ]
-    return list(_filled("Since the baseline", [one.name for one in found], columns))
+def changes(comparison: Comparison) -> Table:
+    """The resolved differences from an earlier run, and what else there is to say."""
+    found = [(*key, one.text) for key, one in comparison.differences.items() if one.resolved]
+    names, metrics, texts = zip(*found, strict=True) if found else ((), (), ())
+    columns = {"metric": metrics, "against the baseline": texts}
+    return Table("Since the baseline", names, columns, comparison.lines, words=True)
 
 
 def meanings(report: Report) -> dict[str, str]:
@@ -148,43 +139,36 @@ def line(text: str) -> str:
 # For a terminal
 
 
-def as_text(report: Report, advice: Advice, *, width: int = 80, colour: bool = False) -> str:
-    """All of a report, in lines of at most `width` columns; in colour, with the row that is advised in bold."""
-    lines = [f"! {line}" for line in warnings(report)]
-    return render(tables(report), lines, width=width, colour=colour, advice=advice)
-
-
 def meanings_text(report: Report, *, width: int = 80) -> str:
     """What is timed, metric by metric; nothing where nothing was timed."""
     lines = [f"- {name}: {meaning}" for name, meaning in meanings(report).items()]
-    return render([], [_TIMED, *lines, ""], width=width) if lines else ""
+    return _rendered([_text(line) for line in [_TIMED, *lines]], _console(width)) if lines else ""
 
 
-def render(
-    tables: Iterable[Table],
-    lines: Iterable[str],
-    *,
-    width: int = 80,
-    colour: bool = False,
-    advice: Advice | None = None,
-) -> str:
-    """Tables, lines below them, and the advice, in lines of at most `width` columns."""
-    console = Console(
-        file=io.StringIO(), width=width, height=25, force_terminal=colour, no_color=not colour, legacy_windows=False,
-        color_system="standard" if colour else None,
-    )  # fmt: skip
-    parts: list[RenderableType] = []
+def as_text(report: Report, advice: Advice, tables: Sequence[Table], *, width: int = 80, colour: bool = False) -> str:
+    """Tables, the warnings and the advice, in lines of at most `width` columns; in colour, with the row that is advised
+    in bold."""
+    console, parts = _console(width, colour), list[RenderableType]()
     for table in tables:
         parts.append(_text(table.title, "bold"))
-        for piece in _pieces(table, console, advice.name if advice else None):
+        for piece in _pieces(table, console, advice.name):
             parts += [piece, Text()]
         parts += [_text(note) for note in table.notes]
         parts += [Text()] if table.notes else []
-    parts += [_text(line) for line in lines]
-    if advice:
-        parts.append(_text(advice.text, "bold"))
-        # Whole: they are to be copied.
-        parts += [Text(f"  {clean(line)}", no_wrap=True, overflow="ignore") for line in advice.commands]
+    parts += [_text(f"! {warning}") for warning in warnings(report)]
+    # Commands whole: they are to be copied.
+    commands = [Text(f"  {clean(line)}", no_wrap=True, overflow="ignore") for line in advice.commands]
+    return _rendered([*parts, _text(advice.text, "bold"), *commands], console)
+
+
+def _console(width: int, colour: bool = False) -> Console:
+    return Console(
+        file=io.StringIO(), width=width, height=25, force_terminal=colour, no_color=not colour, legacy_windows=False,
+        color_system="standard" if colour else None,
+    )  # fmt: skip
+
+
+def _rendered(parts: Iterable[RenderableType], console: Console) -> str:
     with console.capture() as capture:
         console.print(Group(*parts), crop=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
@@ -192,27 +176,28 @@ def render(
 
 def _pieces(table: Table, console: Console, advised: str | None) -> Iterator[rich.table.Table]:
     """A table as tables below each other, where it is too wide: each with the names and as many columns as fit."""
-    piece: list[Column] = []
+    piece: list[str] = []
     unlimited = console.options.update_width(10_000)
-    for column in table.columns:
-        wider = Measurement.get(console, unlimited, _grid(table, [*piece, column], console.width)).maximum
+    for head in table.columns if table.names else ():
+        wider = Measurement.get(console, unlimited, _grid(table, [*piece, head], console.width)).maximum
         if piece and wider > console.width:
             yield _grid(table, piece, console.width, advised)
             piece = []
-        piece.append(column)
-    yield _grid(table, piece, console.width, advised)
+        piece.append(head)
+    if table.names:
+        yield _grid(table, piece, console.width, advised)
 
 
-def _grid(table: Table, columns: Sequence[Column], width: int, advised: str | None = None) -> rich.table.Table:
+def _grid(table: Table, heads: Sequence[str], width: int, advised: str | None = None) -> rich.table.Table:
     names = rich.table.Column("configuration", overflow="fold", max_width=max(_SHORTEST_NAME, int(_NAMES * width)))
     grid = rich.table.Table(names, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
+    for head in heads:
         # In two lines: the unit, or the percentile, below the name.
-        head = Text(re.sub(r"[ _](?=[^ _]*$)", "\n", column.head))
-        grid.add_column(head, justify="left" if column.words else "right", overflow="fold")
+        text = Text(re.sub(r"[ _](?=[^ _]*$)", "\n", head))
+        grid.add_column(text, justify="left" if table.words else "right", overflow="fold")
     for index, name in enumerate(table.names):
         # The interval of a verdict is below it.
-        cells = [Text(re.sub(r" (?=\()", "\n", column.cells[index])) for column in columns]
+        cells = [Text(re.sub(r" (?=\()", "\n", table.columns[head][index])) for head in heads]
         grid.add_row(_text(name), *cells, style="bold" if name == advised else "")
     return grid
 
@@ -224,23 +209,15 @@ def _text(text: str, style: str = "") -> Text:
 # For files
 
 
-def remarks(report: Report, advice: Advice) -> list[str]:
-    """What CSV leaves out, in lines: the warnings, the advice, and its commands as they are."""
-    lines = [" ".join(line.split()) for line in (*warnings(report), advice.text)]
-    return [*lines, *(f"  {command}" for command in advice.commands)]
-
-
-def as_markdown(report: Report, advice: Advice) -> str:
+def as_markdown(report: Report, advice: Advice, tables: Sequence[Table]) -> str:
     """Tables as GitHub draws them, the warnings, the advice, and what is timed."""
     parts = []
-    for table in tables(report):
-        lines = [
-            ["configuration", *(one.head for one in table.columns)],
-            *([name, *(one.cells[index] for one in table.columns)] for index, name in enumerate(table.names)),
-        ]
+    for table in tables:
+        lines = [["configuration", *table.columns], *zip(table.names, *table.columns.values(), strict=True)]
         head, *body = [f"| {' | '.join(map(_escaped, cells))} |" for cells in lines]
-        rule = "|---|" + "".join("---|" if one.words else "---:|" for one in table.columns)
-        parts += [f"**{_escaped(table.title)}**", "\n".join([head, rule, *body]), *map(_escaped, table.notes)]
+        rule = "|---|" + ("---|" if table.words else "---:|") * len(table.columns)
+        grid = ["\n".join([head, rule, *body])] if body else []
+        parts += [f"**{_escaped(table.title)}**", *grid, *map(_escaped, table.notes)]
     parts.append("\n".join(f"- {_escaped(line)}" for line in warnings(report)))
     parts += [_escaped(advice.text), "\n".join(f"    {clean(line)}" for line in advice.commands)]
     if measured := meanings(report):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json as jsons
-import math
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,31 +33,26 @@ _WIDEST, _NO_TERMINAL = 160, 80
 
 def names(text: str) -> tuple[str, ...]:
     """The values of an option that takes several with commas between, each once."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise typer.BadParameter(f"{text!r} has an empty value between its commas.")
-    return tuple(dict.fromkeys(words))
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
 def sizes(text: str) -> tuple[int, ...]:
     """Numbers of answers at once."""
-    words = names(text)
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise typer.BadParameter(f"{text!r} must be numbers from 1, as in 1,8,32.")
-    return tuple(map(int, words))
+    try:
+        return tuple(map(int, names(text)))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} must be numbers from 1, as in 1,8,32.") from None
 
 
 def share(text: str) -> float:
     """2% or 0.02 as 0.02."""
-    number = text.strip()
+    percent = text.endswith("%")
     try:
-        value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+        value = float(text.removesuffix("%")) / (100 if percent else 1)
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
+        value = -1
+    if not 0 <= value <= (100 if percent else 1):
         raise typer.BadParameter(f"{text!r} is not a share, as in 2%.")
-    if value > 1 and not number.endswith("%"):
-        raise typer.BadParameter(f"{text} is {value:.0%}; write {text}% for a share of that many percent.")
     return value
 
 
@@ -79,50 +73,31 @@ _OUTPUT = "Write the report to FILE: .json (all samples, the host and the versio
 _PLOT = "Draw speed against quality, and times of tokens: .png, .svg or .html."
 _SLOWER = "Exit with 1 where something is slower than the baseline by more than that."
 
-ModelsArg = Annotated[list[str], o.argument("MODEL...", _MODELS, autocompletion=o.complete_model)]
-BackendsOpt = Annotated[Any, o.option("--backend -b NAMES", _BACKENDS, panel=o.LOADING, parser=names)]
-FormatsOpt = Annotated[Any, o.option("--weight-format FORMATS", _FORMATS, panel=o.LOADING, parser=names)]
-PromptTokensOpt = Annotated[
-    int | None, _what("--prompt-tokens -p N", "The length of the random prompts. Default: 512.", min=1)
-]
-NewTokensOpt = Annotated[int, _what("--new-tokens -g N", "The tokens generated.", min=1)]
-BatchOpt = Annotated[Any, _what("--batch SIZES", _BATCH, parser=sizes)]
-RepeatsOpt = Annotated[int, _what("--repeats -r N", "Rounds over all configurations.", min=1)]
-PromptsOpt = Annotated[Path | None, _what("--prompts FILE", _PROMPTS)]
-QualityOpt = Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")]
-TextOpt = Annotated[Path | None, _quality("--text FILE", _TEXT)]
-ReferenceOpt = Annotated[str | None, _quality("--reference MODEL", _REFERENCE)]
-MaxLossOpt = Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=share)]
-MarkdownOpt = Annotated[bool, _output("--markdown", "Print tables in Markdown.")]
-CsvOpt = Annotated[bool, _output("--csv", "Print CSV, one line for each configuration.")]
-OutputOpt = Annotated[Path | None, _output("--output -o FILE", _OUTPUT)]
-PlotOpt = Annotated[Path | None, _output("--plot FILE", _PLOT)]
-BaselineOpt = Annotated[Path | None, _output("--baseline FILE", "Compare with an earlier report in JSON.")]
-FailSlowerOpt = Annotated[Any, _output("--fail-slower SHARE", _SLOWER, parser=share)]
-
 
 def bench(
     *,
-    models: ModelsArg,
-    backend: BackendsOpt = None,
-    weight_format: FormatsOpt = None,
+    models: Annotated[list[str], o.argument("MODEL...", _MODELS, autocompletion=o.complete_model)],
+    backend: Annotated[Any, o.option("--backend -b NAMES", _BACKENDS, panel=o.LOADING, parser=names)] = None,
+    weight_format: Annotated[Any, o.option("--weight-format FORMATS", _FORMATS, panel=o.LOADING, parser=names)] = None,
     loading: LoadOptions,
-    prompt_tokens: PromptTokensOpt = None,
-    new_tokens: NewTokensOpt = 128,
-    batch: BatchOpt = "1,8",
-    repeats: RepeatsOpt = 5,
-    prompts: PromptsOpt = None,
-    quality: QualityOpt = True,
-    text: TextOpt = None,
-    reference: ReferenceOpt = None,
-    max_loss: MaxLossOpt = "2%",
+    prompt_tokens: Annotated[
+        int | None, _what("--prompt-tokens -p N", "The length of the random prompts. Default: 512.", min=1)
+    ] = None,
+    new_tokens: Annotated[int, _what("--new-tokens -g N", "The tokens generated.", min=1)] = 128,
+    batch: Annotated[Any, _what("--batch SIZES", _BATCH, parser=sizes)] = "1,8",
+    repeats: Annotated[int, _what("--repeats -r N", "Rounds over all configurations.", min=1)] = 5,
+    prompts: Annotated[Path | None, _what("--prompts FILE", _PROMPTS)] = None,
+    quality: Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")] = True,
+    text: Annotated[Path | None, _quality("--text FILE", _TEXT)] = None,
+    reference: Annotated[str | None, _quality("--reference MODEL", _REFERENCE)] = None,
+    max_loss: Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=share)] = "2%",
     json: o.JsonOpt = False,
-    markdown: MarkdownOpt = False,
-    csv: CsvOpt = False,
-    output: OutputOpt = None,
-    plot: PlotOpt = None,
-    baseline: BaselineOpt = None,
-    fail_slower: FailSlowerOpt = None,
+    markdown: Annotated[bool, _output("--markdown", "Print tables in Markdown.")] = False,
+    csv: Annotated[bool, _output("--csv", "Print CSV, one line for each configuration.")] = False,
+    output: Annotated[Path | None, _output("--output -o FILE", _OUTPUT)] = None,
+    plot: Annotated[Path | None, _output("--plot FILE", _PLOT)] = None,
+    baseline: Annotated[Path | None, _output("--baseline FILE", "Compare with an earlier report in JSON.")] = None,
+    fail_slower: Annotated[Any, _output("--fail-slower SHARE", _SLOWER, parser=share)] = None,
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
 ) -> int:
@@ -136,21 +111,19 @@ def bench(
         raise UsageError(f"{both} cannot be combined: each is all of stdout.", hint="-o writes a file.")
     if fail_slower is not None and baseline is None:
         raise UsageError("--fail-slower needs a --baseline to compare with.")
-    engines = backend or ()
-    if "auto" in engines and len(engines) > 1:
+    if backend and "auto" in backend and len(backend) > 1:
         raise UsageError("--backend auto cannot be combined with other backends.")
     silence(verbose=verbose)
     from hfpipe.bench import run
 
     shown = _Shown(forms[0] if forms else "text", max_loss, output, plot, baseline, fail_slower, quiet)
-    shown.check()
     with unwinding():
         try:
             with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
                 run(
                     models,
                     # auto is what other commands call the fitting one, of which there are several here.
-                    backends=() if "auto" in engines else engines,
+                    backends=() if backend == ("auto",) else backend or (),
                     weight_formats=weight_format or (),
                     prompt_tokens=prompt_tokens,
                     new_tokens=new_tokens,
@@ -175,7 +148,10 @@ def bench(
 
 @dataclass
 class _Shown:
-    """Where the report goes: to stdout as text, markdown, csv or json; into files; beside an earlier one."""
+    """Where the report goes: to stdout as text, markdown, csv or json; into files; beside an earlier one.
+
+    Raises UsageError before anything is measured.
+    """
 
     form: str
     max_loss: float
@@ -186,8 +162,7 @@ class _Shown:
     quiet: bool
     report: Report | None = None
 
-    def check(self) -> None:
-        """Raise UsageError before anything is measured."""
+    def __post_init__(self) -> None:
         from hfpipe.bench.plot import SUFFIXES
         from hfpipe.bench.report import check_output, read_report
 
@@ -204,8 +179,8 @@ class _Shown:
 
             check_comparable(report, self.earlier, decidable=self.fail_slower is not None)
         self.report = report
-        measured = any(one.samples for one in report.configurations)
-        if self.output and self.output.suffix.lower() == ".json" and measured and (problem := _problem(self.write)):
+        saved = self.output and self.output.suffix.lower() == ".json" and report.has_samples
+        if saved and (problem := _problem(self._save)):
             terminal.note(f"Warning: {problem.message}")
 
     def show(self) -> int:
@@ -213,37 +188,38 @@ class _Shown:
         from hfpipe.bench.advice import advice
         from hfpipe.bench.comparison import compare
         from hfpipe.bench.plot import plot
-        from hfpipe.bench.tables import as_text, changes, meanings_text, remarks, render
+        from hfpipe.bench.tables import as_text, changes, meanings_text, tables
 
-        report = self.report
-        if report is None or (report.interrupted and not any(one.samples for one in report.configurations)):
+        report, path = self.report, self.plot
+        if report is None or (report.interrupted and not report.has_samples):
             return 1
-        advised = advice(report, self.max_loss)
-        # First, and each by itself: what took hours to measure is not lost with a closed pipe, or with one bad place.
-        problems = [_problem(self.write)] if self.output else []
-        drawn: list[Path] = []
-        if path := self.plot:
-            problems.append(_problem(lambda: drawn.extend(plot(report, path, advice=advised))))
-        width = min(_WIDEST, shutil.get_terminal_size((_NO_TERMINAL, 24)).columns)
+        self.advice = advice(report, self.max_loss)
         comparison = compare(report, self.earlier, self.fail_slower) if self.earlier else None
-        since = render(changes(comparison), comparison.lines, width=width) if comparison else ""
+        since = [changes(comparison)] if comparison else []
+        self.tables, drawn = [*since, *tables(report)], list[Path]()
+        # First, and each by itself: what took hours to measure is not lost with a closed pipe, or with one bad place.
+        problems = [
+            _problem(self._save) if self.output else None,
+            _problem(lambda: drawn.extend(plot(report, path, advice=self.advice))) if path else None,
+        ]
+        width = min(_WIDEST, shutil.get_terminal_size((_NO_TERMINAL, 24)).columns)
         # Who has read enough of the table is still told whether all went well.
         with suppress(OutputClosed):
             if self.form == "text":
                 self._tell(meanings_text(report, width=width))
                 colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-                shown = as_text(report, advised, width=width, colour=colour)
-                data(f"{since}\n\n{shown}" if since else shown)
+                data(as_text(report, self.advice, self.tables, width=width, colour=colour))
             else:
                 data(self._text(self.form).rstrip("\n"))
-                self._tell("\n".join([*([] if self.form == "markdown" else remarks(report, advised)), since]))
+                if self.form != "markdown":
+                    self._tell(as_text(report, self.advice, since, width=width))
         for problem in filter(None, problems):
             error(problem)
         self._tell(f"Drawn: {', '.join(map(str, drawn))}" if drawn else "")
         sound = any(one.is_measured for one in report.configurations)
         return 0 if sound and not any(problems) and (comparison is None or comparison.passed) else 1
 
-    def write(self) -> None:
+    def _save(self) -> None:
         from hfpipe.bench.report import write_file
 
         assert self.output
@@ -251,13 +227,12 @@ class _Shown:
         write_file(self.output, (text.rstrip("\n") + "\n").encode("utf-8", "replace"))
 
     def _text(self, form: str) -> str:
-        from hfpipe.bench.advice import advice
         from hfpipe.bench.tables import as_csv, as_markdown
 
         assert self.report
         if form == "json":
-            return jsons.dumps(self.report.as_dict(), ensure_ascii=False, indent=1)
-        return as_csv(self.report) if form == "csv" else as_markdown(self.report, advice(self.report, self.max_loss))
+            return jsons.dumps(asdict(self.report), ensure_ascii=False, indent=1)
+        return as_csv(self.report) if form == "csv" else as_markdown(self.report, self.advice, self.tables)
 
     def _tell(self, text: str) -> None:
         if text.strip() and not self.quiet:

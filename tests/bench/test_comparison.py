@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfpipe.bench.comparison import Verdict, check_comparable, compare, paired, unpaired
+from hfpipe.bench.comparison import check_comparable, compare, paired, unpaired
 from hfpipe.bench.spec import Metric
 from hfpipe.errors import UsageError
 from tests.bench import made
@@ -67,6 +67,7 @@ def test_a_against_a_is_faster_at_most_once_in_twenty(noise, repeats, compare):
 def test_a_tenth_is_found_in_nearly_all(compare):
     found = verdicts("normal", compare, ratio=1.1)
     assert sum(one.faster for one in found) >= 0.98 * len(found)
+    assert sum(one.low <= 1.1 <= one.high for one in found) >= 0.94 * len(found)
     assert statistics.median(one.ratio for one in found) == pytest.approx(1.1, rel=0.005)
 
 
@@ -91,16 +92,10 @@ def test_a_steady_drift_within_the_rounds_cancels_where_their_order_alternates()
     assert sum(steady(rng, alternating=False).faster for _ in range(COMPARISONS)) > COMPARISONS / 2
 
 
-@pytest.mark.parametrize("ratio", [0.95, 10])
-@pytest.mark.parametrize("compare", [by_round, unpaired])
-def test_a_known_ratio_is_within_the_interval(ratio, compare):
-    found = verdicts("normal", compare, ratio=ratio)
-    assert sum(one.low <= ratio <= one.high for one in found) >= 0.94 * len(found)
-
-
 @pytest.mark.parametrize(
     ("own", "reference", "metric", "text"),
     [
+        ([1e300, 1.0, 1e-300], [1e-300, 1.0, 1e300], RATE, "no difference resolved (0.00 to 1e+304)"),
         ([142, 150, 135, 142, 142], [100] * 5, RATE, "1.42x faster (1.35 to 1.50)"),
         ([100] * 5, [142, 150, 135, 142, 142], RATE, "1.42x slower (1.35 to 1.50)"),
         ([100] * 5, [142, 150, 135, 142, 142], TIME, "1.42x faster (1.35 to 1.50)"),
@@ -122,16 +117,6 @@ def test_texts(own, reference, metric, text):
     assert found.text == text
 
 
-def test_the_words_for_either_side():
-    assert Verdict(2.0, 1.5, 3.0).faster
-    assert not Verdict(2.0, 1.5, 3.0).slower
-    assert Verdict(0.5, 0.4, 0.6).slower
-    assert not Verdict(0.5, 0.4, 0.6).faster
-    assert not Verdict(1.1, 0.9, 1.2).resolved
-    assert not Verdict(1.009, 1.005, 1.02).resolved
-    assert not Verdict(3.0, None, None).resolved
-
-
 @given(st.lists(st.tuples(st.floats(0.1, 1e4), st.floats(0.1, 1e4)), min_size=3, max_size=12), st.floats(1e-3, 1e3))
 @few
 def test_paired_verdicts(pairs, scale):
@@ -151,14 +136,6 @@ def test_unpaired_verdicts(own, reference, scale):
     assert 0 < found.low <= found.ratio <= found.high < math.inf
     assert_inverse(found, unpaired(own, reference, TIME))
     assert_equal(found, unpaired([scale * one for one in own], [scale * one for one in reference], RATE))
-
-
-def test_two_runs_exchanged_give_the_inverse():
-    """But for chance: the resamples differ."""
-    for own, reference in 100 * np.exp(NOISES["normal"](np.random.default_rng(1), (50, 2, ROUNDS))):
-        found, back = unpaired(own, reference, RATE), unpaired(reference, own, RATE)
-        assert found.ratio == pytest.approx(1 / back.ratio)
-        assert (found.low, found.high) == pytest.approx((1 / back.high, 1 / back.low), rel=0.005)
 
 
 def assert_equal(one, other):
@@ -189,17 +166,7 @@ def test_what_is_no_measurement_is_left_out(nothing):
     assert by_round(own, reference) == by_round(own[:3], reference[:3])
     assert unpaired(own, reference, RATE) == unpaired(own[:3], reference, RATE)
     assert unpaired([nothing], reference, RATE) is None
-
-
-def test_one_round_has_no_interval():
-    found = by_round([200.0], [100.0])
-    assert (found.ratio, found.low, found.high) == (pytest.approx(2.0), None, None)
-    assert unpaired([200.0], [100.0, 101.0, 99.0], RATE).low is None
-    assert by_round([], [100.0]) is None
-
-
-def test_nothing_but_rounding_overflows():
-    assert by_round([1e300, 1.0, 1e-300], [1e-300, 1.0, 1e300]).high < math.inf
+    assert unpaired([200.0], reference, RATE).low is None
 
 
 # Against an earlier run
@@ -216,18 +183,17 @@ def said(comparison, start):
 
 def test_a_baseline():
     old, now = report(a=60, b=60, gone=60), report(a=60, b=50, new=60)
-    now.host["cpu"] = "EPYC"
+    now.host["processor"] = "EPYC"
     found = compare(now, old, 0.10)
-    assert [one.name for one in found.differences] == ["a"] * 10 + ["b"] * 10
-    by_metric = {one.metric.name: one.verdict for one in found.differences if one.name == "b"}
-    assert by_metric["tg128"].ratio == pytest.approx(5 / 6)
-    assert by_metric["tg128"].text.startswith("1.20x slower (1.1")
-    assert by_metric["itl_ms_p99"].slower
+    assert [name for name, _ in found.differences] == ["a"] * 10 + ["b"] * 10
+    assert found.differences["b", "tg128"].ratio == pytest.approx(5 / 6)
+    assert found.differences["b", "tg128"].text.startswith("1.20x slower (1.1")
+    assert found.differences["b", "itl_ms_p99"].slower
     assert found.lines == [
         "12 of 20 differences from the baseline are not resolved.",
         "Not in the baseline: new.",
         "Failed or missing now: gone.",
-        "The machine differs from the baseline's: cpu.",
+        "The machine differs from the baseline's: processor.",
         "Slower than allowed: b (ttft_ms, tpot_ms, pp512, tg128).",
     ]
     assert not found.passed
@@ -238,7 +204,7 @@ def test_a_baseline_of_another_model_has_nothing_in_common():
     old = made.report(made.configuration("torch", 60, model="org/one"))
     now = made.report(made.configuration("torch", 50, model="org/two"))
     found = compare(now, old)
-    assert found.differences == []
+    assert not found.differences
     assert found.lines[0] == "The baseline has nothing in common with this run."
     assert found.passed
     assert not compare(now, old, 0.10).passed
@@ -255,7 +221,7 @@ def test_the_same_model_has_another_name_beside_others():
     )
     found = compare(now, old, 0.10)
     assert said(found, "Slower") == "Slower than allowed: torch (ttft_ms, tpot_ms, pp512, tg128)."
-    assert {one.name for one in found.differences} == {"torch", "torch (2)"}
+    assert {name for name, _ in found.differences} == {"torch", "torch (2)"}
     assert said(found, "Failed") == "Failed or missing now: other torch."
 
 
@@ -263,9 +229,9 @@ def test_an_engine_and_a_format_are_compared_with_themselves():
     old, now = (made.report(*(made.configuration(name, 60, model="m") for name in "ab")) for _ in range(2))
     old.configurations[0].backend = now.configurations[1].backend = "torch"
     old.configurations[1].weight_format = now.configurations[0].weight_format = "int4"
-    assert {one.name for one in compare(now, old).differences} == {"a", "b"}
+    assert {name for name, _ in compare(now, old).differences} == {"a", "b"}
     now.configurations[0].weight_format = None
-    assert {one.name for one in compare(now, old).differences} == {"b"}
+    assert {name for name, _ in compare(now, old).differences} == {"b"}
 
 
 def test_what_is_lost():
@@ -300,16 +266,14 @@ def test_noise_and_more_memory_fail_no_baseline():
     noisy = [made.report(made.configuration("a", speed, wobble=wobble)) for speed, wobble in ((60, 100), (54, -100))]
     assert compare(noisy[1], noisy[0], 0.05).passed
     found = compare(made.report(made.configuration("a", 60, peak_rss_mb=2_048.0)), report(a=60), 0.10)
-    verdicts = {one.metric.name: one.verdict.text for one in found.differences}
-    assert (verdicts["peak_rss_mb"], found.passed) == ("4.00x larger (4.00 to 4.00)", True)
+    assert (found.differences["a", "peak_rss_mb"].text, found.passed) == ("4.00x larger (4.00 to 4.00)", True)
 
 
 def test_other_batches_are_compared_in_what_is_common():
     old = made.report(made.configuration("a", 60, batches=[8]), batches=(1, 8))
     now = made.report(made.configuration("a", 60, batches=[8, 32]), batches=(1, 8, 32))
     check_comparable(now, old, decidable=True)
-    metrics = [one.metric.name for one in compare(now, old).differences]
-    assert [name for name in metrics if name.startswith("batch")] == ["batch8_tps"]
+    assert [name for _, name in compare(now, old).differences if name.startswith("batch")] == ["batch8_tps"]
 
 
 @pytest.mark.parametrize(
@@ -346,16 +310,10 @@ def test_where_no_speed_is_in_both_nothing_passes():
     old, now = report(a=60), report(a=60)
     old.configurations[0].samples = [one for one in old.configurations[0].samples if one.task == "start"]
     found = compare(now, old, 0.10)
-    assert {one.metric.name for one in found.differences} == {"cold_ttft_s"}
+    assert {metric for _, metric in found.differences} == {"cold_ttft_s"}
     assert found.lines[1] == "No speed was measured in both often enough to be judged."
     assert not found.passed
     assert compare(now, old).passed
-
-
-def test_too_few_rounds_pass_nothing():
-    found = compare(made.report(made.configuration("a", 6, rounds=2)), report(a=60), 0.10)
-    assert found.differences
-    assert not found.passed
 
 
 @pytest.mark.parametrize(

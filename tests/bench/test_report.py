@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import asdict
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_samples_come_to_their_median_and_range(values):
 
 def changed(place, value):
     """The JSON of a report with one value changed, or removed."""
-    data = json.loads(json.dumps(made.usual().as_dict()))
+    data = json.loads(json.dumps(asdict(made.usual())))
     *path, name = place.split(".")
     inner = data
     for one in path:
