@@ -45,14 +45,9 @@ def references(loading: LoadOptions, reporter: Reporter, *, verbose: bool = Fals
                 try:
                     work = unfinished.enter_context(making(cache_root() / "references" / secrets.token_hex(8)))
                     made[key] = make_reference(
-                        origin,
-                        work.scratch,
-                        texts=texts,
-                        trust_remote_code=loading.trust_remote_code,
-                        allow_pickle=loading.allow_pickle,
-                        reporter=reporter,
-                        verbose=verbose,
-                    )
+                        origin, work.scratch, texts=texts, reporter=reporter, verbose=verbose,
+                        trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle,
+                    )  # fmt: skip
                     folders.enter_context(unfinished.pop_all())
                 except HFPipeError as error:
                     made[key] = error

@@ -314,6 +314,9 @@ def test_where_no_speed_is_in_both_nothing_passes():
     assert found.lines[1] == "No speed was measured in both often enough to be judged."
     assert not found.passed
     assert compare(now, old).passed
+    # Nor do too few rounds.
+    found = compare(made.report(made.configuration("a", 6, rounds=2)), report(a=60), 0.10)
+    assert (bool(found.differences), found.passed) == (True, False)
 
 
 @pytest.mark.parametrize(
