@@ -15,6 +15,7 @@ ModelFormat = Literal["transformers", "openvino"]
 Unit = Literal["bytes", "steps", "records"]
 
 DEFAULT_MAX_TOKENS = 256
+_KINDS = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 class Reporter(Protocol):
@@ -104,9 +105,19 @@ _RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {
 
 def _check_ranges(options: GenerationOptions | Sampling) -> None:
     for name, (kind, meaning, holds) in _RANGES.items():
-        value = getattr(options, name, None)
-        if value is not None and not (isinstance(value, kind) and holds(value)):
+        if (value := getattr(options, name, None)) is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value:
+            raise UsageError(f"{name} must be a number, not {kind_of(value)}.")
+        if not (isinstance(value, kind) and holds(value)):
             raise UsageError(f"{name} must be {meaning}, not {value}.")
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls it."""
+    if isinstance(value, Real) and value != value:
+        return "NaN"
+    return _KINDS.get(type(value), "null" if value is None else type(value).__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -388,7 +388,7 @@ def test_the_template_is_an_option_of_the_model_and_of_a_call(
     ("options", "error", "hint"),
     [
         ({"max_token": 40}, "Unknown option max_token.", "Did you mean 'max_tokens'?"),
-        ({"max_tokens": "x"}, "max_tokens must be from 1 to 2**31 - 1, not x.", None),
+        ({"max_tokens": "x"}, "max_tokens must be a number, not text.", None),
         ({"stop": 5}, "stop must be strings, not (5,).", None),
         ({"exact": "perhaps"}, "exact must be a valid boolean, not 'perhaps'.", None),
         ({"cache": 5}, "cache", None),

@@ -1,5 +1,6 @@
 """Values are checked where they are made."""
 
+import math
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -26,8 +27,11 @@ def test_numbers_of_a_generation(name, good, bad):
     for kind in (GenerationOptions, Sampling) if name != "max_tokens" else (GenerationOptions,):
         for value in good:
             assert getattr(kind(**{name: value}), name) == value
-        for value in (*bad, "x"):
-            with pytest.raises(UsageError, match=f"^{name} must be .*, not {value}"):
+        for value in bad:
+            with pytest.raises(UsageError, match=f"(?i)^{name} must be .*, not {value}"):
+                kind(**{name: value})
+        for value, said in (("x", "text"), (True, "a boolean"), ([1], "a list"), ((1,), "tuple"), (math.nan, "NaN")):
+            with pytest.raises(UsageError, match=f"^{name} must be a number, not {said}\\.$"):
                 kind(**{name: value})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from hfpipe.batch.records import (
     Record,
     conversation,
     described,
-    kind,
     overrides,
     refuse_misspelt,
     request_overrides,
@@ -26,12 +26,12 @@ from hfpipe.batch.records import (
     variable,
 )
 from hfpipe.errors import HFPipeError, UnsupportedOption, UsageError
-from hfpipe.types import Completion
+from hfpipe.types import Completion, kind_of
 
 # Beside the newline, what a reader of text might take for the end of a line. JSON has all others escaped.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-_PANDAS = "import pandas; pandas.read_{}('{}').to_json('{}', orient='records', lines=True)"
-_TABLES = {".csv": "csv", ".parquet": "parquet", ".xlsx": "excel"}
+_PANDAS = 'import pandas, sys; pandas.read_{}(sys.argv[1]).to_json(sys.argv[2], orient="records", lines=True)'
+_TABLES = {".csv": ("csv", "pandas"), ".parquet": ("parquet", "pandas pyarrow"), ".xlsx": ("excel", "pandas openpyxl")}
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
 _OF_THE_ENGINE = ("out_of_memory", "engine")
@@ -69,7 +69,7 @@ class Format:
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             raise InvalidJSON(f"Line {line.number} is not JSON: {reason}.") from error
         if not isinstance(value, dict):
-            raise UsageError(f"Line {line.number} is {kind(value)}, not an object.")
+            raise UsageError(f"Line {line.number} is {kind_of(value)}, not an object.")
         return value
 
     def ask(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Format:
         for name, value in given.items():
             if name == "prompt":
                 if not isinstance(value, str):
-                    raise UsageError(f"prompt must be text, not {kind(value)}.")
+                    raise UsageError(f"prompt must be text, not {kind_of(value)}.")
                 asked["prompt"] = value
             elif name in self.names:
                 variables[name] = variable(name, value)
@@ -115,7 +115,7 @@ class Format:
             if named:
                 # As it is, half characters and all: it is to be found again.
                 if isinstance(value := given[named], bool | list | dict):
-                    raise UsageError(f"{named} must be text or a number, not {kind(value)}.")
+                    raise UsageError(f"{named} must be text or a number, not {kind_of(value)}.")
                 record_id = value if isinstance(value, str) else json.dumps(value)
             return Record(line.number, record_id, **self.ask(given))
         except UnicodeDecodeError as error:
@@ -185,7 +185,7 @@ class OpenAIFormat(Format):
         if given.get("method", "POST") != "POST" or url not in (_CHAT, _TEXT):
             raise UsageError(f"A request must have the method POST, and the url {_CHAT} or {_TEXT}.")
         if not isinstance(body, dict):
-            raise UsageError(f"The body of a request must be an object, not {kind(body)}.")
+            raise UsageError(f"The body of a request must be an object, not {kind_of(body)}.")
         body = {name: value for name, value in body.items() if value is not None}
         needed = "messages" if url == _CHAT else "prompt"
         options = request_overrides(body, but=(needed,))
@@ -263,10 +263,14 @@ def recognized(first: Line | None, name: str) -> str:
     if path.suffix == ".txt":
         return "text"
     new = path.with_suffix(".jsonl")
+    # Not over a file that exists, which may be the input itself.
+    files = [name, str(path.with_suffix(".lines.jsonl") if new.exists() else new)]
     if content.startswith(b"PAR1") or path.suffix in _TABLES:
-        hint = f'Convert it: python -c "{_PANDAS.format(_TABLES.get(path.suffix, "parquet"), name, new)}"'
+        reader, packages = _TABLES.get(path.suffix, _TABLES[".parquet"])
+        command = shlex.join(["python", "-c", _PANDAS.format(reader), *files])
+        hint = f"Convert it: pip install {packages} && {command}"
     elif content.startswith(b"[") or content == b"{":
-        hint = f"Convert it: jq -c '{'.[]' if content.startswith(b'[') else '.'}' {name} > {new}"
+        hint = f"Convert it: jq -c '{'.[]' if content.startswith(b'[') else '.'}' {' > '.join(map(shlex.quote, files))}"
     elif content.startswith(b"{"):
         return "hfpipe"
     else:

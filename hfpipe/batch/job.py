@@ -140,10 +140,12 @@ class _Job:
         for name, least in (("max_errors", 0), ("verify_parity", 1)):
             if given.get(name, least) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {given[name]}.")
-        for name in ("retry_errors", "verify_parity"):
-            if given.get(name) and not (self.output and self.is_file):
-                said = f"--{name.replace('_', '-')} needs an output file, and an input file that can be read twice"
-                raise UsageError(f"{said}: {self.name} is not one." if self.output else f"{said}.")
+        for name in ("restart", "retry_errors", "verify_parity"):
+            needs = f"--{name.replace('_', '-')} needs an"
+            if given.get(name) and not self.output:
+                raise UsageError(f"{needs} output file (--output).")
+            if given.get(name) and name != "restart" and not self.is_file:
+                raise UsageError(f"{needs} input file that can be read twice: {self.name} is not one.")
         if self.generator and "verify_parity" in given:
             raise UsageError("verify_parity loads the model again: it needs its name, not a loaded model.")
 
@@ -244,7 +246,8 @@ class _Job:
             if now - shown >= _SHOW_EVERY_S:
                 shown = now
                 failed = f", {summary.failed:,} failed" if summary.errors else ""
-                text = f"{summary.completion_tokens / (now - begun):,.0f} tokens/s{failed}"
+                guess = ", total estimated" if lines.estimated and not retried else ""
+                text = f"{summary.completion_tokens / (now - begun):,.0f} tokens/s{failed}{guess}"
                 done = summary.answered + (0 if retried else summary.existing)
                 self.reporter.progress("records", done, retried or lines.expected, "records", text)
 

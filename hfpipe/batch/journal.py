@@ -312,7 +312,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> HFPipeError:
     """An error of the system as one that says what to do."""
-    said, hint = f"Cannot write {path}: {error.strerror}.", "Choose another file, or mend that and resume."
+    said = f"Cannot write {error.filename or path}: {error.strerror}."
+    hint = "Choose another file, or make this one and its folder writable and run the same command again."
     if is_disk_full(error):
         said = f"The disk of {path} is full. The results in it are complete lines."
         hint = "Free some space and run the same command again to resume."

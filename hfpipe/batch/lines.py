@@ -66,6 +66,10 @@ class Lines:
             return None
         return max(self._count, round(self._count * self._size / self._bytes))
 
+    @property
+    def estimated(self) -> bool:
+        return self._size is not None and self._bytes != self._size
+
     def __iter__(self) -> Iterator[Line]:
         digest = b""
         try:

@@ -22,7 +22,7 @@ from hfpipe.errors import (
     UsageError,
 )
 from hfpipe.text.templates import PromptTemplate
-from hfpipe.types import GenerationOptions, TextRequest
+from hfpipe.types import GenerationOptions, TextRequest, kind_of
 
 
 class InvalidJSON(UsageError):
@@ -69,7 +69,6 @@ _HARMLESS = frozenset(
 )
 # Two names that differ by a letter of ten are the same word.
 _SAME = 0.9
-_KINDS = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,12 @@ class Record:
         elif self.raw:
             prompt, special = self.prompt or "", True
         else:
-            prompt, special = template.fill(self.variables, self.prompt), template.add_special_tokens
+            try:
+                prompt, special = template.fill(self.variables, self.prompt), template.add_special_tokens
+            except MissingVariable as error:
+                if template.template.variables in (("prompt",), ("question",)):
+                    raise MissingVariable(f"{error.message} A record needs prompt, question or messages.") from error
+                raise
         options = dataclasses.replace(options, **self.overrides) if self.overrides else options
         return TextRequest("", prompt, options, special)
 
@@ -124,8 +128,6 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
                 raise UsageError("stop must be text or a list of texts.")
             value = tuple(value)
-        elif isinstance(value, bool):
-            raise UsageError(f"{name} must be a number, not a boolean.")
         elif option in _WHOLE and isinstance(value, float) and value.is_integer():
             value = int(value)
         if option in checked and checked[option] != value:
@@ -176,7 +178,7 @@ def conversation(value: Any) -> tuple[Mapping[str, str], ...]:
 
 def _message(place: str, value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict):
-        raise UsageError(f"{place} must be an object, not {kind(value)}.")
+        raise UsageError(f"{place} must be an object, not {kind_of(value)}.")
     given = {name: part for name, part in value.items() if part is not None and part != []}
     if extra := sorted(given.keys() - {"role", "content", "name"}):
         raise UnsupportedOption(f"{place} has {extra[0]}, which hfpipe does not take.")
@@ -191,17 +193,12 @@ def _message(place: str, value: Any) -> Mapping[str, str]:
 
 def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{name} must be text, not {kind(value)}.")
+        raise UsageError(f"{name} must be text, not {kind_of(value)}.")
     return value
 
 
 def variable(name: str, value: Any) -> str:
     """Text as it is; a number or a boolean as JSON writes it."""
     if isinstance(value, list | dict):
-        raise UsageError(f"{name} must be text or a number, not {kind(value)}.")
+        raise UsageError(f"{name} must be text or a number, not {kind_of(value)}.")
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def kind(value: Any) -> str:
-    """What JSON calls it."""
-    return _KINDS.get(type(value), "null")

@@ -132,10 +132,16 @@ def test_options_that_are_wrong(plain, source, tmp_path, options, said, hint):
     assert [path.name for path in tmp_path.iterdir()] == ["q.jsonl"]
 
 
-@pytest.mark.parametrize(("input", "output"), [("q.jsonl", None), ("-", "out")])
+@pytest.mark.parametrize(
+    ("input", "output", "said"),
+    [
+        ("q.jsonl", None, r"needs an output file \(--output\)\.$"),
+        ("-", "out", r"needs an input file that can be read twice: stdin is not one\.$"),
+    ],
+)
 @pytest.mark.parametrize("option", [{"retry_errors": True}, {"verify_parity": 2}])
-def test_what_needs_a_file_that_can_be_read_twice(plain, source, input, output, option):
-    with pytest.raises(UsageError, match="needs an output file, and an input file that can be read twice"):
+def test_what_needs_a_file_that_can_be_read_twice(plain, source, input, output, said, option):
+    with pytest.raises(UsageError, match=said):
         batch(plain, source.with_name(input) if input != "-" else "-", output or print, **option)
 
 
@@ -168,8 +174,9 @@ def test_plain_text_has_a_prompt_a_line(model, tmp_path, packed):
 @pytest.mark.parametrize(
     ("name", "first", "hint"),
     [
-        ("q.csv", b"question,answer", "pandas.read_csv('q.csv').to_json('q.jsonl'"),
-        ("q.parquet", b"PAR1\x15", "read_parquet"),
+        ("q.csv", b"question,answer", "pip install pandas && python -c 'import pandas, sys; pandas.read_csv("),
+        ("it's.csv", b"question,answer", """lines=True)' 'it'"'"'s.csv' 'it'"'"'s.jsonl'"""),
+        ("q.parquet", b"PAR1\x15", "pip install pandas pyarrow && python -c 'import pandas, sys; pandas.read_parquet("),
         ("q", b"PAR1\x15", "read_parquet"),
         ("q.json", b"[", "jq -c '.[]' q.json > q.jsonl"),
         ("q.json", b'[{"prompt": "a"}]', "jq -c '.[]'"),
@@ -187,6 +194,15 @@ def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, nam
     with pytest.raises(UsageError):
         batch("no/model", path, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["arr.jsonl", "arr.json"])
+def test_advice_names_no_file_that_exists(source, monkeypatch, name):
+    monkeypatch.chdir(source.parent)
+    source.rename("arr.jsonl")
+    with pytest.raises(UsageError) as caught:
+        recognized(Line(1, b"[{}]", b""), name)
+    assert caught.value.hint == f"Convert it: jq -c '.[]' {name} > arr.lines.jsonl"
 
 
 def test_all_forms_of_a_record(model, tmp_path, output):

@@ -129,7 +129,7 @@ def test_how_many_lines_there_will_be(tmp_path, packed):
     (tmp_path / "x").write_bytes(data)
     with open_input(tmp_path / "x") as stream:
         lines = Lines(stream, size=len(data))
-        assert {lines.expected for _ in lines} == {1000}
+        assert {(lines.expected, lines.estimated) for _ in lines} == {(1000, True), (1000, False)}
     assert of(data).expected is None
 
 

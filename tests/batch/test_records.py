@@ -386,9 +386,9 @@ def test_variables_of_a_template_of_ones_own(record, expected):
 @pytest.mark.parametrize(
     ("record", "template", "error", "message"),
     [
-        ({"text": "Hi"}, "{text} in {to}", MissingVariable, r"No value for \{to\}.*given: text"),
-        ({"x": "Hi"}, "qa", MissingVariable, r"No value for \{question\} in qa; given: x"),
-        ({"x": "Hi"}, "chat", MissingVariable, r"No value for \{prompt\} in chat; given: x"),
+        ({"text": "Hi"}, "{text} in {to}", MissingVariable, r"(?m)No value for \{to\}.*given: text\.$"),
+        ({"x": "Hi"}, "qa", MissingVariable, r"No value for \{question\} in qa; given: x\. A record needs prompt,"),
+        ({"x": "Hi"}, "chat", MissingVariable, r"No value for \{prompt\} in chat; given: x\. A record needs prompt,"),
         ({"prompt": "Hi"}, "{text} in {to}", TemplateError, r"could be any of \{text\}, \{to\}"),
         ({"prompt": "Hi", "question": "Who?"}, "qa", TemplateError, "The prompt has no place in qa"),
         ({"messages": HI}, "qa", TemplateError, "Messages need a chat template"),

@@ -241,6 +241,8 @@ def shared():
 
 
 def test_places_that_may_not_be_written(shared):
-    for output in (shared / "out.jsonl", shared / "new.jsonl"):
-        with pytest.raises(HFPipeError, match=r"(?m)^Cannot write .*: Permission denied\.$"):
-            run(shared / "q.jsonl", output)
+    """The one that failed is named: of a long name, it is the hidden file's."""
+    denied = "Permission denied"
+    for name, said in (("out.jsonl", denied), ("new", denied), ("x" * 250, "File name too long")):
+        with pytest.raises(HFPipeError, match=rf"(?m)^Cannot write .*/\.{name}\.hfpipe: {said}\.$"):
+            run(shared / "q.jsonl", shared / name)
