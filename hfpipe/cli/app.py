@@ -67,8 +67,12 @@ class Command(TyperCommand):
         if self.name == "export" and "--" in args:
             here = args.index("--")
             ctx.obj, args = args[here + 1 :], args[:here]
-        rest: list[str] = super().parse_args(ctx, args)
-        return rest
+        try:
+            return list(super().parse_args(ctx, args))
+        except _Misuse as error:
+            # Click leaves it out where an option has no value.
+            error.ctx = ctx
+            raise
 
 
 app = typer.Typer(
@@ -120,5 +124,8 @@ def _hint(error: Any) -> str:
     context, option = error.ctx, getattr(error, "param", None)
     if context and option and getattr(context.get_parameter_source(option.name), "name", "") == "ENVIRONMENT":
         return f"It comes from the environment: {option.envvar}={os.environ[option.envvar]}"
-    begins = "; write -- before a prompt that begins with -" if hasattr(error, "option_name") else ""
+    is_run = context and context.info_name == "run"
+    if is_run and "unexpected extra argument" in error.message:
+        return "Quote a prompt of several words."
+    begins = "; write -- before a prompt that begins with -" if is_run and hasattr(error, "possibilities") else ""
     return f"{context.command_path if context else 'hfpipe'} --help lists what can be given{begins}."

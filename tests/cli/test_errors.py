@@ -24,8 +24,8 @@ def failure(code, *args, **settings):
         (["-5 + 3"], "No such option '-5'.", "write -- before a prompt that begins with -."),
         (["--top-k", "many"], "'many' is not a valid integer", "hfpipe run --help lists"),
         (["--temperature", "hot"], "'hot' is not a valid float", "hfpipe run --help lists"),
-        (["--seed"], "Option '--seed' requires an argument.", "--help lists"),
-        (["another"], "unexpected extra argument", "hfpipe run --help lists"),
+        (["--seed"], "Option '--seed' requires an argument.", "hfpipe run --help lists what can be given."),
+        (["another"], "unexpected extra argument", "Quote a prompt of several words."),
         (["--temperature", "-1"], "temperature must be from 0 (greedy) to 1000, not -1.0.", ""),
         (["--stop", ""], "A stop string cannot be empty.", ""),
         (["-d", "0", "--device-map", "auto"], "device and device_map exclude each other.", DEVICE_MAP),
@@ -62,6 +62,7 @@ def test_wrong_usage_of_run(args, error):
     [
         (["rum", "x"], "No such command 'rum'. Did you mean 'run'?", "hfpipe --help lists"),
         (["--foo"], "No such option '--foo'.", "hfpipe --help lists"),
+        (["batch", "--xyz"], "No such option '--xyz'.", "hfpipe batch --help lists what can be given."),
         (["pull", "gpt2"], "hfpipe has no command 'pull'.", "hfpipe run MODEL downloads"),
         (["list"], "hfpipe has no command 'list'.", "hfpipe models lists"),
         (["rm", "gpt2"], "hfpipe has no command 'rm'.", "hfpipe models rm NAME"),
