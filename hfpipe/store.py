@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -62,7 +63,9 @@ def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
             raise HFPipeError(f"The disk of {folder} is full.", hint=f"Free some space, or {elsewhere}") from error
         if error.errno not in _FORBIDDEN | _IMPOSSIBLE:
             raise
-        message = f"Cannot write to {error.filename or folder}: {error.strerror}."
+        # The user has not asked for a lock file.
+        place = folder if ".hfpipe-" in str(error.filename) else error.filename or folder
+        message = f"Cannot write to {place}: {error.strerror}."
         raise HFPipeError(message, hint=elsewhere[0].upper() + elsewhere[1:]) from error
 
 
@@ -336,24 +339,28 @@ def size_of(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def prune() -> list[Entry]:
+def prune() -> tuple[list[Entry], int]:
     """Remove the least used folders of the cache beyond $HFPIPE_CACHE_LIMIT gigabytes, but those used in the last hour.
-    Gives what was removed."""
+    Gives what was removed, and how many the last hour kept."""
     text = os.environ.get("HFPIPE_CACHE_LIMIT") or "50"
     try:
         limit = float(text) * 1e9
-    except ValueError as error:
-        raise UsageError(f"HFPIPE_CACHE_LIMIT must be a number of gigabytes, not {text!r}.") from error
-    removed, total = [], 0
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise UsageError(f"HFPIPE_CACHE_LIMIT must be a number of gigabytes, not {text!r}.")
+    removed, recent, total = [], 0, 0
     for entry in entries():
         total += entry.size
-        if total > limit and time.time() - entry.last_used > _SAFE_S:
+        if total > limit and time.time() - entry.last_used <= _SAFE_S:
+            recent += 1
+        elif total > limit:
             # Another process may be making it anew.
             with suppress(Locked):
                 remove(entry.folder)
                 removed.append(entry)
                 total -= entry.size
-    return removed
+    return removed, recent
 
 
 def keep_newest(folder: Path, count: int) -> None:

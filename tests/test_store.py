@@ -426,9 +426,14 @@ def test_the_least_used_go_where_the_cache_is_too_large(root, monkeypatch):
     build_once("kind", "new", write)
     assert names(root / "kind") == ["2", "3", "new"]
     monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "0")
-    assert [one.model for one in prune()] == ["m3", "m2"]
-    monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "much")
-    with pytest.raises(UsageError, match="HFPIPE_CACHE_LIMIT must be a number of gigabytes, not 'much'"):
+    removed, recent = prune()
+    assert ([one.model for one in removed], recent) == (["m3", "m2"], 1)
+
+
+@pytest.mark.parametrize("limit", ["much", "-1", "nan"])
+def test_a_limit_of_the_cache_that_makes_no_sense(root, monkeypatch, limit):
+    monkeypatch.setenv("HFPIPE_CACHE_LIMIT", limit)
+    with pytest.raises(UsageError, match=f"HFPIPE_CACHE_LIMIT must be a number of gigabytes, not '{limit}'"):
         prune()
 
 
@@ -436,7 +441,7 @@ def test_what_another_process_makes_anew_is_not_removed(root, monkeypatch):
     fill_cache(1)
     monkeypatch.setenv("HFPIPE_CACHE_LIMIT", "0")
     with making(root / "kind" / "0"):
-        assert prune() == []
+        assert prune() == ([], 0)
         with pytest.raises(Locked):
             remove(root / "kind" / "0")
     assert cached("kind", "0")

@@ -16,7 +16,8 @@ from hfpipe.cli.terminal import data, shown, tell
 from hfpipe.errors import HFPipeError, ModelNotFound, UsageError, nearest
 
 _HUB = "hub"
-_PRUNE = "Remove the least used, but those of the Hub, until the rest fits into $HFPIPE_CACHE_LIMIT GB (default 50)."
+_PRUNE = "Remove the least used, but those of the Hub, until the rest fits into $HFPIPE_CACHE_LIMIT GB (default 50), "
+_PRUNE += "but nothing used within the last hour."
 RemoveArg = Annotated[list[str] | None, argument("[rm NAME...]", "Remove these models from the caches.")]
 PruneOpt = Annotated[bool, option("--prune", _PRUNE, panel=OUTPUT)]
 
@@ -28,9 +29,10 @@ def models(
     if remove and (remove[0] != "rm" or len(remove) < 2):
         hint = "hfpipe models lists, hfpipe models rm NAME removes."
         raise UsageError(f"Unexpected: {' '.join(remove)}.", hint=hint)
-    rows = _remove(remove[1:]) if remove else []
+    rows, kept = _remove(remove[1:]) if remove else [], 0
     if prune:
-        rows += store.prune()
+        pruned, kept = store.prune()
+        rows += pruned
     if not (remove or prune):
         rows = _entries()
     if json:
@@ -42,6 +44,8 @@ def models(
         verb = "Removed" if remove or prune else f"{store.cache_root()} and the Hub's cache hold"
         size = store.size_text(sum(entry.size for entry in rows))
         tell(f"{verb} {len(rows)} model{'' if len(rows) == 1 else 's'}, {size}.")
+        if kept:
+            tell(f"Kept {kept} model{'' if kept == 1 else 's'} used within the last hour.")
 
 
 def _entries() -> list[store.Entry]:
