@@ -29,6 +29,7 @@ _ONE_OR_MORE = BeforeValidator(lambda value: value if isinstance(value, list) el
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _TokenIds = Annotated[list[_TokenId], _ONE_OR_MORE] | None
 _Count = _TokenId | None
+_Token = Annotated[str, BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value)]
 # Loops run over layers.
 _Layers = Annotated[int, Field(ge=0, le=10_000)] | None
 
@@ -54,6 +55,7 @@ class Config(AnyObject):
     n_layers: _Layers = None
     num_layers: _Layers = None
     hidden_size: _Count = None
+    max_position_embeddings: int | None = None
     quantization_config: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -88,6 +90,8 @@ class TokenizerConfig(AnyObject):
     """tokenizer_config.json, chat_template.json and special_tokens_map.json."""
 
     added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], _AddedToken] | None = None
+    bos_token: _Token | None = None
+    eos_token: _Token | None = None
     chat_template: Annotated[Any, AfterValidator(_chat_templates)] | None = None
 
 

@@ -44,7 +44,8 @@ def resolve(
         try:
             return inspect_folder(path, reference, allow_pickle=allow_pickle)
         except ModelError as error:
-            error.hint = hides or error.hint
+            if hides and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+                error.hint = f"{hides} {error.hint}"
             raise
     if os.path.isfile(path):
         return inspect_cached(_converted(path, reporter), reference)

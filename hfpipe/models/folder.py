@@ -85,10 +85,8 @@ def inspect_folder(
     # transformers names the package that is missing, but for this method.
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method == "gptq" and not is_openvino and find_spec("gptqmodel") is None:
-        hint = "Install gptqmodel, or choose the model without quantization."
-        raise UnsupportedModel(
-            f"{folder} is quantized with gptq, and the package gptqmodel is not installed.", hint=hint
-        )
+        message = f"{folder} is quantized with gptq, and the package gptqmodel is not installed."
+        raise UnsupportedModel(message, hint="Install gptqmodel, or choose the model without quantization.")
     for file in files:
         _require_whole(file)
     preferred = folder / "generation_config.json"

