@@ -125,7 +125,8 @@ def _as_variable(text: str | None, template: Template, variables: Mapping[str, s
     name = template.prompt_variable(variables)
     if name is None:
         if text:
-            raise UsageError(f"The prompt has no place in {template.name}: --var fills all of its variables.")
+            hint = "Write {prompt} into the template where PROMPT goes; stdin fills {input}."
+            raise UsageError(f"The prompt has no place in {template.name}: its variables have values.", hint=hint)
         return {}
     if text is None:
         raise UsageError("No prompt is given.", hint=f"{_AS_IN}; or pipe it in.")

@@ -24,7 +24,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from hfpipe.errors import TemplateError
@@ -94,6 +94,8 @@ class ChatTemplate:
         # Whatever a template raises is an error of its model.
         except Exception as error:
             detail = " ".join(str(error).split()) or type(error).__name__
+            if "MAX_RANGE" in detail:
+                detail = f"it makes a range of more than {MAX_RANGE:,} numbers, the limit."
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateError(
                 f"The chat template of {self.name}: {detail}{line}",
@@ -112,13 +114,13 @@ class _Budget:
     def charge(self, size: int) -> None:
         self._size -= size
         if self._size < 0 or size > SIZE:
-            raise jinja2.TemplateError(f"it builds more than {SIZE:,} characters, the limit")
+            raise jinja2.TemplateError(f"it builds more than {SIZE:,} characters, the limit.")
 
     def made(self, value: Any) -> Any:
         """`value`, charged; also where the time is checked."""
         # The thread's time takes longer to read.
         if time.perf_counter() - self._start > SECONDS and time.thread_time() - self._thread_start > SECONDS:
-            raise jinja2.TemplateError(f"it computes for more than {SECONDS:g} seconds, the limit")
+            raise jinja2.TemplateError(f"it computes for more than {SECONDS:g} seconds, the limit.")
         if isinstance(value, (str, list, tuple, dict)):
             self.charge(self.weigh(value))
         return value
@@ -147,7 +149,7 @@ class _Budget:
             self.charge(sum(map(self.weigh, pieces)) + len(pieces) * self.weigh(glue))
         elif name in ("format", "format_map", "%") and isinstance(value, str):
             if _WIDE.search(value):
-                raise jinja2.TemplateError("it formats text to a computed width or one beyond 99, the limit")
+                raise jinja2.TemplateError("it formats text to a computed width or one beyond 99, the limit.")
             self.charge((value.count("%") + value.count("{")) * (99 + sum(map(self.weigh, arguments))))
 
 

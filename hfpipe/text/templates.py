@@ -49,10 +49,8 @@ class Template:
                 return usual
         if len(left) > 1:
             names = ", ".join(f"{{{variable}}}" for variable in left)
-            raise TemplateError(
-                f"The prompt could be any of {names} in {self.name}.",
-                hint=f"Give all but one with --var, as in --var {left[0]}=..., or call one of them {{prompt}}.",
-            )
+            hint = f"Give all but one with --var, as in --var {left[0]}=..., or call one of them {{prompt}}."
+            raise TemplateError(f"The prompt could be any of {names} in {self.name}.", hint=hint)
         return left[0] if left else None
 
 
@@ -77,16 +75,13 @@ class PromptTemplate:
         object.__setattr__(self, "add_special_tokens", self.template.kind != "chat")
         if self.template.kind != "chat":
             if self.system is not None:
-                raise UsageError(
-                    f"A system message needs a chat template, and {self.template.name} is not one.",
-                    hint="Leave the system message (--system) out, or put it into a template of your own.",
-                )
+                message = f"A system message needs a chat template, and {self.template.name} is not one."
+                hint = "Leave the system message (--system) out, or put it into a template of your own."
+                raise UsageError(message, hint=hint)
             return
         if self.chat is None:
-            raise TemplateError(
-                f"{self.model} has no chat template.",
-                hint="Use the template qa, raw, or a text of your own (--template).",
-            )
+            hint = "Use the template qa, raw, or a text of your own (--template)."
+            raise TemplateError(f"{self.model} has no chat template.", hint=hint)
         if extra := self._chat_variables():
             known = self.chat.variables
             if unknown := sorted(extra.keys() - known):
@@ -156,9 +151,8 @@ def prompt_template(
     sources, name = tokenizer.chat_templates, chat_template_name
     known = ", ".join(sources) or "none"
     if name is not None and name not in sources:
-        raise TemplateError(
-            f"{model} has no chat template {name!r}.", hint=nearest(name, sources) or f"It has: {known}."
-        )
+        hint = nearest(name, sources) or f"It has: {known}."
+        raise TemplateError(f"{model} has no chat template {name!r}.", hint=hint)
     if name is None:
         name = next(iter(sources)) if len(sources) == 1 else "default"
     chat = None
@@ -168,9 +162,8 @@ def prompt_template(
 
         chat = ChatTemplate(sources[name], tokenizer.special_tokens, model)
     elif sources and (template is None or template.kind == "chat"):
-        raise TemplateError(
-            f"{model} has several chat templates: {known}.", hint="Choose one by its name (--chat-template-name)."
-        )
+        hint = "Choose one by its name (--chat-template-name)."
+        raise TemplateError(f"{model} has several chat templates: {known}.", hint=hint)
     return PromptTemplate(template or parse_template("chat" if chat else "qa"), model, chat, system, variables or {})
 
 
@@ -197,9 +190,8 @@ def parse_template(text: str) -> Template:
     try:
         pieces = tuple(_pieces(body))
     except ValueError as error:
-        raise TemplateError(
-            f"Cannot use {name}: {error}.", hint="Fields are plain, as in {question}; write {{ and }} for braces."
-        ) from error
+        hint = "Fields are plain, as in {question}; write {{ and }} for braces."
+        raise TemplateError(f"Cannot use {name}: {error}.", hint=hint) from error
     variables = tuple(dict.fromkeys(variable for _, variable in pieces if variable is not None))
     if not variables:
         raise TemplateError(f"There is no {{variable}} in {name}.", hint=hint)

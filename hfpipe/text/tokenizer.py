@@ -109,9 +109,8 @@ class _PythonTokenizer:
 def require_tokenizer(folder: Path) -> None:
     """Raise UnsupportedModel where a model folder has nothing that a tokenizer could be made of."""
     if not any(any(folder.glob(pattern)) for pattern in _SOURCES):
-        raise UnsupportedModel(
-            f"There is no tokenizer in {folder}.", hint="Copy tokenizer.json of the original model into that folder."
-        )
+        hint = "Copy tokenizer.json of the original model into that folder."
+        raise UnsupportedModel(f"There is no tokenizer in {folder}.", hint=hint)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -131,10 +130,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenize
     # Tokenizer classes raise whatever their parsers do: OSError, ValueError, ImportError, TypeError, ...
     except Exception as error:
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModel(
-            f"transformers cannot load the tokenizer in {folder}: {detail}",
-            hint="Put a tokenizer.json there, or, if you trust the code of the model, add --trust-remote-code.",
-        ) from error
+        message = f"transformers cannot load the tokenizer in {folder}: {detail}"
+        hint = "Put a tokenizer.json there, or, if you trust the code of the model, add --trust-remote-code."
+        raise UnsupportedModel(message, hint=hint) from error
     return from_transformers(loaded)
 
 
@@ -153,9 +151,8 @@ def _from_file(file: Path) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     # The library raises a bare Exception for a file it cannot read.
     except Exception as error:
-        raise UnsupportedModel(
-            f"Cannot read {file}: {error}", hint="It may be half downloaded, or newer than the installed tokenizers."
-        ) from error
+        hint = "It may be half downloaded, or newer than the installed tokenizers."
+        raise UnsupportedModel(f"Cannot read {file}: {error}", hint=hint) from error
     config = _read(file.with_name("tokenizer_config.json"), schema.TokenizerConfig)
     special_tokens = _texts(config)
     # As in transformers, special_tokens_map.json counts only in old folders.

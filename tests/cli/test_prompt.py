@@ -49,12 +49,12 @@ def test_stdin_fills_the_input_of_a_template(plain_model, template, args, expect
     assert echo(plain_model, "-t", template, *args, input="a text\n").out.decode() == expected + "\n"
 
 
-def test_stdin_that_has_no_place_is_an_error(plain_model):
-    ended = echo(plain_model, "-t", "{a}", "--var", "a=1", input="a text")
-    assert (ended.code, ended.error) == (
-        2,
-        'The prompt has no place in the template "{a}": --var fills all of its variables.',
-    )
+@pytest.mark.parametrize(("template", "args"), [("{a}", ["--var", "a=1"]), ("A {input}", ["summarize"])])
+def test_a_prompt_that_has_no_place_is_an_error(plain_model, template, args):
+    ended = echo(plain_model, "-t", template, *args, input="a text")
+    error = f'The prompt has no place in the template "{template}": its variables have values.'
+    assert (ended.code, ended.error) == (2, error)
+    assert ended.hint == "Write {prompt} into the template where PROMPT goes; stdin fills {input}."
 
 
 def test_values_of_options_may_begin_with_a_dash(plain_model):

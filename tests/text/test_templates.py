@@ -278,7 +278,7 @@ def test_tools_and_further_variables_equal_transformers(render_there):
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% include 'x' %}", "no loader"),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{% for i in range(10**9) %}{% endfor %}", "a range of more than 100,000 numbers, the limit."),
         ("{{ 1 // 0 }}", "zero"),
         ("{{ messages[0].content + 1 }}", "str"),
         ("{{ nowhere | tojson }}", "Undefined"),
@@ -333,7 +333,7 @@ GROW = "{% set ns = namespace(x='ab', l=[1]) %}{% for i in range(60) %}{% set "
 )
 def test_a_template_without_end_or_measure_is_refused(monkeypatch, source, limit):
     monkeypatch.setattr(chat, "SECONDS", 0.2 if limit == "seconds" else 60)
-    with pytest.raises(TemplateError, match=rf"^The chat template of org/name: .*{limit}.*limit") as caught:
+    with pytest.raises(TemplateError, match=rf"^The chat template of org/name: .*{limit}.*limit\.\n") as caught:
         ChatTemplate(source, {}, "org/name").render([user("Hi")])
     assert caught.value.hint
 
