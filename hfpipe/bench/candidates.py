@@ -18,7 +18,7 @@ from hfpipe.export import ExportOptions, exporter
 from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
-from hfpipe.quality import Reference
+from hfpipe.quality.compare import Reference
 from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter

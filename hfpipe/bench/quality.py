@@ -20,7 +20,8 @@ from hfpipe.bench.report import Quality
 from hfpipe.errors import HFPipeError
 from hfpipe.models.folder import inspect_folder
 from hfpipe.process import run_child
-from hfpipe.quality import Change, Reference, common_prefix, compare_source, make_reference, read_reference
+from hfpipe.quality import compare_source, make_reference
+from hfpipe.quality.compare import Change, Reference, common_prefix, read_reference
 from hfpipe.store import cache_root, making
 from hfpipe.types import LoadOptions, ModelSource, Reporter, TokenRequest
 
@@ -149,7 +150,7 @@ def questions(reference: Reference, models: Sequence[ModelSource]) -> tuple[list
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Compare the model in `folder`, which the user calls `reference`, loaded with the fields of LoadOptions, with the
-    reference in `reference_folder`, unless that is null: `scores` are the fields of hfpipe.quality.Quality.
+    reference in `reference_folder`, unless that is null: `scores` are the fields of hfpipe.quality.compare.Quality.
 
     `answers` are the `new_tokens` most likely token ids after each of the `prompts`, lists of token ids.
     """

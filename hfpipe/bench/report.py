@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from hfpipe.bench.spec import Workload
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export.report import versions
-from hfpipe.quality import Change
+from hfpipe.quality.compare import Change
 from hfpipe.store import replace_file
 
 # Up to this two perplexities are of one source model: engines round differently.

@@ -18,7 +18,8 @@ from hfpipe.export import ExportOptions, Report
 from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, default_output, make_plan
 from hfpipe.process import run_child
-from hfpipe.quality import Reference, make_reference
+from hfpipe.quality import make_reference
+from hfpipe.quality.compare import Reference
 from hfpipe.types import ModelSource, Reporter, Silent
 
 _CACHE = "exports"

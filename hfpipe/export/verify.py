@@ -16,7 +16,8 @@ from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError, ConversionError, HFPipeError
 from hfpipe.generator import open_generator
 from hfpipe.models.folder import inspect_folder
-from hfpipe.quality import Quality, Reference, held_out, read_reference
+from hfpipe.quality import held_out
+from hfpipe.quality.compare import Quality, Reference, read_reference
 from hfpipe.quality.score_openvino import check_numbers, score_folder
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest, TokenRequest

@@ -14,21 +14,8 @@ from pathlib import Path
 from hfpipe.backends.openvino.optimum_cli import own_format
 from hfpipe.machine import available_memory
 from hfpipe.process import run_child, silence_openvino_telemetry
-from hfpipe.quality.compare import Change, Quality, Reference, common_prefix, read_reference
+from hfpipe.quality.compare import Quality, Reference, read_reference
 from hfpipe.types import LoadOptions, ModelSource, Reporter, Silent
-
-__all__ = [
-    "START_BYTES",
-    "Change",
-    "Quality",
-    "Reference",
-    "calibration",
-    "common_prefix",
-    "compare_source",
-    "held_out",
-    "make_reference",
-    "read_reference",
-]
 
 # What a process takes that runs torch, without the weights; measured.
 START_BYTES = 1_300_000_000

@@ -9,7 +9,7 @@ from hfpipe.bench import candidates, quality, rounds
 from hfpipe.errors import UsageError
 from hfpipe.export import Report
 from hfpipe.export import report as reports
-from hfpipe.quality import Reference
+from hfpipe.quality.compare import Reference
 
 
 class Work:

@@ -11,8 +11,7 @@ from hfpipe.bench.candidates import Candidate
 from hfpipe.bench.quality import measure_quality, references
 from hfpipe.bench.report import Configuration
 from hfpipe.errors import BackendError, ConversionError, UnsupportedModel
-from hfpipe.quality import Reference
-from hfpipe.quality.compare import Window
+from hfpipe.quality.compare import Reference, Window
 from hfpipe.types import LoadOptions, Silent
 from tests import tiny
 from tests.tiny_exports import in_this_process

@@ -15,7 +15,7 @@ from hfpipe.errors import ConversionError, HFPipeError, UsageError
 from hfpipe.export import ExportOptions, Options, exporter
 from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, make_plan
-from hfpipe.quality import Reference
+from hfpipe.quality.compare import Reference
 from hfpipe.types import Silent
 from tests.fake_models import write_model
 
