@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import HFPipeError, UsageError, nearest
 
 FinishReason = Literal["stop", "length", "error"]
 ModelFormat = Literal["transformers", "openvino"]
@@ -139,6 +139,25 @@ class GenerationOptions:
             raise UsageError(f"stop must be strings, not {self.stop}.")
         if "" in self.stop:
             raise UsageError("A stop string cannot be empty.")
+
+
+OF_LOADING = frozenset(one.name for one in fields(LoadOptions))
+OF_GENERATION = frozenset(one.name for one in fields(GenerationOptions))
+
+
+def keyword_options(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """A caller's keyword arguments as the values that options hold: a device is text, stops are a tuple, and None gives
+    no option of generation. Raises UsageError for one that is not `known`."""
+    if unknown := sorted(given.keys() - known):
+        hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
+        raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
+    options = {name: value for name, value in given.items() if value is not None or name not in OF_GENERATION}
+    if isinstance(options.get("device"), int):
+        options["device"] = str(options["device"])
+    if "stop" in options:
+        stop = options["stop"]
+        options["stop"] = tuple(stop) if isinstance(stop, list | tuple) else (stop,)
+    return options
 
 
 class LoadFields(TypedDict, total=False):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,18 @@ from hfpipe.errors import UsageError, nearest
 from hfpipe.generator import Found, Generator, find_model, load_generator
 from hfpipe.text.templates import parse_template, prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import GenerationFields, GenerationOptions, LoadFields, LoadOptions, Reporter, Silent, TextRequest
+from hfpipe.types import (
+    OF_GENERATION,
+    OF_LOADING,
+    GenerationFields,
+    GenerationOptions,
+    LoadFields,
+    LoadOptions,
+    Reporter,
+    Silent,
+    TextRequest,
+    keyword_options,
+)
 
 if TYPE_CHECKING:
     from hfpipe.langchain import HFPipe
@@ -47,9 +58,6 @@ class Options(LoadFields, GenerationFields, total=False):
     max_errors: int | None
     verify_parity: int | None
 
-
-_OF_LOADING = frozenset(field.name for field in fields(LoadOptions))
-_OF_GENERATION = frozenset(field.name for field in fields(GenerationOptions))
 
 
 def run(
@@ -102,10 +110,8 @@ class _Job:
     `write` in its place."""
 
     def __init__(self, model: Any, input: str | Path, output: Any, reporter: Reporter, options: Options) -> None:
-        known = Options.__annotations__
-        for name in options.keys() - known.keys():
-            raise UsageError(f"Unknown option {name}.", hint=nearest(name, known) or f"Known are {', '.join(known)}.")
-        self.options = options
+        given = keyword_options(options, Options.__annotations__)
+        self.options = given = {name: value for name, value in given.items() if value is not None}
         self.reporter = reporter
         self.generator: Generator | None = model if isinstance(model, Generator) else getattr(model, "generator", None)
         self.model: Any = model if self.generator else str(model)
@@ -117,20 +123,15 @@ class _Job:
         self.write: Callable[[bytes], object] = output
         self.summary = Summary(self.output)
         self._check_options()
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        if isinstance(given.get("device"), int):
-            given["device"] = str(given["device"])
-        if isinstance(given.get("stop"), str):
-            given["stop"] = (given["stop"],)
         self.template = parse_template(given["template"]) if "template" in given else None
-        self.loading = LoadOptions(**{name: given[name] for name in _OF_LOADING & given.keys()})
+        self.loading = LoadOptions(**{name: given[name] for name in OF_LOADING & given.keys()})
         # Those of an HFPipe are its own.
-        own = {name: getattr(self.model, name) for name in _OF_GENERATION if hasattr(self.model, name)}
-        self.generation = GenerationOptions(**own | {name: given[name] for name in _OF_GENERATION & given.keys()})
+        own = {name: getattr(self.model, name) for name in OF_GENERATION if hasattr(self.model, name)}
+        self.generation = GenerationOptions(**own | {name: given[name] for name in OF_GENERATION & given.keys()})
 
     def _check_options(self) -> None:
-        given: Mapping[str, Any] = {name: value for name, value in self.options.items() if value is not None}
-        if self.generator and (loading := sorted(_OF_LOADING & given.keys())):
+        given = self.options
+        if self.generator and (loading := sorted(OF_LOADING & given.keys())):
             raise UsageError(f"{loading[0]} is an option of loading, and this model is loaded already.")
         if (form := given.get("format", "text")) not in FORMATS:
             hint = nearest(str(form), FORMATS) or f"Known formats are {', '.join(FORMATS)}."

@@ -22,7 +22,7 @@ from hfpipe.errors import (
     UsageError,
 )
 from hfpipe.text.templates import PromptTemplate
-from hfpipe.types import GenerationOptions, TextRequest, kind_of
+from hfpipe.types import OF_GENERATION, GenerationOptions, TextRequest, kind_of
 
 
 class InvalidJSON(UsageError):
@@ -43,7 +43,7 @@ IDS = ("custom_id", "id")
 _LONGEST = 500
 _ALIASES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 _WHOLE = ("max_tokens", "top_k", "seed")
-OVERRIDES = frozenset({field.name for field in dataclasses.fields(GenerationOptions)} | _ALIASES.keys())
+OVERRIDES = OF_GENERATION | _ALIASES.keys()
 # What other engines take and hfpipe does not, with the value that asks for nothing.
 _ELSEWHERE: Mapping[str, Any] = {
     **dict.fromkeys(("best_of", "length_penalty", "num_beams", "typical_p"), 1),

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections import abc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -24,10 +24,12 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self, Unpack
 
-from hfpipe.errors import BackendError, HFPipeError, UsageError, nearest
+from hfpipe.errors import BackendError, HFPipeError, UsageError
 from hfpipe.generator import FailedRequest, Generator, open_generator
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
+    OF_GENERATION,
+    OF_LOADING,
     Completion,
     GenerationFields,
     GenerationOptions,
@@ -36,14 +38,14 @@ from hfpipe.types import (
     Reporter,
     TextEvent,
     TextRequest,
+    keyword_options,
 )
 
 _T = TypeVar("_T")
-_LOADING = frozenset(field.name for field in fields(LoadOptions)) | {"reporter"}
-_GENERATION = frozenset(field.name for field in fields(GenerationOptions))
+_LOADING = OF_LOADING | {"reporter"}
 _LOAD_OPTIONS = TypeAdapter(LoadOptions)
 # What every call may override.
-_OF_A_CALL = _GENERATION | {"template", "system", "chat_template_name", "variables", "add_special_tokens"}
+_OF_A_CALL = OF_GENERATION | {"template", "system", "chat_template_name", "variables", "add_special_tokens"}
 
 
 class Options(LoadFields, GenerationFields, total=False):
@@ -100,8 +102,6 @@ class LoadedModel(BaseModel):
             if model is None:
                 raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
             reporter = loading.pop("reporter", None)
-            if isinstance(loading.get("device"), int):
-                loading["device"] = str(loading["device"])
             generator = open_generator(str(model), _checked(lambda: _LOAD_OPTIONS.validate_python(loading)), reporter)
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
@@ -212,7 +212,7 @@ class LoadedModel(BaseModel):
 
     @property
     def _options(self) -> GenerationOptions:
-        return GenerationOptions(**{name: getattr(self, name) for name in _GENERATION})
+        return GenerationOptions(**{name: getattr(self, name) for name in OF_GENERATION})
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
@@ -293,15 +293,9 @@ def generation_info(answer: TextEvent) -> dict[str, Any]:
 
 
 def _checked_generation(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """`options`, where None gives no option of generation. Raises UsageError for one that is not `known`, and for a
-    value of generation that is wrong."""
-    if unknown := sorted(options.keys() - known):
-        hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
-        raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
-    given = {name: value for name, value in options.items() if value is not None or name not in _GENERATION}
-    if "stop" in given:
-        given["stop"] = tuple(given["stop"]) if isinstance(given["stop"], list | tuple) else (given["stop"],)
-    GenerationOptions(**{name: given[name] for name in _GENERATION & given.keys()})
+    """As keyword_options. Raises UsageError also for a value of generation that is wrong."""
+    given = keyword_options(options, known)
+    GenerationOptions(**{name: given[name] for name in OF_GENERATION & given.keys()})
     return given
 
 

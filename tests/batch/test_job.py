@@ -110,6 +110,16 @@ def test_a_loaded_model_answers_too(model, source, tmp_path):
         hfpipe.batch(llm, source, tmp_path / "c", dtype="float32")
 
 
+def test_a_stop_is_a_text_or_several(plain, source, tmp_path):
+    for stop in ("3", ["3"], ("3",)):
+        # Each is the same setting: the later calls find everything done.
+        batch(plain, source, tmp_path / "a", stop=stop)
+    answers = texts(tmp_path / "a")
+    assert len(answers) == 9
+    assert "3" not in "".join(answers)
+    assert "4" in "".join(answers)
+
+
 @pytest.mark.parametrize(
     ("options", "said", "hint"),
     [
