@@ -59,7 +59,6 @@ class Options(LoadFields, GenerationFields, total=False):
     verify_parity: int | None
 
 
-
 def run(
     model: str | Path | Generator | Any,
     input: str | Path,
