@@ -27,8 +27,11 @@ from huggingface_hub import close_session, constants
 
 @contextmanager
 def settings(**environment: str) -> Iterator[None]:
-    """huggingface_hub, in this process, under more variables."""
+    """huggingface_hub, in this process, under these variables and none of this machine's proxies and certificates."""
     before = dict(os.environ)
+    for name in before:
+        if name.upper().endswith("_PROXY") or name.startswith("SSL_CERT_"):
+            del os.environ[name]
     os.environ.update(environment)
     try:
         importlib.reload(constants)
