@@ -28,6 +28,8 @@ _WORK, _LOCK = ".hfpipe-tmp", ".hfpipe-lock"
 ENTRY = ".hfpipe-entry"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+# By what the user can choose; else it is a variable.
+_ELSEWHERE = {"OUTPUT": "choose another output folder", "FILE": "choose another file"}
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 # What a model's answers depend on.
 _WEIGHT_FILES = (".safetensors", ".bin", ".xml")
@@ -53,24 +55,25 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def writing(folder: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
+def writing(place: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
     """Turn a full disk, and a place that cannot be written, into errors; `variable` says where else to write."""
-    elsewhere = _elsewhere(variable)
     try:
         yield
     except OSError as error:
-        if is_disk_full(error):
-            raise HFPipeError(f"The disk of {folder} is full.", hint=f"Free some space, or {elsewhere}") from error
-        if error.errno not in _FORBIDDEN | _IMPOSSIBLE:
+        if not is_disk_full(error) and error.errno not in _FORBIDDEN | _IMPOSSIBLE:
             raise
-        # The user has not asked for a lock file.
-        place = folder if ".hfpipe-" in str(error.filename) else error.filename or folder
-        message = f"Cannot write to {place}: {error.strerror}."
-        raise HFPipeError(message, hint=elsewhere[0].upper() + elsewhere[1:]) from error
+        raise unwritable(place, error, variable=variable) from error
 
 
-def _elsewhere(variable: str) -> str:
-    return "choose another output folder." if variable == "OUTPUT" else f"set {variable} to another folder."
+def unwritable(place: Path, error: OSError, *, variable: str = "FILE") -> HFPipeError:
+    """The error of a place that could not be written, as one that says what to do."""
+    elsewhere = _ELSEWHERE.get(variable, f"set {variable} to another folder")
+    if is_disk_full(error):
+        hint = f"Free some space, or {elsewhere}, and run it again."
+        return HFPipeError(f"The disk of {place} is full.", hint=hint)
+    # The user has not asked for a lock file.
+    named = place if ".hfpipe-" in str(error.filename) else error.filename or place
+    return HFPipeError(f"Cannot write to {named}: {error.strerror}.", hint=f"{elsewhere[0].upper()}{elsewhere[1:]}.")
 
 
 def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE_CACHE") -> None:
@@ -81,7 +84,7 @@ def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE
     if free < size:
         raise HFPipeError(
             f"{what} needs {size_text(size)}, and the disk of {folder} has {size_text(free)} left.",
-            hint=f"Free some space, or {_elsewhere(variable)}",
+            hint=f"Free some space, or {_ELSEWHERE.get(variable, f'set {variable} to another folder')}.",
         )
 
 
@@ -421,6 +424,8 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)

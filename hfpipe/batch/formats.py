@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ from hfpipe.types import Completion, kind_of
 
 # Beside the newline, what a reader of text might take for the end of a line. JSON has all others escaped.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-_PANDAS = 'import pandas, sys; pandas.read_{}(sys.argv[1]).to_json(sys.argv[2], orient="records", lines=True)'
-_TABLES = {".csv": ("csv", "pandas"), ".parquet": ("parquet", "pandas pyarrow"), ".xlsx": ("excel", "pandas openpyxl")}
+_TABLES = {".csv": "read_csv", ".parquet": "read_parquet", ".xlsx": "read_excel"}
+_AS_LINES = 'orient="records", lines=True'
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
 _OF_THE_ENGINE = ("out_of_memory", "engine")
@@ -253,26 +252,22 @@ FORMATS = {"hfpipe": Format, "openai": OpenAIFormat, "text": TextFormat}
 def recognized(first: Line | None, name: str) -> str:
     """The format of an input with this first line. Raises UsageError for one that hfpipe does not read: now, and not
     once for each line after a model has been loaded."""
-    path = Path(name.removesuffix(".gz"))
+    suffix = Path(name.removesuffix(".gz")).suffix
     content = first.content.strip() if first else b"{}"
     value = read_json(content)
     if isinstance(value, dict):
-        return (
-            "openai" if isinstance(value.get("body"), dict) and str(value.get("url")).startswith("/v1/") else "hfpipe"
-        )
-    if path.suffix == ".txt":
+        is_request = isinstance(value.get("body"), dict) and str(value.get("url")).startswith("/v1/")
+        return "openai" if is_request else "hfpipe"
+    if suffix == ".txt":
         return "text"
-    new = path.with_suffix(".jsonl")
-    # Not over a file that exists, which may be the input itself.
-    files = [name, str(path.with_suffix(".lines.jsonl") if new.exists() else new)]
-    if content.startswith(b"PAR1") or path.suffix in _TABLES:
-        reader, packages = _TABLES.get(path.suffix, _TABLES[".parquet"])
-        command = shlex.join(["python", "-c", _PANDAS.format(reader), *files])
-        hint = f"Convert it: pip install {packages} && {command}"
-    elif content.startswith(b"[") or content == b"{":
-        hint = f"Convert it: jq -c '{'.[]' if content.startswith(b'[') else '.'}' {' > '.join(map(shlex.quote, files))}"
-    elif content.startswith(b"{"):
+    if content.startswith(b"{") and content != b"{":
         return "hfpipe"
+    if content.startswith(b"PAR1") or suffix in _TABLES:
+        hint = f"Convert it with pandas: {_TABLES.get(suffix, 'read_parquet')}(...).to_json(..., {_AS_LINES})."
+    elif content.startswith(b"["):
+        hint = "Convert it: jq -c '.[]' writes an array as JSON lines."
+    elif content == b"{":
+        hint = "Convert it: jq -c . writes each object in one line."
     else:
         hint = "For plain text with one prompt a line, use --format text (format='text')."
     raise UsageError(f"{name} is not JSON lines: its first line is not a JSON object.", hint=hint)

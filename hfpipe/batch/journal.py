@@ -20,7 +20,8 @@ from typing_extensions import Self
 from hfpipe.batch.formats import Format, Result, read_json
 from hfpipe.batch.lines import Line
 from hfpipe.batch.manifest import ENTRY, RESTART, Manifest, manifest_path
-from hfpipe.errors import HFPipeError, UsageError, is_disk_full
+from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.store import unwritable
 
 _SYNC_AFTER_S = 0.9
 
@@ -140,7 +141,7 @@ class Journal:
                 else:
                     os.ftruncate(file, size)
         except OSError as error:
-            raise _unwritable(self.output, error) from error
+            raise unwritable(self.output, error) from error
         self._written = True
 
     def replace_errors(self, results: Iterable[bytes]) -> None:
@@ -293,12 +294,12 @@ def check_place(output: Path) -> None:
         target = Path(os.path.realpath(output))
         if not target.parent.is_dir():
             raise UsageError(
-                f"Cannot write {output}: the folder {target.parent} does not exist.", hint="Create the folder first."
+                f"Cannot write to {output}: the folder {target.parent} does not exist.", hint="Create the folder first."
             )
         # Of a loop of symlinks, stat fails.
         if not stat.S_ISREG(target.stat().st_mode):
             raise UsageError(
-                f"Cannot write {output}: it is not a file.", hint="Without an output file, results go to stdout."
+                f"Cannot write to {output}: it is not a file.", hint="Without an output file, results go to stdout."
             )
 
 
@@ -307,17 +308,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> HFPipeError:
-    """An error of the system as one that says what to do."""
-    said = f"Cannot write {error.filename or path}: {error.strerror}."
-    hint = "Choose another file, or make this one and its folder writable and run the same command again."
-    if is_disk_full(error):
-        said = f"The disk of {path} is full. The results in it are complete lines."
-        hint = "Free some space and run the same command again to resume."
-    return HFPipeError(said, hint=hint)
+        raise unwritable(path, error) from error
 
 
 def _set_aside(output: Path) -> Path:

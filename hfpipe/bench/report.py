@@ -16,10 +16,10 @@ import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from hfpipe.bench.spec import Workload
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import UsageError
 from hfpipe.export.report import versions
 from hfpipe.quality.compare import Change
-from hfpipe.store import replace_file
+from hfpipe.store import replace_file, unwritable
 
 # Up to this two perplexities are of one source model: engines round differently.
 _SAME_SOURCE = 1e-4
@@ -192,7 +192,7 @@ def check_output(option: str, path: Path, suffixes: Sequence[str]) -> None:
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise UsageError(f"Cannot write {path}: {reason}.", hint="Choose another file.")
+        raise UsageError(f"Cannot write to {path}: {reason}.", hint="Choose another file.")
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -200,4 +200,4 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         replace_file(path, data)
     except OSError as error:
-        raise HFPipeError(f"Cannot write {path}: {error.strerror or error}.", hint="Choose another file.") from error
+        raise unwritable(path, error) from error

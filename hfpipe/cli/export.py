@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from hfpipe.cli import options as o
 from hfpipe.cli.main import unwinding
 from hfpipe.cli.startup import silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, shown
-from hfpipe.errors import UsageError
 from hfpipe.export import WEIGHT_FORMATS, ExportOptions, Options, Report
 from hfpipe.store import size_text
 
@@ -32,44 +31,41 @@ _GROUP = (
 _RATIO = "The share of the layers' weights in 4 bits; the rest is in 8."
 _SCALES = "Scales that fit the activations (int4); the default where there is text to calibrate on."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
+_NO_VERIFY = "Do not run the export or compare it with its source."
 _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
 
-OutputArg = Annotated[Path | None, o.argument("[OUTPUT]", "The folder to make. Default: NAME-ov-FORMAT.")]
-FormatOpt = Annotated[
-    str | None, _quantization("--weight-format FORMAT", _FORMAT, autocompletion=o.one_of(WEIGHT_FORMATS))
-]
-GroupSizeOpt = Annotated[str, _quantization("--group-size N|auto", _GROUP)]
-SymOpt = Annotated[bool, _quantization("--sym", "Symmetric, without zero points.")]
-RatioOpt = Annotated[float | None, _quantization("--ratio R", _RATIO)]
-AwqOpt = Annotated[bool, _quantization("--awq", "Activation-aware scaling (int4).")]
-ScaleEstimationOpt = Annotated[bool, _quantization("--scale-estimation", _SCALES)]
-GptqOpt = Annotated[bool, _quantization("--gptq", "GPTQ (int4); the slowest.")]
-CalibrationOpt = Annotated[Path | None, _quantization("--calibration FILE", _TEXT)]
-DataFreeOpt = Annotated[bool, _quantization("--data-free", "No calibration: quick, but loses more quality.")]
-NoVerifyOpt = Annotated[bool, _export("--no-verify", "Do not run the export or compare it with its source.")]
-DryRunOpt = Annotated[bool, _export("--dry-run", "Print the plan and export nothing.")]
-ForceOpt = Annotated[bool, _export("--force", _FORCE)]
+
+def _group_size(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} must be a number or auto.") from None
+
+
+o.OPTIONS[ExportOptions] = {
+    "weight_format": _quantization("--weight-format FORMAT", _FORMAT, autocompletion=o.one_of(WEIGHT_FORMATS)),
+    "group_size": _quantization("--group-size N|auto", _GROUP, parser=_group_size),
+    "sym": _quantization("--sym", "Symmetric, without zero points."),
+    "ratio": _quantization("--ratio R", _RATIO),
+    "awq": _quantization("--awq", "Activation-aware scaling (int4)."),
+    "scale_estimation": _quantization("--scale-estimation", _SCALES),
+    "gptq": _quantization("--gptq", "GPTQ (int4); the slowest."),
+    "calibration": _quantization("--calibration FILE", _TEXT),
+    "data_free": _quantization("--data-free", "No calibration: quick, but loses more quality."),
+    **{name: o.OF_LOADING[name] for name in ("trust_remote_code", "allow_pickle")},
+}
 
 
 def export(
     context: typer.Context,
     model: o.ModelArg,
-    output: OutputArg = None,
-    weight_format: FormatOpt = None,
-    group_size: GroupSizeOpt = "auto",
-    sym: SymOpt = False,
-    ratio: RatioOpt = None,
-    awq: AwqOpt = False,
-    scale_estimation: ScaleEstimationOpt = False,
-    gptq: GptqOpt = False,
-    calibration: CalibrationOpt = None,
-    data_free: DataFreeOpt = False,
-    no_verify: NoVerifyOpt = False,
-    dry_run: DryRunOpt = False,
-    force: ForceOpt = False,
-    revision: o.RevisionOpt = None,
-    trust_remote_code: o.TrustOpt = False,
-    allow_pickle: o.PickleOpt = False,
+    output: Annotated[Path | None, o.argument("[OUTPUT]", "The folder to make. Default: NAME-ov-FORMAT.")] = None,
+    *,
+    revision: Annotated[str | None, o.OF_LOADING["revision"]] = None,
+    options: ExportOptions,
+    no_verify: Annotated[bool, _export("--no-verify", _NO_VERIFY)] = False,
+    dry_run: Annotated[bool, _export("--dry-run", "Print the plan and export nothing.")] = False,
+    force: Annotated[bool, _export("--force", _FORCE)] = False,
     json: o.JsonOpt = False,
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
@@ -78,8 +74,7 @@ def export(
 
     What follows -- goes to optimum-cli as it is.
     """
-    given = {**locals(), "group_size": _group_size(group_size), "extra": tuple(context.obj or ())}
-    options = cast(Options, {field.name: given[field.name] for field in fields(ExportOptions)})
+    given = cast(Options, asdict(replace(options, extra=tuple(context.obj or ()))))
     silence(verbose=verbose)
     import hfpipe
     from hfpipe.export import exporter, planned
@@ -89,14 +84,14 @@ def export(
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
         how["reporter"] = terminal
         if dry_run:
-            plan = planned(model, output, revision=revision, **how, **options)
+            plan = planned(model, output, revision=revision, **how, **given)
             terminal.stage("Asking the exporter")
             exporter.check(plan, **how)
             terminal.stage(None)
             rows = plan_as_data(plan) if json else plan_as_text(plan)
         else:
             with unwinding():
-                done = hfpipe.export(model, output, revision=revision, verbose=verbose, **how, **options)
+                done = hfpipe.export(model, output, revision=revision, verbose=verbose, **how, **given)
             for warning in done.warnings:
                 terminal.note(f"Warning: {warning}")
             rows = {"folder": str(done.folder), "made": done.made, **done.data} if json else result(done)
@@ -105,13 +100,6 @@ def export(
             answer.write_json(rows)
         else:
             answer.write(columns(rows) + "\n")
-
-
-def _group_size(text: str) -> int | None:
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError as error:
-        raise UsageError(f"--group-size must be a number or auto, not {text!r}.") from error
 
 
 def plan_as_data(plan: Plan) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The options that commands share, and how their words become values.
 
-A command with a parameter `loading: LoadOptions` or `generation: GenerationOptions` gets the options of its fields.
+A command with a parameter `loading: LoadOptions` or `generation: GenerationOptions` gets the options of its fields: see
+`with_options`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ StatsOpt = Annotated[bool, _output("--stats", "Times and counts, on stderr.")]
 ShowPromptOpt = Annotated[bool, _output("--show-prompt", "Write the prompt as the model gets it on stderr.")]
 
 # By the names of the fields, whose types and defaults the options have.
-_LOADING: dict[str, Any] = {
+OF_LOADING: dict[str, Any] = {
     "device": _loading("--device -d DEVICE", "-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU."),
     "device_map": _loading("--device-map MAP", "auto: Accelerate places the model. Not with --device."),
     "dtype": _loading("--dtype DTYPE", "auto, float32, float16 or bfloat16 (torch)."),
@@ -125,10 +126,8 @@ _GENERATION: dict[str, Any] = {
     "seed": _generation("--seed N", "The same seed samples the same text."),
     "stop": _generation_list("--stop TEXT", r"Text that ends the answer; \n works. Repeatable."),
 }
-_OPTIONS: dict[Any, dict[str, Any]] = {LoadOptions: _LOADING, GenerationOptions: _GENERATION}
-RevisionOpt = Annotated[str | None, _LOADING["revision"]]
-TrustOpt = Annotated[bool, _LOADING["trust_remote_code"]]
-PickleOpt = Annotated[bool, _LOADING["allow_pickle"]]
+# A command may add those of its own.
+OPTIONS: dict[Any, dict[str, Any]] = {LoadOptions: OF_LOADING, GenerationOptions: _GENERATION}
 
 
 def parse_ov_config(given: Sequence[str]) -> dict[str, Any]:
@@ -167,25 +166,25 @@ _PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command` as Typer reads it, which knows only plain parameters: with the options of LoadOptions in the place of
-    the parameter of that type, and so with GenerationOptions. They are made before it is called."""
+    """`command` as Typer reads it, which knows only plain parameters: with those of `OPTIONS` in the place of a
+    parameter of their type, which is made of them before it is called."""
     parameters: list[inspect.Parameter] = []
     made: dict[str, Any] = {}
     for one in inspect.signature(command, eval_str=True).parameters.values():
         kind = one.annotation
-        if kind not in _OPTIONS:
+        if kind not in OPTIONS:
             parameters.append(one.replace(kind=one.KEYWORD_ONLY))
             continue
         made[one.name] = kind
         types, defaults = get_type_hints(kind), {field.name: field.default for field in fields(kind)}
-        for name, words in _OPTIONS[kind].items():
+        for name, words in OPTIONS[kind].items():
             typed: Any = list[str] | None if name in _PARSERS else types[name]
             annotation, default = Annotated[typed, words], None if name in _PARSERS else defaults[name]
             parameters.append(inspect.Parameter(name, one.KEYWORD_ONLY, default=default, annotation=annotation))
 
     def flat(**given: Any) -> Any:
         for name, kind in made.items():
-            values = {field: given.pop(field) for field in _OPTIONS[kind]}
+            values = {field: given.pop(field) for field in OPTIONS[kind]}
             values |= {field: parse(values[field] or ()) for field, parse in _PARSERS.items() if field in values}
             given[name] = kind(**values)
         return command(**given)

@@ -18,9 +18,9 @@ from hfpipe.generator import open_generator
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import held_out
 from hfpipe.quality.compare import Quality, Reference, read_reference
-from hfpipe.quality.score_openvino import check_numbers, score_folder
+from hfpipe.quality.score_openvino import check_numbers, score
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest, TokenRequest
+from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter, TextRequest, TokenRequest
 
 TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml")
 _PROMPT = "The capital of France is"
@@ -59,7 +59,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         return report
     reporter.stage("Comparing the export with its source")
     reference = read_reference(Path(arguments["reference_folder"]))
-    quality = score_folder(folder, LoadOptions(device="cpu"), reference, reporter)
+    quality = score(inspect_folder(folder, folder.name), LoadOptions(device="cpu"), reference, reporter)
     # Group sizes concern products of integers.
     if any(precision.startswith("int") for precision in report["weights"]):
         reporter.stage("Measuring runtime options")
@@ -104,7 +104,8 @@ def tokenizer_report(folder: Path, source: Path, *, trust_remote_code: bool = Fa
 def tune(folder: Path, quality: Quality, reference: Reference, temporary: Path, reporter: Reporter) -> None:
     """Find the properties that run the export fastest here, and change its results no more than its format has, and
     keep them for this machine."""
-    speeds = _speeds(folder, reference.vocabulary, temporary, reporter)
+    source = inspect_folder(folder, folder.name)
+    speeds = _speeds(source, reference.vocabulary, temporary, reporter)
     ratios = speeds / speeds[:, :1]
     medians = np.median(ratios, axis=0)
     for number in np.argsort(-medians.prod(axis=1)):
@@ -113,7 +114,7 @@ def tune(folder: Path, quality: Quality, reference: Reference, temporary: Path, 
         if not is_faster or medians[number].min() < _NOT_SLOWER:
             continue
         properties, (prefill, decode) = _CANDIDATES[number], medians[number]
-        changed = score_folder(folder, LoadOptions(device="cpu", ov_config=properties), reference, reporter)
+        changed = score(source, LoadOptions(device="cpu", ov_config=properties), reference, reporter)
         if changed.mean_kl <= quality.mean_kl * _MORE_KL + _NOISE_KL:
             loading.keep_tuned(folder, properties)
             reporter.note(
@@ -123,11 +124,10 @@ def tune(folder: Path, quality: Quality, reference: Reference, temporary: Path, 
             return
 
 
-def _speeds(folder: Path, vocabulary: int, temporary: Path, reporter: Reporter) -> NDArray[np.float64]:
+def _speeds(source: ModelSource, vocabulary: int, temporary: Path, reporter: Reporter) -> NDArray[np.float64]:
     """[round, candidate, 2]: prompt tokens and generated tokens a second. Each is loaded anew in each round, so that
     one is in memory at a time."""
     found = np.zeros((_ROUNDS, len(_CANDIDATES), 2))
-    source = inspect_folder(folder, folder.name)
     for turn, place in enumerate(np.ndindex(found.shape[:2])):
         reporter.progress("Measuring runtime options", turn, found.size // 2, "steps")
         ov_config = {"CACHE_DIR": str(temporary), **_CANDIDATES[place[1]]}

@@ -17,13 +17,9 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 
 def score(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
-    """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference."""
-    return score_folder(source.folder, options, reference, reporter)
-
-
-def score_folder(folder: Path, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
-    """As `score`. openvino sends telemetry as it is imported, unless silence_openvino_telemetry() was called before."""
-    device = loading.check_device(options.device, reporter)
+    """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference. openvino sends
+    telemetry as it is imported, unless silence_openvino_telemetry() was called before."""
+    folder, device = source.folder, loading.check_device(options.device, reporter)
     with loading.readable(device, folder):
         logits_of = _compiled(folder, device, options)
         read = reported(reference.windows, f"Scoring {folder.name}", reporter)

@@ -92,7 +92,7 @@ expected = finished(source)
 try:
     run(source, output)
 except HFPipeError as error:
-    assert "is full" in error.message and "same command again" in error.hint, error.message
+    assert "is full" in error.message and "run it again" in error.hint, error.message
 else:
     raise AssertionError("it was not full")
 stands = output.read_bytes()

@@ -137,7 +137,7 @@ def test_a_part_of_a_line_is_cut_back(full, room):
             for _ in range(2):
                 with pytest.raises(HFPipeError, match=r"^The disk of .*out\.jsonl is full\.") as caught:
                     opened.append(*results[4])
-                assert "same command again to resume" in caught.value.hint
+                assert "run it again" in caught.value.hint
                 assert output.read_bytes() == b"".join(line for _, line in results[:4])
             full(10**9)
             opened.append(*results[4])

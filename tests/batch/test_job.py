@@ -184,13 +184,13 @@ def test_plain_text_has_a_prompt_a_line(model, tmp_path, packed):
 @pytest.mark.parametrize(
     ("name", "first", "hint"),
     [
-        ("q.csv", b"question,answer", "pip install pandas && python -c 'import pandas, sys; pandas.read_csv("),
-        ("it's.csv", b"question,answer", """lines=True)' 'it'"'"'s.csv' 'it'"'"'s.jsonl'"""),
-        ("q.parquet", b"PAR1\x15", "pip install pandas pyarrow && python -c 'import pandas, sys; pandas.read_parquet("),
+        ("q.csv", b"question,answer", 'read_csv(...).to_json(..., orient="records", lines=True)'),
+        ("q.parquet", b"PAR1\x15", "read_parquet"),
         ("q", b"PAR1\x15", "read_parquet"),
-        ("q.json", b"[", "jq -c '.[]' q.json > q.jsonl"),
-        ("q.json", b'[{"prompt": "a"}]', "jq -c '.[]'"),
-        ("q.json", b"{", "jq -c '.' q.json"),
+        ("q.xlsx.gz", b"PK", "read_excel"),
+        ("q.json", b"[", "jq -c '.[]' "),
+        ("q.json", b'[{"prompt": "a"}]', "jq -c '.[]' "),
+        ("q.json", b"{", "jq -c . "),
         ("stdin", b"What is EEG?", "--format text"),
     ],
 )
@@ -204,15 +204,6 @@ def test_other_kinds_of_files_are_refused_before_a_model_is_loaded(tmp_path, nam
     with pytest.raises(UsageError):
         batch("no/model", path, tmp_path / "a")
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("name", ["arr.jsonl", "arr.json"])
-def test_advice_names_no_file_that_exists(source, monkeypatch, name):
-    monkeypatch.chdir(source.parent)
-    source.rename("arr.jsonl")
-    with pytest.raises(UsageError) as caught:
-        recognized(Line(1, b"[{}]", b""), name)
-    assert caught.value.hint == f"Convert it: jq -c '.[]' {name} > arr.lines.jsonl"
 
 
 def test_all_forms_of_a_record(model, tmp_path, output):

@@ -244,5 +244,5 @@ def test_places_that_may_not_be_written(shared):
     """The one that failed is named: of a long name, it is the hidden file's."""
     denied = "Permission denied"
     for name, said in (("out.jsonl", denied), ("new", denied), ("x" * 250, "File name too long")):
-        with pytest.raises(HFPipeError, match=rf"(?m)^Cannot write .*/\.{name}\.hfpipe: {said}\.$"):
+        with pytest.raises(HFPipeError, match=rf"(?m)^Cannot write to .*/\.{name}\.hfpipe: {said}\.$"):
             run(shared / "q.jsonl", shared / name)

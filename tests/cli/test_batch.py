@@ -146,7 +146,7 @@ def test_a_retry(plain_model, mixed, output):
     [
         (["none.jsonl"], "The input none.jsonl cannot be read: No such file or directory.", ""),
         (["q.jsonl", "-o", "q.jsonl"], "q.jsonl is both the input and the output.", "Write the results to another"),
-        (["q.jsonl", "-o", "no/out"], "Cannot write no/out: the folder ", "Create the folder first."),
+        (["q.jsonl", "-o", "no/out"], "Cannot write to no/out: the folder ", "Create the folder first."),
         (["q.jsonl", "--retry-errors"], "--retry-errors needs an output file (--output).", ""),
         (["q.jsonl", "--restart"], "--restart needs an output file (--output).", ""),
         (["q.jsonl", "--json"], "--json needs a file of results, --output.", "JSON lines on stdout already"),

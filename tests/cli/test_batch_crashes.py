@@ -248,8 +248,8 @@ def test_a_full_disk(plain_model, long, tmp_path):
     command = [word.replace("131072", str(fill)) for word in command]
     ended = run_hfpipe(*args, command=command)
     assert ended.out.splitlines()[0] == b"1 3", ended
-    assert ended.error == f"The disk of {disk / 'out.jsonl'} is full. The results in it are complete lines."
-    assert ended.hint == "Free some space and run the same command again to resume."
+    assert ended.error == f"The disk of {disk / 'out.jsonl'} is full."
+    assert ended.hint == "Free some space, or choose another file, and run it again."
     part = (tmp_path / "part.jsonl").read_bytes()
     assert long.whole.startswith(part)
     assert part.endswith(b"\n")
@@ -273,7 +273,7 @@ def test_the_folder_of_the_output_is_removed(plain_model, long, output):
     finish(plain_model, long, output)
     shutil.rmtree(folder)
     refused = run_hfpipe(*arguments(plain_model, long.source, "-o", output))
-    assert (refused.code, refused.error) == (2, f"Cannot write {output}: the folder {folder} does not exist.")
+    assert (refused.code, refused.error) == (2, f"Cannot write to {output}: the folder {folder} does not exist.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -162,8 +162,8 @@ def test_quality_and_advice(tiny_llama, tmp_path):
         (["--weight-format", "int8"], "echo cannot honour weight_formats (--weight-format); only openvino can."),
         (["--plot", "x.pdf"], "--plot: unsupported file type .pdf (use .png, .svg or .html)."),
         (["-o", "x.txt"], "--output: unsupported file type .txt (use .json, .md or .csv)."),
-        (["-o", "/proc/x.json"], "Cannot write /proc/x.json: No such file or directory."),
-        (["-o", "no/such/x.json"], "Cannot write no/such/x.json: No such file or directory."),
+        (["-o", "/proc/x.json"], "Cannot write to /proc/x.json: No such file or directory."),
+        (["-o", "no/such/x.json"], "Cannot write to no/such/x.json: No such file or directory."),
         (["-b", "auto,torch"], "--backend auto cannot be combined with other backends."),
         (
             ["-p", "8", "--prompts", "x.jsonl"],
@@ -239,7 +239,7 @@ def test_one_file_that_cannot_be_written_does_not_cost_the_other(plain_model, tm
     ended = bench(plain_model, *SHORT, "-o", tmp_path / "r.json", "--plot", tmp_path / "r.svg")
     assert ended.code == 1
     assert b"pp8" in ended.out
-    assert ended.error.startswith(f"Cannot write {tmp_path / 'r-latency.svg'}: ")
+    assert ended.error.startswith(f"Cannot write to {tmp_path / 'r-latency.svg'}: ")
     assert (tmp_path / "r.json").exists()
 
 
@@ -300,4 +300,4 @@ def test_a_reader_that_has_gone_hides_no_file_that_cannot_be_written(plain_model
     ):
         _, err = process.communicate()
     assert process.returncode == 1
-    assert err.startswith(b"Error: Cannot write ")
+    assert err.startswith(b"Error: Cannot write to ")

@@ -186,7 +186,7 @@ def test_a_plan_writes_nothing(tiny_llama, tmp_path):
     ("args", "error"),
     [
         (["--weight-format", "int4", "--group-size", "128"], "Group size 128 does not divide 96, the width"),
-        (["--weight-format", "int4", "--group-size", "big"], "must be a number or auto, not 'big'."),
+        (["--weight-format", "int4", "--group-size", "big"], "'big' must be a number or auto."),
         (["--", "--model", "x"], "--model is set by hfpipe and cannot be given after --."),
     ],
 )
@@ -229,4 +229,4 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(tiny_llama, tmp_path, weigh
     assert (ended.code, ended.out) == (1, b"")
     assert STARTING not in ended.err
     assert ended.error == f"The disk of {tmp_path / 'deep'} is full."
-    assert ended.hint == "Free some space, or choose another output folder."
+    assert ended.hint == "Free some space, or choose another output folder, and run it again."

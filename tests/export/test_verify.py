@@ -12,6 +12,7 @@ from hfpipe.backends.openvino.conversion import copy_tokenizer
 from hfpipe.errors import BackendError, ConversionError
 from hfpipe.export import verify
 from hfpipe.export.verify import speed, tokenizer_report
+from hfpipe.models.folder import inspect_folder
 from hfpipe.types import Silent, TokenEvent
 
 
@@ -55,7 +56,7 @@ SLOW, FAST, MIXED = (100.0, 10.0), (130.0, 10.0), (200.0, 5.0)
 def test_the_fastest_way_is_kept_for_this_machine_alone(export, tmp_path, monkeypatch, rounds, divergence, chosen):
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(verify, "_speeds", lambda *_: np.array(rounds))
-    monkeypatch.setattr(verify, "score_folder", lambda *_: SimpleNamespace(mean_kl=divergence))
+    monkeypatch.setattr(verify, "score", lambda *_: SimpleNamespace(mean_kl=divergence))
     before = sorted(path.name for path in export.iterdir())
     verify.tune(export, SimpleNamespace(mean_kl=0.1), SimpleNamespace(vocabulary=8), tmp_path, Silent())
     found = loading.tuned(export, "CPU")
@@ -69,7 +70,7 @@ def test_the_fastest_way_is_kept_for_this_machine_alone(export, tmp_path, monkey
 def test_speeds_are_measured_in_turn(export, tmp_path, monkeypatch):
     """Of the prompt, and of the tokens after the first."""
     monkeypatch.setattr(verify, "_ROUNDS", 1)
-    found = verify._speeds(export, 100, tmp_path, Silent())
+    found = verify._speeds(inspect_folder(export, "export"), 100, tmp_path, Silent())
     assert found.shape == (1, 3, 2)
     assert (found > 0).all()
 

@@ -43,7 +43,8 @@ def reference_of(model: Path, folder: Path, **more):
 
 
 def score(folder, reference, *, reporter=None, **options):
-    return score_openvino.score_folder(folder, LoadOptions(**options), reference, reporter or Silent())
+    source = SimpleNamespace(folder=folder)
+    return score_openvino.score(source, LoadOptions(**options), reference, reporter or Silent())
 
 
 @pytest.fixture(scope="module")
