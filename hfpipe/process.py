@@ -99,8 +99,9 @@ def run_child(
     ) as process:
         stdin, stdout, stderr = cast(tuple[IO[bytes], ...], (process.stdin, process.stdout, process.stderr))
         listener = threading.Thread(target=_listen, args=(stderr, lines, reporter, verbose), daemon=True)
-        listener.start()
         try:
+            # Ctrl-C may come at any point: while this thread reads stderr, only the child's end lets that be closed.
+            listener.start()
             with suppress(BrokenPipeError):
                 stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
                 stdin.flush()

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
+import psutil
 import pytest
 
 from hfpipe.errors import ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError, is_disk_full
@@ -168,6 +170,32 @@ def _ended(pid):
             return True
         time.sleep(0.1)
     return False
+
+
+def test_an_interrupt_while_a_thread_reads_stderr_ends_it(child, monkeypatch):
+    """Nobody can close what another thread reads, but for the end of the child."""
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    known = {one.pid for one in psutil.Process().children()}
+    late: list[psutil.Process] = []
+
+    def end():
+        late.extend(one for one in psutil.Process().children() if one.pid not in known)
+        for one in late:
+            one.kill()
+
+    watch = threading.Timer(20, end)
+    start(watch)
+    with pytest.raises(KeyboardInterrupt):
+        child("return 1")
+    watch.cancel()
+    assert not late
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
