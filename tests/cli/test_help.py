@@ -26,7 +26,13 @@ OPTIONS = [
 SAMPLES = {"integer": ("7", 7), "float": ("0.5", 0.5), "boolean": ("1", True), "text": ("a b", "a b")}
 SAMPLES["path"] = ("a b", "a b")
 WITH_DEFAULTS = {"model", "prompt", "input", "output", "remove", "backend", "format"}
-SAMPLES |= {"_group_size": ("64", 64), "names": ("a,b", ("a", "b")), "sizes": ("1,4", (1, 4)), "share": ("5%", 0.05), "integer range": ("7", 7)}
+SAMPLES |= {
+    "_group_size": ("64", 64),
+    "names": ("a,b", ("a", "b")),
+    "sizes": ("1,4", (1, 4)),
+    "share": ("5%", 0.05),
+    "integer range": ("7", 7),
+}
 WITH_DEFAULTS |= {"models", "prompt_tokens", "new_tokens", "batch", "repeats", "quality", "max_loss"}
 
 
