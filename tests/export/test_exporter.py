@@ -373,10 +373,10 @@ def test_a_disk_that_takes_nothing_is_named_with_what_helps(model, children, mon
     monkeypatch.setattr(exporter, "run_export", full)
     with pytest.raises(HFPipeError, match=f"^The disk of {model.parent} is full") as caught:
         exporter.export(planned(model))
-    assert caught.value.hint == "Free some space, or choose another output folder."
+    assert caught.value.hint == "Free some space, or choose another output folder, and run it again."
     with pytest.raises(HFPipeError, match=r"^The disk of .*exports is full") as caught:
         keep(model)
-    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder."
+    assert caught.value.hint == "Free some space, or set HFPIPE_CACHE to another folder, and run it again."
     assert names(model.parent) == ["model"]
 
 
