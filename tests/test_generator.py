@@ -16,8 +16,9 @@ from hfpipe.backends.scheduling import Flight
 from hfpipe.errors import BackendError, ContextLengthError, UnsupportedOption, UsageError
 from hfpipe.generator import Generator, open_generator
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import Completion, GenerationOptions, LoadOptions, Silent, TextEvent, TextRequest
+from hfpipe.types import Completion, GenerationOptions, LoadOptions, TextEvent, TextRequest
 from tests import tiny
+from tests.recorder import Recorder
 
 ENGINES = {
     "torch": LoadOptions(backend="torch", dtype="float32", batch_size=4),
@@ -278,16 +279,8 @@ def test_errors_do_not_wait_for_a_good_prompt(echo):
 # Opening, and what the model prefers
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_what_the_models_generation_config_prefers(tmp_path, tiny_llama):
-    folder, notes = Path(shutil.copytree(tiny_llama, tmp_path / "model")), Notes()
+    folder, notes = Path(shutil.copytree(tiny_llama, tmp_path / "model")), Recorder()
     preferred = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 20, "num_beams": 4}
     (folder / "generation_config.json").write_text(json.dumps(preferred))
     with open_generator(str(folder), ENGINES["torch"], notes) as generator:

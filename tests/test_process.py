@@ -14,20 +14,7 @@ import pytest
 
 from hfpipe.errors import ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError, is_disk_full
 from hfpipe.process import ChildOutput, quiet_environment, run_child
-
-
-class Recorder:
-    def __init__(self):
-        self.notes, self.steps, self.stages = [], [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def progress(self, task, done, total, unit, detail):
-        self.steps.append((task, done, total, unit, detail))
-
-    def stage(self, text):
-        self.stages.append(text)
+from tests.recorder import Recorder
 
 
 @pytest.fixture
@@ -56,7 +43,7 @@ return {'answer': [1, 'ü']}"""
     assert result == {"answer": [1, "ü"]}
     assert recorder.notes == ["two\nlines ü"]
     assert recorder.stages == ["first", None]
-    assert recorder.steps == [("task", 1, None, "bytes", ""), ("share", 1, 2, "steps", "a part")]
+    assert recorder.steps == [["task", 1, None, "bytes", ""], ["share", 1, 2, "steps", "a part"]]
     assert (tmp_path / "made").exists()
 
 

@@ -18,6 +18,7 @@ import pytest
 from hfpipe import store
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.store import Locked, cache_root, cached, entries, identity, lock, making, prune, remove
+from tests.recorder import Recorder
 
 build_once = functools.partial(store.build_once, model="m", form="int8")
 NAMES = ["out", "*", "[a]", "a?b", "with space", "モデル", "-x", ".hidden", "a.hfpipe-tmp", "[!o]ut", "out.1"]
@@ -29,17 +30,6 @@ def root(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("root") / "cache"
     monkeypatch.setenv("HFPIPE_CACHE", str(folder))
     return folder
-
-
-class Notes:
-    def __init__(self):
-        self.texts, self.steps = [], []
-
-    def note(self, text):
-        self.texts.append(text)
-
-    def progress(self, *step):
-        self.steps.append(step)
 
 
 def write(folder: Path, text: str = "whole") -> None:
@@ -215,10 +205,10 @@ def make(folder):
     time.sleep(0.5)
 build_once("kind", "key", make, model="m", form="int8")
 """
-    process, notes = working(start(code)), Notes()
+    process, notes = working(start(code)), Recorder()
     assert build_once("kind", "key", None, reporter=notes) == root / "kind" / "key"
     process.communicate()
-    assert notes.texts == ["Waiting for another hfpipe that is preparing m."]
+    assert notes.notes == ["Waiting for another hfpipe that is preparing m."]
 
 
 def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path, monkeypatch):
@@ -504,10 +494,10 @@ def test_a_copy_has_the_same_identity(model, tmp_path_factory):
 
 
 def test_a_large_file_is_read_once(model):
-    file, notes = model / "model.safetensors", Notes()
+    file, notes = model / "model.safetensors", Recorder()
     expected = hashlib.sha256(file.read_bytes()).hexdigest()
     assert store.digest(file, reporter=notes) == expected
-    assert notes.steps == [("Reading model.safetensors", 3_000_000, 3_000_000)]
+    assert notes.steps == [["Reading model.safetensors", 3_000_000, 3_000_000]]
     assert store.digest(file, reporter=notes) == expected
     assert len(notes.steps) == 1
 

@@ -9,15 +9,7 @@ from typing import Any
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import HFPipeError
-from hfpipe.types import LoadOptions, Reporter, Silent, TokenRequest
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+from hfpipe.types import LoadOptions, Reporter, TokenRequest
 
 
 def load(name: str, folder: Path, reporter: Reporter | None = None, **options: Any) -> Backend:

@@ -16,7 +16,8 @@ from hfpipe.backends.openvino import decoding, loading
 from hfpipe.errors import BackendError, ModelError, OutOfMemory
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests.backends import running
-from tests.backends.running import Notes, answers
+from tests.backends.running import answers
+from tests.recorder import Recorder
 
 MODES = {"SDPA": 1, "paged": 4}
 ASK = TokenRequest("a", (20, 30, 40), 5)
@@ -104,7 +105,7 @@ def test_a_thread_that_cannot_start_is_an_error_and_the_next_call_works(monkeypa
 def test_what_a_device_means(monkeypatch, given, here, meant):
     """One that is idle is named."""
     monkeypatch.setattr(loading.ov, "Core", lambda: SimpleNamespace(available_devices=here))
-    reporter = Notes()
+    reporter = Recorder()
     assert loading.check_device(given, reporter) == meant
     assert reporter.notes == []
     monkeypatch.setattr(loading.ov, "Core", lambda: SimpleNamespace(available_devices=["CPU", "GPU"]))
@@ -165,7 +166,7 @@ def test_a_request_that_the_engine_does_not_take(monkeypatch, tiny_llama_ov, mod
 
 def test_a_transformers_folder_is_exported_once(tiny_llama, tiny_llama_ov):
     """tiny_llama_ov is that export."""
-    reporter = Notes()
+    reporter = Recorder()
     assert loading.model_folder(models.resolve(str(tiny_llama)), LoadOptions(), reporter) == tiny_llama_ov
     assert reporter.notes == []
     with load(tiny_llama, 1) as backend:
@@ -188,7 +189,7 @@ def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, ow
     (copy / "config.json").write_text(json.dumps({**config, "dtype": own}))
     asked = []
     monkeypatch.setattr(loading, "run_export", lambda source, command, **more: asked.append(command))
-    reporter = Notes()
+    reporter = Recorder()
     folder = loading.model_folder(models.resolve(str(copy)), LoadOptions(exact=exact), reporter)
     assert [command[command.index("--weight-format") + 1] for command in asked] == [dtype]
     assert folder.name.endswith(dtype)

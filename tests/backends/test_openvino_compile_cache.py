@@ -10,10 +10,11 @@ import pytest
 from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError
 from hfpipe.types import Silent, TokenRequest
-from tests.backends.running import Notes, answers, load
+from tests.backends.running import answers, load
+from tests.recorder import Recorder
 
 
-def ids(folder: Path, reporter: Notes | None = None, **options: object) -> list[int]:
+def ids(folder: Path, reporter: Recorder | None = None, **options: object) -> list[int]:
     with load("openvino", folder, reporter, batch_size=1, **options) as backend:
         return answers(backend, [TokenRequest("a", (20, 30, 40), 5)])["a"]
 
@@ -105,7 +106,7 @@ def test_a_place_that_cannot_be_written_is_left_out_and_said(monkeypatch, tmp_pa
         raise OSError(number, os.strerror(number), "/cache/openvino-compiled")
 
     monkeypatch.setattr(loading.store, "cache_folder", cache_folder)
-    reporter, mine = Notes(), {"CACHE_DIR": "mine"}
+    reporter, mine = Recorder(), {"CACHE_DIR": "mine"}
     assert loading.with_compile_cache(tmp_path, "CPU", mine, reporter) == mine
     assert reporter.notes == []
     if note is None:
@@ -121,7 +122,7 @@ def test_a_place_that_cannot_be_written_is_left_out_and_said(monkeypatch, tmp_pa
 def test_the_model_runs_without_a_cache(tiny_llama_ov, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "file" / "cache"))
-    reporter = Notes()
+    reporter = Recorder()
     assert len(ids(tiny_llama_ov, reporter)) == 5
     (said,) = [note for note in reporter.notes if "is compiled at each start" in note]
     assert said.startswith(f"Cannot write to {tmp_path / 'file'}")

@@ -25,7 +25,8 @@ from hfpipe.errors import BackendError, ModelError, OutOfMemory, UnsupportedMode
 from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
 from tests import tiny
 from tests.backends import running
-from tests.backends.running import Notes, answers, failures
+from tests.backends.running import answers, failures
+from tests.recorder import Recorder
 
 # Architectures
 
@@ -391,7 +392,7 @@ def accelerators(monkeypatch) -> Callable[[dict[str, int]], None]:
 
 def test_an_idle_accelerator_is_named(accelerators, tiny_llama):
     accelerators({"mps": 1})
-    reporter = Notes()
+    reporter = Recorder()
     load(tiny_llama, reporter, device="-1")
     assert reporter.notes == []
     load(tiny_llama, reporter)

@@ -14,22 +14,12 @@ from hfpipe.bench.rounds import Rounds, drawn
 from hfpipe.bench.spec import Spec, Workload
 from hfpipe.errors import BackendError
 from hfpipe.types import LoadOptions, ModelSource, Silent
+from tests.recorder import Recorder
 
 
 def candidate(name):
     source = ModelSource("m", Path(), "transformers", {"vocab_size": 9}, {}, None)
     return Candidate(Configuration(name, "m", "torch", None, (), ()), source, LoadOptions(), None)
-
-
-class Progress(Silent):
-    def __init__(self):
-        self.steps, self.notes = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def progress(self, task, done, total, unit="bytes", detail=""):
-        self.steps.append((done < total, detail))
 
 
 @pytest.fixture
@@ -80,28 +70,27 @@ def test_each_candidate_starts_and_then_answers_in_each_size(done):
 
 def test_what_fails_is_left_out_from_then_on(done):
     given = [candidate("fine"), candidate("fails in 1")]
-    progress = Progress()
+    progress = Recorder()
     measure(given, Workload(8, 8), 3, progress)
     assert [one.row.error for one in given] == [None, "It broke."]
     assert [number for name, _, number in done if name == "fails in 1"] == [-1, 0, 0, 1]
     assert len(given[0].row.samples) == 6
     assert len(given[1].row.samples) == 2
-    assert [more for more, _ in progress.steps] == [True] * 14 + [False]
+    assert [done < total for _, done, total, *_ in progress.steps] == [True] * 14 + [False]
 
 
 def test_what_is_under_way_is_told(done):
-    progress = Progress()
+    progress = Recorder()
     measure([candidate("a")], Workload(8, 8, (1, 4)), 2, progress)
-    assert [detail for _, detail in progress.steps] == [
+    assert [detail for *_, detail in progress.steps[:-1]] == [
         "a, first start",
         *(f"a, {task} ({n} of 2)" for n in (1, 2) for task in ("start", "one answer", "4 at once")),
-        "",
     ]
 
 
 def test_a_busy_machine_is_told_of_before_it_is_measured(done, others):
     others.update(a=0.30, b=0.10, c=0.12)
-    progress = Progress()
+    progress = Recorder()
     measure([candidate(name) for name in "abc"], Workload(8, 8), 2, progress)
     (note,) = progress.notes
     assert note.startswith("Warning: The machine is busy: other processes use 12% of its processors.")
@@ -109,7 +98,7 @@ def test_a_busy_machine_is_told_of_before_it_is_measured(done, others):
 
 def test_a_quiet_machine_is_not_told_of(done, others):
     others["a"] = 0.04
-    progress = Progress()
+    progress = Recorder()
     measure([candidate("a")], Workload(8, 8), 2, progress)
     assert progress.notes == []
 

@@ -11,6 +11,7 @@ from hfpipe.errors import HFPipeError
 from hfpipe.models import resolve
 from tests.fake_models import write_model
 from tests.hub import LoopbackHub, settings
+from tests.recorder import Recorder
 
 DECOYS = ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "model.gguf", "consolidated.safetensors")
 DRIVER = """
@@ -80,17 +81,6 @@ def repos(tmp_path):
 def hub(repos):
     with LoopbackHub(repos) as running:
         yield running
-
-
-class Recorder:
-    def __init__(self):
-        self.notes, self.steps = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def progress(self, *step):
-        self.steps.append(list(step))
 
 
 @pytest.fixture
