@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,6 +16,7 @@ from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
 from hfpipe.models.folder import context_length
+from hfpipe.process import start_thread
 from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting, stop_strings
 from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
@@ -220,6 +222,20 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
     backend = backends.load(found.choice.name, source, options, reporter)
     return Generator(backend, tokenizer, source, why=found.choice.why, load_s=time.perf_counter() - found.start)
+
+
+def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[Generator]:
+    """Load while this thread imports what is needed next. A process that ends does not wait for it."""
+    loaded: Future[Generator] = Future()
+
+    def load() -> None:
+        try:
+            loaded.set_result(load_generator(found, options, reporter))
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    start_thread(load)
+    return loaded
 
 
 def wrap_pipeline(pipeline: Any) -> Generator:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -65,6 +65,17 @@ def silence_openvino_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
+def start_thread(run: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """Call `run` in a thread that keeps no process from its end. Raises HFPipeError where the system starts no more."""
+    thread = threading.Thread(target=run, args=arguments, name=f"hfpipe {run.__name__}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        message, hint = "The system starts no more threads.", "Raise the limit of processes (ulimit -u)."
+        raise HFPipeError(message, hint=hint) from error
+    return thread
+
+
 def run_child(
     module: str,
     arguments: Mapping[str, Any],
@@ -98,10 +109,9 @@ def run_child(
         start_new_session=True,
     ) as process:
         stdin, stdout, stderr = cast(tuple[IO[bytes], ...], (process.stdin, process.stdout, process.stderr))
-        listener = threading.Thread(target=_listen, args=(stderr, lines, reporter, verbose), daemon=True)
         try:
             # Ctrl-C may come at any point: while this thread reads stderr, only the child's end lets that be closed.
-            listener.start()
+            listener = start_thread(_listen, stderr, lines, reporter, verbose)
             with suppress(BrokenPipeError):
                 stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
                 stdin.flush()
@@ -186,9 +196,9 @@ def serve(module: str) -> NoReturn:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     arguments = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     code = 1
     try:
+        start_thread(_die_with_parent)
         messages.send("result", importlib.import_module(module).main(arguments, messages))
         code = 0
     except HFPipeError as error:

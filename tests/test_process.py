@@ -12,8 +12,10 @@ import time
 import psutil
 import pytest
 
+from hfpipe.batch.lines import arriving
 from hfpipe.errors import ConversionError, HFPipeError, OutOfMemory, UnsupportedModel, UsageError, is_disk_full
 from hfpipe.process import ChildOutput, quiet_environment, run_child
+from tests import tiny
 from tests.recorder import Recorder
 
 
@@ -183,6 +185,14 @@ def test_an_interrupt_while_a_thread_reads_stderr_ends_it(child, monkeypatch):
         child("return 1")
     watch.cancel()
     assert not late
+
+
+def test_a_thread_that_cannot_start_is_an_error(monkeypatch, child):
+    monkeypatch.setattr(threading.Thread, "start", tiny.no_thread)
+    for work in (lambda: child("return 1"), lambda: next(arriving(iter(()), lambda: 0))):
+        with pytest.raises(HFPipeError, match="no more threads") as caught:
+            work()
+        assert "ulimit -u" in caught.value.hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from hfpipe.batch.lines import Line, Lines, arriving, open_input
 from hfpipe.batch.order import Summary, results
 from hfpipe.batch.records import Record
 from hfpipe.errors import UsageError, nearest
-from hfpipe.generator import Found, Generator, find_model, load_generator
+from hfpipe.generator import Found, Generator, find_model, load_in_thread
 from hfpipe.text.templates import parse_template, prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import (
@@ -226,7 +225,7 @@ class _Job:
         """The loaded model, wrapped. A thread reads the weights while LangChain is imported, which takes as long."""
         if found:
             backends.engine(found.choice.name)
-            loaded = ThreadPoolExecutor(1).submit(load_generator, found, loading, self.reporter)
+            loaded = load_in_thread(found, loading, self.reporter)
         from hfpipe.langchain import HFPipe
 
         if found:

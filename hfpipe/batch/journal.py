@@ -21,6 +21,7 @@ from hfpipe.batch.formats import Format, Result, read_json
 from hfpipe.batch.lines import Line
 from hfpipe.batch.manifest import ENTRY, RESTART, Manifest, manifest_path
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.process import start_thread
 from hfpipe.store import unwritable
 
 _SYNC_AFTER_S = 0.9
@@ -258,9 +259,8 @@ class Journal:
             file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             _cut(file, size)
             _sync_folder(self.output.parent)
+        self._thread = start_thread(self._sync, file)
         self._file = file
-        self._thread = threading.Thread(target=self._sync, args=(file,), name="hfpipe-fsync", daemon=True)
-        self._thread.start()
         return file
 
     def _sync(self, file: int) -> None:

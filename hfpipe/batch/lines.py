@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import os
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from typing import BinaryIO, NamedTuple, cast
 
 from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.process import start_thread
 
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -124,7 +124,7 @@ def arriving(lines: Iterable[Line], answered: Callable[[], int]) -> Iterator[Lin
             end = error
         queue.put(end)
 
-    threading.Thread(target=read, name="hfpipe-lines", daemon=True).start()
+    start_thread(read)
     given = 0
     while True:
         try:

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
     gc.disable()
     try:
         with terminal.waiting(f"Finding {model}"):
-            from hfpipe.generator import find_model, load_generator
+            from hfpipe.generator import find_model, load_in_thread
 
             found = find_model(model, loading, terminal)
         with terminal.waiting(f"Starting {found.choice.name}"):
@@ -59,8 +58,7 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
 
             backends.engine(found.choice.name)
         with terminal.waiting(f"Loading {found.source.reference}"):
-            # hfpipe ends by os._exit, which does not wait for the thread.
-            generator = ThreadPoolExecutor(1).submit(load_generator, found, loading, terminal)
+            generator = load_in_thread(found, loading, terminal)
             from hfpipe.langchain import HFPipe
 
             return HFPipe(model=found.source.reference, generator=generator.result(), **asdict(generation))

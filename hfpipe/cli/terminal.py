@@ -126,12 +126,15 @@ class Terminal(AbstractContextManager["Terminal"]):
             return
         timer = threading.Timer(_SPINNER_AFTER_S, lambda: self._display.spin(shown(text)))
         timer.daemon = True
-        timer.start()
+        # Where no thread can start, the work that needs one says so.
+        with suppress(RuntimeError):
+            timer.start()
         try:
             yield
         finally:
             timer.cancel()
-            timer.join()
+            if timer.ident:
+                timer.join()
             if display := _drawn():
                 display.spin(None)
 

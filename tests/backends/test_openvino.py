@@ -13,8 +13,9 @@ import pytest
 from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import decoding, loading
-from hfpipe.errors import BackendError, ModelError, OutOfMemory
+from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
+from tests import tiny
 from tests.backends import running
 from tests.backends.running import answers
 from tests.recorder import Recorder
@@ -78,12 +79,9 @@ def test_what_nobody_reads_is_not_generated(monkeypatch, tiny_llama_ov):
 
 
 def test_a_thread_that_cannot_start_is_an_error_and_the_next_call_works(monkeypatch, tiny_llama_ov):
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        with pytest.raises(BackendError, match="Cannot start the thread that generates") as raised:
+        patch.setattr(threading.Thread, "start", tiny.no_thread)
+        with pytest.raises(HFPipeError, match="The system starts no more threads") as raised:
             load(tiny_llama_ov, 1)
     assert "ulimit -u" in raised.value.hint
     with load(tiny_llama_ov, 1) as backend:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -397,3 +398,14 @@ def test_a_loop_of_links(model, source, tmp_path):
     with pytest.raises(HFPipeError, match="Too many levels of symbolic links") as caught:
         batch(model, source, tmp_path / "a")
     assert caught.value.hint.startswith("Choose another file")
+
+
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["that loads", "that syncs"])
+def test_a_thread_that_cannot_start_is_an_error_and_the_next_run_works(monkeypatch, model, source, output, is_loaded):
+    loaded = HFPipe(model=str(model), backend="echo", template="raw") if is_loaded else None
+    options = {} if loaded else {"backend": "echo"}
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", tiny.no_thread)
+        with pytest.raises(HFPipeError, match="no more threads"):
+            hfpipe.batch(loaded or model, source, output, template="raw", **options)
+    assert hfpipe.batch(loaded or model, source, output, template="raw", **options).answered == 9

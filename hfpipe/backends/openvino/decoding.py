@@ -23,6 +23,7 @@ from hfpipe.backends.openvino import loading
 from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
 from hfpipe.machine import available_memory
+from hfpipe.process import start_thread
 from hfpipe.types import BackendInfo, LoadOptions, ModelSource, Reporter, Silent, TokenEvent, TokenRequest
 
 # Measured over 256 prompts with answers of 8 to 120 tokens: 5 % faster than 64, and 2 % slower than 256.
@@ -112,13 +113,7 @@ class SingleBackend(OpenVINOBackend):
         self._queue: SimpleQueue[_Answer | None] = SimpleQueue()
         # In a thread: the engine holds signals back until an answer is finished. It knows nothing of the backend, which
         # can so be freed while it waits.
-        thread = threading.Thread(target=_answer_all, args=(pipeline, device, self._queue), daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise BackendError(
-                "Cannot start the thread that generates.", hint="Raise the limit of processes (ulimit -u)."
-            ) from error
+        thread = start_thread(_answer_all, pipeline, device, self._queue)
         # The process would abort if it ended while the engine works.
         self._stop = weakref.finalize(self, _stop, thread, self._queue, self._active)
 
