@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -21,7 +22,9 @@ from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, settin
 from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
+    BackendInfo,
     Completion,
+    HostedModel,
     LoadOptions,
     ModelSource,
     Reporter,
@@ -48,13 +51,55 @@ class FailedRequest(TextRequest):
     error: HFPipeError = field(kw_only=True)
 
 
-class Generator(AbstractContextManager["Generator"]):
-    """A loaded model that answers prompts. `load_s` is how long loading took, `why` why this backend was chosen."""
+class TextGenerator(AbstractContextManager["TextGenerator"]):
+    """What answers prompts of text: a loaded model (Generator), or one that a server runs (hfpipe.endpoint.Endpoint).
+
+    `info` says what it runs on, `why` why this backend was chosen, `load_s` how long loading took. The `tokenizer` is
+    None where only a server has it.
+    """
+
+    source: ModelSource | HostedModel
+    tokenizer: Tokenizer | None
+    info: BackendInfo
+    why: str
+    load_s: float
+
+    @abstractmethod
+    def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
+        """Answer `requests`, pulled as there is room; the events of several are interleaved.
+
+        Each request ends in one event with a finish_reason; one that fails, in an event with its error. A request of
+        None means that none is ready, as in Backend.stream.
+        """
+
+    def generate(self, requests: Iterable[TextRequest | None]) -> Iterator[Completion]:
+        """Answer `requests`, each as a whole, in the order in which they end."""
+        texts: dict[str, list[str]] = {}
+        for event in self.stream(requests):
+            texts.setdefault(event.id, []).append(event.text)
+            if event.finish_reason is not None:
+                text, timing = "".join(texts.pop(event.id)), event.timing
+                yield Completion(event.id, text, event.finish_reason, event.usage, timing, event.error, event.seed)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the model holds, and end what is in flight."""
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Generator(TextGenerator):
+    """A loaded model that answers prompts."""
+
+    source: ModelSource
+    tokenizer: Tokenizer
 
     def __init__(
         self, backend: Backend, tokenizer: Tokenizer, source: ModelSource, *, why: str = "", load_s: float = 0.0
     ) -> None:
         self.backend = backend
+        self.info = backend.info
         self.tokenizer = tokenizer
         self.source = source
         self.why = why
@@ -65,11 +110,6 @@ class Generator(AbstractContextManager["Generator"]):
         self._ends |= self._special_stops([tokenizer.special_tokens.get("eos_token", ""), *self._stops])
 
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
-        """Answer `requests`, pulled as the backend has room; the events of several are interleaved.
-
-        Each request ends in one event with a finish_reason; one that fails, in an event with its error. A request of
-        None means that none is ready, as in Backend.stream.
-        """
         answers: dict[str, _Answer] = {}
         for event in self.backend.stream(self._admit(requests, answers)):
             answer = answers[event.request_id]
@@ -80,15 +120,6 @@ class Generator(AbstractContextManager["Generator"]):
                 self.backend.cancel(event.request_id)
             if text is not None:
                 yield text
-
-    def generate(self, requests: Iterable[TextRequest | None]) -> Iterator[Completion]:
-        """Answer `requests`, each as a whole, in the order in which they end."""
-        texts: dict[str, list[str]] = {}
-        for event in self.stream(requests):
-            texts.setdefault(event.id, []).append(event.text)
-            if event.finish_reason is not None:
-                text, timing = "".join(texts.pop(event.id)), event.timing
-                yield Completion(event.id, text, event.finish_reason, event.usage, timing, event.error, event.seed)
 
     def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
@@ -120,9 +151,6 @@ class Generator(AbstractContextManager["Generator"]):
 
     def close(self) -> None:
         self.backend.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _admit(
         self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer]
@@ -191,14 +219,14 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model in a local folder, with the backend that will run it; `start` is when the search began (perf_counter)."""
+    """A model, with the backend that will run it; `start` is when the search began (perf_counter)."""
 
-    source: ModelSource
+    source: ModelSource | HostedModel
     choice: backends.Choice
     start: float
 
 
-def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
+def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> TextGenerator:
     """Find the model, choose the backend, load it and the tokenizer."""
     return load_generator(find_model(reference, options, reporter), options, reporter)
 
@@ -208,15 +236,23 @@ def find_model(reference: str, options: LoadOptions, reporter: Reporter | None =
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)
+    if options.backend == "endpoint":
+        return Found(
+            import_module("hfpipe.endpoint").find(reference, options), backends.Choice("endpoint", "asked for"), start
+        )
     source = models.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
     choice = backends.choose(options.backend, source.format)
     backends.check_options(choice.name, options)
     return Found(source, choice, start)
 
 
-def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None = None) -> Generator:
+def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None = None) -> TextGenerator:
     """Load the tokenizer and the weights."""
     reporter, source = reporter or Silent(), found.source
+    if isinstance(source, HostedModel):
+        why, load_s = found.choice.why, time.perf_counter() - found.start
+        hosted: TextGenerator = import_module("hfpipe.endpoint").Endpoint(source, options, why=why, load_s=load_s)
+        return hosted
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
     for ignored in not_applied(source.generation_config):
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
@@ -224,9 +260,9 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
     return Generator(backend, tokenizer, source, why=found.choice.why, load_s=time.perf_counter() - found.start)
 
 
-def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[Generator]:
+def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[TextGenerator]:
     """Load while this thread imports what is needed next. A process that ends does not wait for it."""
-    loaded: Future[Generator] = Future()
+    loaded: Future[TextGenerator] = Future()
 
     def load() -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -62,10 +63,23 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A model that a server runs. `reference` is what the user wrote, and the server's name of the model; `url` is the
+    server's, without what may be secret in it."""
+
+    reference: str
+    url: str
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a model is loaded. None means: the backend's own default.
 
     `batch_size` is the number of requests in flight at once; 1 tells the backend to favour the first token's latency.
+    `endpoint` is the URL of a server that runs the model, and makes "endpoint" of the backend "auto"; `timeout` is how
+    many seconds one of its answers may take.
     """
 
     backend: str = "auto"
@@ -81,8 +95,14 @@ class LoadOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     exact: bool = False
+    endpoint: str | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
+        if self.endpoint is not None and self.backend == "auto":
+            object.__setattr__(self, "backend", "endpoint")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UsageError(f"timeout must be a number of seconds above 0, not {self.timeout}.")
         if self.device is not None and self.device_map is not None:
             raise UsageError(
                 "device and device_map exclude each other.",
@@ -176,6 +196,8 @@ class LoadFields(TypedDict, total=False):
     trust_remote_code: bool
     allow_pickle: bool
     exact: bool
+    endpoint: str | None
+    timeout: float | None
 
 
 class GenerationFields(TypedDict, total=False):
@@ -286,7 +308,7 @@ class TextRequest:
 @dataclass(frozen=True, slots=True)
 class TextEvent:
     """New text of one request. Its last event has a finish_reason, and usage and timing unless it failed early; `seed`
-    is what a sampled answer was drawn with, None for a greedy one."""
+    is what a sampled answer was drawn with, None for a greedy one. A server may not tell the usage."""
 
     id: str
     text: str = ""

@@ -15,18 +15,20 @@ from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 GROUP = "hfpipe.backends"
 
 
+_ALWAYS = frozenset({"backend", "batch_size", "task"})
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Where a backend's class stands, the model formats it runs, the load options it honours beside the common, and the
-    packages that its answers depend on."""
+    """Where a backend's class stands, the model formats it runs, the load options it honours beside the `common`, and
+    the packages that its answers depend on."""
 
     target: str
     formats: frozenset[ModelFormat]
     honours: frozenset[str]
     packages: tuple[str, ...] = ()
+    common: frozenset[str] = _ALWAYS | {"revision", "trust_remote_code", "allow_pickle", "exact"}
 
-
-_COMMON = frozenset({"backend", "batch_size", "task", "revision", "trust_remote_code", "allow_pickle", "exact"})
 
 BACKENDS = {
     "torch": Spec(
@@ -42,6 +44,8 @@ BACKENDS = {
         ("openvino", "openvino-genai"),
     ),
     "echo": Spec("hfpipe.backends.echo:EchoBackend", frozenset({"transformers", "openvino"}), frozenset()),
+    # It speaks text, so it is no Backend: hfpipe.generator uses it in the place of a Generator.
+    "endpoint": Spec("hfpipe.endpoint:Endpoint", frozenset(), frozenset({"endpoint", "timeout"}), common=_ALWAYS),
 }
 
 # What names of architectures end in that are trained for something other than the next token.
@@ -130,7 +134,7 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
 
 def check_options(name: str, options: LoadOptions) -> None:
     """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
-    honoured = _COMMON | spec(name).honours
+    honoured = spec(name).common | spec(name).honours
     if options.task not in (None, "text-generation"):
         raise UnsupportedOption(
             f"The {name} backend cannot do --task {options.task!r}.", hint="The one task is text-generation."
@@ -139,7 +143,7 @@ def check_options(name: str, options: LoadOptions) -> None:
     for field in fields(LoadOptions):
         if field.name not in honoured and getattr(options, field.name) != getattr(default, field.name):
             flag = "--model-kwarg" if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
-            able = [other for other, spec in BACKENDS.items() if field.name in spec.honours]
+            able = [other for other, spec in BACKENDS.items() if field.name in spec.common | spec.honours]
             raise UnsupportedOption(
                 f"The {name} backend cannot honour {flag}.", hint=f"It belongs to --backend {' or '.join(able)}."
             )

@@ -21,8 +21,8 @@ from hfpipe.batch.journal import Journal, check_place
 from hfpipe.batch.lines import Line, Lines, arriving, open_input
 from hfpipe.batch.order import Summary, results
 from hfpipe.batch.records import Record
-from hfpipe.errors import UsageError, nearest
-from hfpipe.generator import Found, Generator, find_model, load_in_thread
+from hfpipe.errors import UnsupportedOption, UsageError, nearest
+from hfpipe.generator import Found, TextGenerator, find_model, load_in_thread
 from hfpipe.text.templates import parse_template, prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import (
@@ -32,6 +32,7 @@ from hfpipe.types import (
     GenerationOptions,
     LoadFields,
     LoadOptions,
+    ModelSource,
     Reporter,
     Silent,
     TextRequest,
@@ -59,7 +60,7 @@ class Options(LoadFields, GenerationFields, total=False):
 
 
 def run(
-    model: str | Path | Generator | Any,
+    model: str | Path | TextGenerator | Any,
     input: str | Path,
     output: str | Path | Callable[[bytes], object],
     *,
@@ -111,7 +112,9 @@ class _Job:
         given = keyword_options(options, Options.__annotations__)
         self.options = given = {name: value for name, value in given.items() if value is not None}
         self.reporter = reporter
-        self.generator: Generator | None = model if isinstance(model, Generator) else getattr(model, "generator", None)
+        self.generator: TextGenerator | None = (
+            model if isinstance(model, TextGenerator) else getattr(model, "generator", None)
+        )
         self.model: Any = model if self.generator else str(model)
         self.input = None if str(input) == "-" else Path(input)
         self.name = "stdin" if self.input is None else str(input)
@@ -145,6 +148,9 @@ class _Job:
                 raise UsageError(f"{needs} output file (--output).")
             if given.get(name) and name != "restart" and not self.is_file:
                 raise UsageError(f"{needs} input file that can be read twice: {self.name} is not one.")
+        if "verify_parity" in given and (given.get("endpoint") or given.get("backend") == "endpoint"):
+            message = "The endpoint backend cannot honour --verify-parity."
+            raise UnsupportedOption(message, hint="No server can be made to compute exactly: leave it out.")
         if self.generator and "verify_parity" in given:
             raise UsageError("verify_parity loads the model again: it needs its name, not a loaded model.")
 
@@ -172,7 +178,7 @@ class _Job:
         if first := next(todo, None):
             llm = self._llm(found, self.loading)
             if journal:
-                journal.check(manifest.of_engine(llm.generator.backend.info))
+                journal.check(manifest.of_engine(llm.generator.info))
             waited: Iterable[Line | None] = chain([first], todo)
             if not self.is_file:
                 # The engine is not to wait for the next record with the answers to the last ones.
@@ -203,11 +209,12 @@ class _Job:
         """The template and the format; what the results depend on, as far as it is known before the weights are
         loaded."""
         if self.generator:
-            source, backend, tokenizer = self.generator.source, self.generator.backend.name, self.generator.tokenizer
+            source, backend, tokenizer = self.generator.source, self.generator.info.name, self.generator.tokenizer
         else:
             assert found
-            source, backend = found.source, found.choice.name
-            tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
+            source, backend, tokenizer = found.source, found.choice.name, None
+            if isinstance(source, ModelSource):
+                tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
         given: dict[str, Any] = {name: self.options.get(name) for name in ("system", "variables", "chat_template_name")}
         template = prompt_template(tokenizer, source.reference, self.template, **given)
         if form == "openai" and self.template and template.template.kind not in ("chat", "raw"):
@@ -230,7 +237,7 @@ class _Job:
 
         if found:
             return HFPipe(generator=loaded.result())
-        llm: HFPipe = HFPipe(generator=self.model) if isinstance(self.model, Generator) else self.model
+        llm: HFPipe = HFPipe(generator=self.model) if isinstance(self.model, TextGenerator) else self.model
         return llm
 
     def _progress(self, lines: Lines, journal: Journal | None) -> Callable[[], None]:

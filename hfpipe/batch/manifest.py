@@ -22,7 +22,7 @@ from hfpipe.errors import HFPipeError
 from hfpipe.sampling import resolve_sampling, setting
 from hfpipe.store import identity
 from hfpipe.text.templates import PromptTemplate
-from hfpipe.types import BackendInfo, GenerationOptions, LoadOptions, ModelSource
+from hfpipe.types import BackendInfo, GenerationOptions, HostedModel, LoadOptions, ModelSource
 
 ENTRY = 8
 RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
@@ -35,16 +35,21 @@ _OF_LOADING = ("device_map", "model_kwargs", "exact")
 
 
 def used(
-    source: ModelSource, backend: str, template: PromptTemplate, options: GenerationOptions, loading: LoadOptions
+    source: ModelSource | HostedModel,
+    backend: str,
+    template: PromptTemplate,
+    options: GenerationOptions,
+    loading: LoadOptions,
 ) -> dict[str, Any]:
     """What the results depend on, as it is used and not as it was asked for: an option that is left out is equal to
     one that says what happens without it."""
     preferred = source.generation_config
+    where = {"identity": identity(source.folder)} if isinstance(source, ModelSource) else {"url": source.url}
     # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
     sampling = replace(options, top_p=options.top_p or 1.0)
     return {
         "hfpipe_version": metadata.version("hfpipe"),
-        "model": {"identity": identity(source.folder), "reference": source.reference},
+        "model": {**where, "reference": source.reference},
         "backend": backend,
         "engine_versions": backends.versions(backend),
         "template": template.text,

@@ -113,6 +113,10 @@ OF_LOADING: dict[str, Any] = {
     "trust_remote_code": _loading("--trust-remote-code", "Run Python code that comes with the model."),
     "allow_pickle": _loading("--allow-pickle", "Load pickled weights, which can run code."),
     "exact": _loading("--exact", "Compute in float32, so that an answer depends only on its prompt and options."),
+    "endpoint": _loading(
+        "--endpoint URL", "A server of the OpenAI protocol that runs MODEL. Default: the Hub's providers."
+    ),
+    "timeout": _loading("--timeout S", "The most seconds that an answer of an endpoint may take. Default: 600."),
 }
 _GENERATION: dict[str, Any] = {
     "max_tokens": _generation(

@@ -16,11 +16,11 @@ from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, tell
 from hfpipe.errors import UsageError
-from hfpipe.text.templates import PromptTemplate, Template, parse_template, prompt_template
+from hfpipe.text.templates import Conversation, PromptTemplate, Template, parse_template, prompt_template
 from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
 
 if TYPE_CHECKING:
-    from hfpipe.generator import Generator
+    from hfpipe.generator import TextGenerator
 
 _AS_IN = 'Give one, as in: hfpipe run smollm2 "What is EEG?"'
 
@@ -60,16 +60,20 @@ def run(
     from hfpipe.langchain import Recorder
 
     used = prompt_template(llm.generator.tokenizer, reference, parsed, system, variables, chat_template_name)
-    text = used.fill(_as_variable(text, used.template, variables))
+    values = {**variables, **_as_variable(text, used.template, variables)}
+    filled = used.fill(values)
     if show_prompt:
-        tell(text)
+        tell(filled)
+    asked: dict[str, Any] = {"template": "raw", "add_special_tokens": used.add_special_tokens}
+    if isinstance(filled, Conversation):
+        # A server gets messages, and not the text that they make.
+        filled = values.pop("prompt")
+        asked = {"template": "chat", "system": system, "variables": values}
     recorder = Recorder()
     streams = not (json or no_stream)
     written = []
     with answer:
-        for part in llm.stream(
-            text, {"callbacks": [recorder]}, template="raw", add_special_tokens=used.add_special_tokens
-        ):
+        for part in llm.stream(filled, {"callbacks": [recorder]}, **asked):
             written.append(part)
             if streams:
                 answer.write(part)
@@ -142,13 +146,13 @@ def _utf8(data: bytes, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8 text: byte {data[error.start]:#x} at {error.start:,}.") from error
 
 
-def _why_cut(usage: Mapping[str, int], context_length: int | None) -> str:
-    if usage["total_tokens"] == context_length:
+def _why_cut(usage: Mapping[str, int] | None, context_length: int | None) -> str:
+    if usage and usage["total_tokens"] == context_length:
         return f"[stopped: the context of {context_length} tokens is full]"
-    return f"[stopped at {usage['completion_tokens']} tokens; -n raises it]"
+    return f"[stopped at {usage['completion_tokens'] if usage else 'the most'} tokens; -n raises it]"
 
 
-def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
+def report(generator: TextGenerator, info: Mapping[str, Any]) -> dict[str, Any]:
     """One flat account of an answer. Times in seconds (`_s`) or milliseconds (`_ms`), rates in tokens a second.
 
     `load_s` is finding and loading the model; `ttft_ms` runs from the prompt's tokenizing to the first token;
@@ -157,13 +161,13 @@ def report(generator: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     # It needs psutil, which takes long.
     from hfpipe.machine import peak_memory
 
-    usage = Usage(info["usage"]["prompt_tokens"], info["usage"]["completion_tokens"])
-    timing = Timing(**info["timing"])
-    prefill, decode = timing.prefill_tps(usage), timing.decode_tps(usage)
-    backend = generator.backend.info
+    counts, timing = info.get("usage"), Timing(**info["timing"])
+    usage = counts and Usage(counts["prompt_tokens"], counts["completion_tokens"])
+    prefill, decode = (timing.prefill_tps(usage), timing.decode_tps(usage)) if usage else (None, None)
+    backend = generator.info
     return {
         "finish_reason": info["finish_reason"],
-        "usage": info["usage"],
+        "usage": counts,
         "seed": info.get("seed"),
         "model": generator.source.reference,
         "backend": backend.name,
@@ -186,17 +190,27 @@ def as_rows(measured: Mapping[str, Any]) -> dict[str, str]:
     prefill, decode = (
         f", {rate} a second" if (rate := measured[f"{part}_tps"]) else "" for part in ("prefill", "decode")
     )
+    counts = {
+        name: f"{usage[f'{name}_tokens']} tokens" if usage else "not counted by the server"
+        for name in ("prompt", "completion")
+    }
     return {
         "backend": f"{measured['backend']} ({measured['why']})",
         "runs on": f"{measured['device']}, {measured['dtype']}{detail}",
         "load": f"{measured['load_s']:.2f} s",
         "first token": f"{measured['ttft_ms']:.0f} ms, {measured['cold_ttft_s']:.2f} s after the process started",
-        "prompt": f"{usage['prompt_tokens']} tokens{prefill}",
-        "completion": f"{usage['completion_tokens']} tokens{decode}",
+        "prompt": counts["prompt"] + prefill,
+        "completion": counts["completion"] + decode,
         "finish reason": measured["finish_reason"],
-        "seed": "none, greedy" if measured["seed"] is None else str(measured["seed"]),
+        "seed": _seed(measured),
         "peak memory": f"{measured['peak_rss_mb']:.0f} MB",
     }
+
+
+def _seed(measured: Mapping[str, Any]) -> str:
+    if measured["seed"] is not None:
+        return str(measured["seed"])
+    return "none was sent" if measured["backend"] == "endpoint" else "none, greedy"
 
 
 def _process_age() -> float:

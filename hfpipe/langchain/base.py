@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self, Unpack
 
 from hfpipe.errors import BackendError, HFPipeError, UsageError
-from hfpipe.generator import FailedRequest, Generator, open_generator
+from hfpipe.generator import FailedRequest, TextGenerator, open_generator
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -72,7 +72,7 @@ class LoadedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     model: str
-    generator: Generator = Field(exclude=True, repr=False)
+    generator: TextGenerator = Field(exclude=True, repr=False)
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -92,7 +92,7 @@ class LoadedModel(BaseModel):
     _begins: ClassVar[str]
 
     def __init__(
-        self, model: str | Path | None = None, *, generator: Generator | None = None, **options: Unpack[Options]
+        self, model: str | Path | None = None, *, generator: TextGenerator | None = None, **options: Unpack[Options]
     ) -> None:
         given = _checked_generation(cast("dict[str, Any]", options), {*_LOADING, *type(self).model_fields})
         loading = {name: given.pop(name) for name in _LOADING & given.keys()}
@@ -108,7 +108,10 @@ class LoadedModel(BaseModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of `text` with the model's own tokenizer, so that get_num_tokens is right."""
-        return list(self.generator.tokenizer.encode(text, add_special_tokens=False))
+        tokenizer = self.generator.tokenizer
+        if tokenizer is None:
+            raise UsageError("Only the server of an endpoint can count tokens.", hint="Use the usage of its answers.")
+        return list(tokenizer.encode(text, add_special_tokens=False))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy that shares the loaded model."""
@@ -217,7 +220,7 @@ class LoadedModel(BaseModel):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """What a cache of answers must tell apart."""
-        info = self.generator.backend.info
+        info = self.generator.info
         engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
         return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(_OF_A_CALL)}}
 
@@ -286,8 +289,9 @@ def generation_info(answer: TextEvent) -> dict[str, Any]:
     info: dict[str, Any] = {"finish_reason": answer.finish_reason}
     if answer.seed is not None:
         info["seed"] = answer.seed
-    if answer.usage is not None and answer.timing is not None:
+    if answer.usage is not None:
         info["usage"] = {**asdict(answer.usage), "total_tokens": answer.usage.total_tokens}
+    if answer.timing is not None:
         info["timing"] = asdict(answer.timing)
     return info
 

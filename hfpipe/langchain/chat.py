@@ -15,7 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from typing_extensions import Unpack, override
 
 from hfpipe.errors import UsageError
-from hfpipe.generator import Generator
+from hfpipe.generator import TextGenerator
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.llm import HFPipe
 from hfpipe.types import Completion, TextEvent
@@ -57,7 +57,7 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
         model: str | Path | None = None,
         *,
         llm: HFPipe | None = None,
-        generator: Generator | None = None,
+        generator: TextGenerator | None = None,
         **options: Unpack[Options],
     ) -> None:
         if llm is not None:

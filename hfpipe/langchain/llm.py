@@ -12,7 +12,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from typing_extensions import Self, Unpack, override
 
 from hfpipe.errors import UsageError
-from hfpipe.generator import Generator, wrap_pipeline
+from hfpipe.generator import TextGenerator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.types import Completion, TextEvent
 
@@ -61,7 +61,7 @@ class HFPipe(LoadedModel, BaseLLM):
         model: str | Path | None = None,
         *,
         pipeline: Pipeline | None = None,
-        generator: Generator | None = None,
+        generator: TextGenerator | None = None,
         **options: Unpack[Options],
     ) -> None:
         if pipeline is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.errors import MissingVariable, TemplateError, UsageError, nearest
+from hfpipe.errors import MissingVariable, TemplateError, UnsupportedOption, UsageError, nearest
 
 if TYPE_CHECKING:
     from hfpipe.text.chat import ChatTemplate
@@ -54,6 +54,30 @@ class Template:
         return left[0] if left else None
 
 
+class Conversation(str):
+    """A prompt that a server puts into its own chat template: `messages`, and `variables` of that template. As text it
+    is the JSON of the messages."""
+
+    messages: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+
+    def __new__(cls, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Conversation:
+        made = super().__new__(cls, json.dumps(messages, ensure_ascii=False))
+        made.messages, made.variables = messages, variables
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTemplate:
+    """In the place of a ChatTemplate that only a server has. Which `variables` it knows is for the server to say."""
+
+    variables: Collection[str]
+    source: str = "the server's chat template"
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> Conversation:
+        return Conversation(messages, extra)
+
+
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
     """A template as one model fills it (made by `prompt_template`).
@@ -65,7 +89,7 @@ class PromptTemplate:
 
     template: Template
     model: str
-    chat: ChatTemplate | None = None
+    chat: ChatTemplate | ServerTemplate | None = None
     system: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     # Whether the tokenizer adds its own to what `fill` returns; a chat template holds them already.
@@ -134,20 +158,27 @@ class PromptTemplate:
 
 
 def prompt_template(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     model: str,
     template: str | Template | None = None,
     system: str | None = None,
     variables: Mapping[str, Any] | None = None,
     chat_template_name: str | None = None,
 ) -> PromptTemplate:
-    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa.
+    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa. Where
+    a server has the tokenizer and the chat template, the `tokenizer` is None.
 
     Raises TemplateError where the model has no such chat template, or several and none was named; UsageError for a
     `system` message where it has no place.
     """
     if isinstance(template, str):
         template = parse_template(template)
+    if tokenizer is None:
+        if chat_template_name is not None:
+            message = "The endpoint backend cannot honour --chat-template-name: the server chooses its chat template."
+            raise UnsupportedOption(message, hint="Leave it out.")
+        chat_of_server = ServerTemplate(variables or ())
+        return PromptTemplate(template or parse_template("chat"), model, chat_of_server, system, variables or {})
     sources, name = tokenizer.chat_templates, chat_template_name
     known = ", ".join(sources) or "none"
     if name is not None and name not in sources:

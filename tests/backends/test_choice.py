@@ -19,6 +19,12 @@ SET = {
     "attn": "eager",
     "ov_config": {"NUM_STREAMS": 1},
     "model_kwargs": {"attn_implementation": "eager"},
+    "revision": "main",
+    "trust_remote_code": True,
+    "allow_pickle": True,
+    "exact": True,
+    "endpoint": "http://127.0.0.1:8000",
+    "timeout": 5,
 }
 
 
@@ -51,21 +57,22 @@ def test_an_unknown_name_lists_the_known(call):
 @pytest.mark.parametrize("option", SET)
 def test_every_option_is_honoured_or_refused(name, option):
     options = LoadOptions(**{option: SET[option]})
-    if option in backends.BACKENDS[name].honours:
+    spec = backends.BACKENDS[name]
+    if option in spec.honours | spec.common:
         backends.check_options(name, options)
         return
     flag = {"model_kwargs": "--model-kwarg"}.get(option, "--" + option.replace("_", "-"))
     with pytest.raises(UnsupportedOption, match=f"The {name} backend cannot honour {flag}") as raised:
         backends.load(name, source(), options)
-    able = [other for other, spec in backends.BACKENDS.items() if option in spec.honours]
+    able = [other for other, spec in backends.BACKENDS.items() if option in spec.honours | spec.common]
     assert raised.value.hint == f"It belongs to --backend {' or '.join(able)}."
 
 
 def test_an_option_is_never_forgotten():
-    """A new field of LoadOptions is common to all backends, or honoured by one at least."""
-    honoured = frozenset().union(*(spec.honours for spec in backends.BACKENDS.values()))
-    assert {field.name for field in fields(LoadOptions)} == honoured | backends._COMMON
-    assert set(SET) == honoured
+    """A new field of LoadOptions is honoured by one backend at least, and refused by another or known to all."""
+    honoured = [spec.honours | spec.common for spec in backends.BACKENDS.values()]
+    assert {field.name for field in fields(LoadOptions)} == frozenset().union(*honoured)
+    assert set(SET) == frozenset().union(*honoured) - frozenset.intersection(*honoured)
 
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
@@ -147,7 +154,7 @@ def test_a_backend_of_another_package(parrot):
         backends.choose("parrot", "openvino")
     with pytest.raises(UnsupportedOption, match="parrot backend cannot honour --dtype"):
         backends.load("parrot", source(), LoadOptions(dtype="float32"))
-    with pytest.raises(UsageError, match="known are auto, torch, openvino, echo, parrot, broken") as raised:
+    with pytest.raises(UsageError, match="known are auto, torch, openvino, echo, endpoint, parrot, broken") as raised:
         backends.spec("parot")
     assert raised.value.hint == "Did you mean 'parrot'?"
     with pytest.raises(BackendError, match="broken backend needs the package hfpipe_parrot_missing"):

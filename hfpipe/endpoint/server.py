@@ -1,0 +1,329 @@
+"""A server by HTTP: where it is, the token that it gets, retries, deadlines, and its failures in words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncGenerator, Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+import httpx
+
+from hfpipe.endpoint.protocol import CHAT, DONE, EventReader, Part, message_of, part, schema_properties
+from hfpipe.errors import (
+    AccessDenied,
+    BackendError,
+    ContextLengthError,
+    HFPipeError,
+    ModelNotFound,
+    UsageError,
+    nearest,
+)
+
+# Where huggingface_hub's InferenceClient sends conversations, and the Hub chooses among the providers of a model.
+HUB = "https://router.huggingface.co/v1"
+TOKEN = "HFPIPE_ENDPOINT_TOKEN"
+_HUB_TOKEN = "HF_TOKEN"
+# These get the token of the Hub.
+_OF_THE_HUB = re.compile(r"(.+\.)?(huggingface\.co|endpoints\.huggingface\.cloud)")
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
+_CONNECT_S, _BETWEEN_BYTES_S = 10.0, 120.0
+_ATTEMPTS, _FIRST_PAUSE_S = 5, 0.5
+_TOO_MANY = 429
+_DENIED = (401, 403)
+# Of an answer that is an error: the bytes that are read, and the characters that are shown.
+_READ, _SHOWN = 65_536, 300
+_LISTED = 8
+_TOO_LONG = re.compile(
+    "context_length_exceeded|context length|context window|maximum context|too many tokens", re.IGNORECASE
+)
+
+
+class Secret:
+    """A token, which no repr and no traceback shows."""
+
+    __slots__ = ("_value", "name")
+
+    def __init__(self, value: str, name: str) -> None:
+        if not (value.isascii() and value.isprintable() and " " not in value):
+            raise UsageError(f"The token in {name} has characters that no token has.", hint="Set it anew.")
+        self._value, self.name = value, name
+
+    def __repr__(self) -> str:
+        return f"<the token in {self.name}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A token is not pickled.")
+
+    def authorize(self, request: httpx.Request) -> httpx.Request:
+        """For httpx, as auth."""
+        request.headers["Authorization"] = f"Bearer {self._value}"
+        return request
+
+    def hide(self, text: str) -> str:
+        return text.replace(self._value, "***")
+
+
+class Unavailable(BackendError):
+    """The server may answer if it is asked again, after `wait_s` where it says when."""
+
+    def __init__(self, message: str, *, hint: str | None = None, wait_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.wait_s = wait_s
+
+
+class Address:
+    """The URL of a server as the user gave it, None for the providers of the Hub. `shown` has no query, which may hold
+    a secret.
+
+    It may end in /v1, in the path of a request, or in the name of the server. Raises UsageError.
+    """
+
+    def __init__(self, given: str | None) -> None:
+        try:
+            parts = urlsplit((given or HUB).strip())
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            valid = False
+        if not valid:
+            hint = "It looks like https://host/v1 or http://127.0.0.1:8000/v1."
+            raise UsageError("--endpoint is not the URL of a server.", hint=hint)
+        if parts.username is not None or parts.password is not None:
+            hint = f"Set the token as {TOKEN}, where no list of processes shows it."
+            raise UsageError("--endpoint must not have a user or a password in its URL.", hint=hint)
+        path = re.sub(r"/+(chat/)?completions$", "", parts.path.rstrip("/")).rstrip("/")
+        self._parts: SplitResult = parts._replace(path=path or "/v1", fragment="")
+        self.host = str(parts.hostname)
+        self.is_hub = given is None
+        self.is_encrypted = parts.scheme == "https"
+        self.is_loopback = bool(_LOOPBACK.fullmatch(self.host))
+
+    @property
+    def shown(self) -> str:
+        return urlunsplit(self._parts._replace(query=""))
+
+    def of(self, path: str) -> str:
+        """The URL of a request; a path that begins with / is the server's, whatever the prefix is."""
+        base = self._parts.path
+        return urlunsplit(self._parts._replace(path=path if path.startswith("/") else f"{base}/{path}"))
+
+    def token(self) -> Secret | None:
+        """From the environment, or for a server of Hugging Face also from where `hf auth login` keeps it. Raises
+        UsageError where it would be read on its way."""
+        secret = None
+        if not self.is_hub and (own := os.environ.get(TOKEN, "").strip()):
+            secret = Secret(own, TOKEN)
+        elif self.is_hub or _OF_THE_HUB.fullmatch(self.host):
+            from huggingface_hub import constants, get_token
+
+            if value := get_token():
+                secret = Secret(value, _HUB_TOKEN if os.environ.get(_HUB_TOKEN) else constants.HF_TOKEN_PATH)
+        if secret and not (self.is_encrypted or self.is_loopback):
+            message = f"The token in {secret.name} would go to {self.host} unencrypted."
+            raise UsageError(message, hint=f"Use https:// in --endpoint, or unset {secret.name}.")
+        return secret
+
+
+class Server:
+    """Requests to one server over one pool of connections, for one event loop. A request is tried again while nothing
+    of its answer has come; all of it is bounded by the caller."""
+
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self.address = address
+        self.name = "The Hub" if address.is_hub else address.shown
+        self.token = address.token()
+        self._idle_s, self._timeout_s = min(_BETWEEN_BYTES_S, timeout_s), timeout_s
+        times = httpx.Timeout(self._idle_s, connect=min(_CONNECT_S, timeout_s), pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A redirect is an error: what is asked, and the token, go nowhere else. Compressed text would come in blocks.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "hfpipe"}
+        auth = self.token.authorize if self.token else None
+        try:
+            self._client = httpx.AsyncClient(
+                timeout=times,
+                limits=limits,
+                headers=headers,
+                auth=auth,
+                # What is meant for this machine goes through no proxy.
+                trust_env=address.is_encrypted or not address.is_loopback,
+            )
+        except (OSError, ValueError, httpx.InvalidURL, ssl.SSLError) as error:
+            hint = "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE."
+            raise BackendError(
+                f"{self.name} cannot be asked with the proxies and certificates as set.", hint=hint
+            ) from error
+        self._takes: dict[str, frozenset[str]] = {}
+
+    async def parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
+        """What is posted to `path` answered, up to its end or where it breaks off. Raises an HFPipeError."""
+        response = await self._begun(path, body)
+        reader = EventReader()
+        try:
+            async for data in response.aiter_bytes():
+                for event in reader.feed(data):
+                    if event == DONE:
+                        return
+                    yield part(event)
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        except BackendError as error:
+            hint = "The server may not speak the OpenAI protocol, or its log says what failed."
+            raise BackendError(f"{self.name} sent {self._line(error.message)}.", hint=hint) from None
+        finally:
+            await response.aclose()
+
+    async def takes(self, path: str) -> frozenset[str]:
+        """What a request may hold, by the server's openapi.json; nothing where it has none."""
+        if path not in self._takes:
+            self._takes[path] = schema_properties(await self._get("/openapi.json"), path)
+        return self._takes[path]
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _begun(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """A response that is a stream of events, asked for again where the server may answer later, and in time."""
+        end = time.monotonic() + self._timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._post(path, body)
+            except Unavailable as error:
+                pause_s = error.wait_s
+                if pause_s is None:
+                    # Of all who were refused together, not all ask again together.
+                    pause_s = random.uniform(0.5, 1.5) * _FIRST_PAUSE_S * 2 ** (attempt - 1)
+                if attempt == _ATTEMPTS or time.monotonic() + pause_s > end:
+                    raise
+            await asyncio.sleep(pause_s)
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """A response that is a stream of events."""
+        try:
+            # json.dumps of httpx refuses half a surrogate pair, which JSON may hold.
+            content = json.dumps(body).encode()
+            headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+            request = self._client.build_request("POST", self.address.of(path), content=content, headers=headers)
+            response = await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if response.status_code == httpx.codes.OK and kind == "text/event-stream":
+            return response
+        try:
+            raise await self._refused(response, kind, path, str(body["model"]))
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        finally:
+            await response.aclose()
+
+    async def _refused(self, response: httpx.Response, kind: str, path: str, model: str) -> HFPipeError:
+        """Why a response is not the answer."""
+        status, data = response.status_code, b""
+        async for piece in response.aiter_bytes():
+            data += piece
+            if len(data) > _READ:
+                break
+        if status == httpx.codes.OK:
+            what = "a web page" if kind == "text/html" else kind or "something without a type"
+            hint = "Check the URL: that of an OpenAI server mostly ends in /v1."
+            return BackendError(f"{self.name} answered with {what}, not with a stream of events.", hint=hint)
+        said = "" if kind == "text/html" else self._line(message_of(_json(data)) or data.decode("utf-8", "replace"))
+        message = f"{self.name} answered {status} {response.reason_phrase}".rstrip() + (f": {said}" if said else ".")
+        if response.is_redirect:
+            target = urlsplit(response.headers.get("Location", ""))
+            place = urlunsplit((target.scheme, target.netloc.rpartition("@")[2], target.path, "", ""))
+            hint = f"Nothing is sent there unasked. If it is right, give it as --endpoint: {self._line(place)}"
+            return BackendError(f"{self.name} redirects to another place ({status}).", hint=hint)
+        if status in _DENIED:
+            return AccessDenied(message, hint=self._about_token())
+        if status == httpx.codes.NOT_FOUND:
+            return await self._not_found(message, path, model)
+        if status == _TOO_MANY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            hint = "Try again later; the server's log may say more."
+            if status == _TOO_MANY:
+                hint = "Try again later, or ask for less at once (--batch-size)."
+            return Unavailable(message, hint=hint, wait_s=_seconds(response.headers.get("Retry-After")))
+        if _TOO_LONG.search(data.decode("utf-8", "replace")):
+            hint = "Shorten the prompt, ask for fewer tokens (-n), or choose a model with a longer context."
+            return ContextLengthError(message, hint=hint)
+        return BackendError(message, hint="The server does not take this request: leave out what it names.")
+
+    def _about_token(self) -> str:
+        if self.address.is_hub or _OF_THE_HUB.fullmatch(self.address.host):
+            where = "make one at https://huggingface.co/settings/tokens, then `hf auth login` or HF_TOKEN"
+        else:
+            where = f"the server's operator has one; set it as {TOKEN}"
+        return f"{self.token.name} was sent: check it, or {where}." if self.token else f"No token was sent: {where}."
+
+    async def _not_found(self, message: str, path: str, model: str) -> HFPipeError:
+        """Whether it is the model or the place that does not exist, by the models that the server lists."""
+        match await self._get("models"):
+            case {"data": list(models)}:
+                known = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
+            case _:
+                return BackendError(message, hint="Check the URL: that of an OpenAI server mostly ends in /v1.")
+        if model in known and path != CHAT:
+            return BackendError(message, hint="The server may take conversations only: use --template chat.")
+        if model in known:
+            return BackendError(message, hint="The server has this model; its log may say what failed.")
+        more = f", and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""
+        listed = self._line(f"It has: {', '.join(known[:_LISTED]) or 'none'}{more}.")
+        hint = self._line(nearest(model, known) or "") or listed
+        return ModelNotFound(f"{self.name} has no model {model!r}.", hint=hint)
+
+    async def _get(self, path: str) -> Any:
+        """The JSON at a path; None where there is none."""
+        try:
+            response = await self._client.get(self.address.of(path))
+        except httpx.HTTPError:
+            return None
+        return _json(response.content) if response.status_code == httpx.codes.OK else None
+
+    def _broken(self, error: httpx.HTTPError) -> BackendError:
+        reason = self._line(str(error)) or type(error).__name__
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+            hint = "Check the URL, and whether the server runs and can be reached from here."
+            return Unavailable(f"{self.name} cannot be reached: {reason}", hint=hint)
+        if isinstance(error, httpx.TimeoutException):
+            hint = "The server may be overloaded: its log may say more."
+            return BackendError(f"{self.name} sent nothing for {self._idle_s:g} s.", hint=hint)
+        hint = "Run it again; the server's log may say why."
+        return Unavailable(f"{self.name} broke off: {reason}", hint=hint)
+
+    def _line(self, text: str) -> str:
+        """What a server says, in a bounded line and without the token."""
+        line = " ".join((self.token.hide(text) if self.token else text).split())
+        return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+def _seconds(header: str | None) -> float | None:
+    """Of Retry-After: a number, or a date."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
