@@ -20,6 +20,7 @@ from hfpipe.models.folder import context_length
 from hfpipe.process import start_thread
 from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting, stop_strings
 from hfpipe.text.decoder import IncrementalDecoder, StopScanner
+from hfpipe.text.tasks import PromptEncoder, for_task
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
     BackendInfo,
@@ -63,6 +64,9 @@ class TextGenerator(AbstractContextManager["TextGenerator"]):
     info: BackendInfo
     why: str
     load_s: float
+    # What goes before each prompt, and what the answers of an encoder-decoder model begin with.
+    prefix: str = ""
+    decoder_ids: tuple[int, ...] = ()
 
     @abstractmethod
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
@@ -102,6 +106,8 @@ class Generator(TextGenerator):
         self.info = backend.info
         self.tokenizer = tokenizer
         self.source = source
+        self.encoder = PromptEncoder(tokenizer, source)
+        self.prefix, self.decoder_ids = self.encoder.prefix, self.encoder.decoder_ids
         self.why = why
         self.load_s = load_s
         config = source.config
@@ -125,28 +131,31 @@ class Generator(TextGenerator):
         """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
         if isinstance(request, FailedRequest):
             raise request.error
-        options, preferred, limit = request.options, self.source.generation_config, self.source.context_length or 2**31
+        source, options = self.source, request.options
+        preferred, limit = source.generation_config, source.context_length or 2**31
+        # A decoder-only model needs room for an answer; another has as much again for it.
+        most = limit if source.is_encoder_decoder else limit - 1
         token_ids: tuple[int, ...] = ()
         about, beyond = "at least ", max(_LONG, _PER_TOKEN * limit)
         if len(request.prompt) > beyond:
             # Without the last spaces: a token that follows may swallow them.
-            token_ids = self.tokenizer.encode(request.prompt[:beyond].rstrip(), False)
-        if len(token_ids) < limit:
-            token_ids, about = self.tokenizer.encode(request.prompt, request.add_special_tokens), ""
+            token_ids = self.encoder.encode(request.prompt[:beyond].rstrip(), False)
+        if len(token_ids) <= most:
+            token_ids, about = self.encoder.encode(request.prompt, request.add_special_tokens), ""
         if not request.prompt or not token_ids:
             raise UsageError("The prompt is empty.")
-        if len(token_ids) >= limit:
+        if len(token_ids) > most:
             raise ContextLengthError(
-                f"The prompt has {about}{len(token_ids)} tokens, and the context of {self.source.reference} "
-                f"is {limit}.",
+                f"The prompt has {about}{len(token_ids)} tokens, and the context of {source.reference} is {limit}.",
                 hint="Shorten the prompt, or choose a model with a longer context.",
             )
         return TokenRequest(
             request_id,
             token_ids,
-            min(int(setting("max_tokens", options, preferred)), limit - len(token_ids)),
+            min(int(setting("max_tokens", options, preferred)), limit - len(self.decoder_ids or token_ids)),
             self._ends | self._special_stops(options.stop) if options.stop else self._ends,
             resolve_sampling(options, preferred),
+            self.decoder_ids,
         )
 
     def close(self) -> None:
@@ -165,7 +174,7 @@ class Generator(TextGenerator):
                 tokens = self.prepare(request, number)
             except HFPipeError as error:
                 tokens, refused = TokenRequest(number, (), 1), error
-            decoder = IncrementalDecoder(self.tokenizer, tokens.token_ids)
+            decoder = IncrementalDecoder(self.tokenizer, tokens.decoder_ids or tokens.token_ids)
             stops = (*request.options.stop, *self._stops)
             scanner = StopScanner(stops) if stops else None
             answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused)
@@ -241,6 +250,7 @@ def find_model(reference: str, options: LoadOptions, reporter: Reporter | None =
             import_module("hfpipe.endpoint").find(reference, options), backends.Choice("endpoint", "asked for"), start
         )
     source = models.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
+    source = for_task(source, options)
     choice = backends.choose(options.backend, source.format)
     backends.check_options(choice.name, options)
     return Found(source, choice, start)
@@ -254,7 +264,7 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
         hosted: TextGenerator = import_module("hfpipe.endpoint").Endpoint(source, options, why=why, load_s=load_s)
         return hosted
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
-    for ignored in not_applied(source.generation_config):
+    for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
     backend = backends.load(found.choice.name, source, options, reporter)
     return Generator(backend, tokenizer, source, why=found.choice.why, load_s=time.perf_counter() - found.start)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from hfpipe.types import DEFAULT_MAX_TOKENS, GenerationOptions, Sampling
+from typing_extensions import Self
+
+from hfpipe.types import DEFAULT_MAX_TOKENS, GenerationOptions, Sampling, TokenRequest
 
 # Keys of generation_config.json that change what is generated and that hfpipe does not apply, with the value at which
 # they change nothing.
@@ -56,13 +59,51 @@ def resolve_sampling(options: GenerationOptions, preferred: Mapping[str, Any]) -
     )
 
 
-def not_applied(preferred: Mapping[str, Any]) -> list[str]:
+def not_applied(preferred: Mapping[str, Any], *, encoder_decoder: bool = False) -> list[str]:
     """The settings of generation_config.json that would change the answer and are not applied."""
+    applied = {"forced_bos_token_id", *(field.name for field in fields(Rules))} if encoder_decoder else set[str]()
     return [
         f"{key}={preferred[key]}"
         for key, neutral in _NOT_APPLIED.items()
-        if preferred.get(key) is not None and preferred[key] != neutral
+        if preferred.get(key) is not None and preferred[key] != neutral and key not in applied
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the generation_config.json of an encoder-decoder model forbids and forces, by its names and with the meaning
+    that transformers gives them. Lengths count what the decoder begins with."""
+
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int = 0
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_eos_token_id: int | None = None
+
+    @classmethod
+    def of(cls, preferred: Mapping[str, Any]) -> Self:
+        return cls(**{field.name: value for field in fields(cls) if (value := preferred.get(field.name)) is not None})
+
+    def banned(self, request: TokenRequest, token_ids: Sequence[int]) -> set[int]:
+        """The tokens that may not follow `token_ids`, which are the answer so far."""
+        whole, ends = (*request.decoder_ids, *token_ids), request.eos_token_ids
+        banned = {*self.suppress_tokens, *(() if token_ids else self.begin_suppress_tokens)}
+        for words in self.bad_words_ids:
+            *before, last = words
+            if (before or last not in ends) and whole[len(whole) - len(before) :] == tuple(before):
+                banned.add(last)
+        # The first token that a decoder begins with is none that was generated.
+        if len(whole) < max(self.min_length, self.min_new_tokens and 1 + self.min_new_tokens):
+            banned |= ends
+        for size, text in ((self.no_repeat_ngram_size, whole), (self.encoder_no_repeat_ngram_size, request.token_ids)):
+            if 0 < size <= len(whole) + 1:
+                ngram = whole[len(whole) - size + 1 :]
+                starts = range(len(text) - size + 1)
+                banned.update(text[start + size - 1] for start in starts if text[start : start + size - 1] == ngram)
+        return banned
 
 
 def end_token_ids(*configs: Mapping[str, Any]) -> frozenset[int]:

@@ -60,6 +60,8 @@ class Config(AnyObject):
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     text_config: Config | None = None
+    decoder_start_token_id: _Count = None
+    task_specific_params: dict[str, dict[str, Any]] | None = None
 
 
 class GenerationConfig(AnyObject):
@@ -74,6 +76,17 @@ class GenerationConfig(AnyObject):
     top_k: _Count = None
     min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    decoder_start_token_id: _Count = None
+    forced_bos_token_id: _Count = None
+    forced_eos_token_id: _Count = None
+    bad_words_ids: list[Annotated[list[_TokenId], Field(min_length=1)]] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    max_length: _Count = None
+    min_length: _Count = None
+    min_new_tokens: _Count = None
+    no_repeat_ngram_size: _Count = None
+    encoder_no_repeat_ngram_size: _Count = None
     stop_strings: Annotated[list[Annotated[str, Field(min_length=1)]], _ONE_OR_MORE] | None = None
 
 

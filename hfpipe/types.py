@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -16,6 +17,9 @@ ModelFormat = Literal["transformers", "openvino"]
 Unit = Literal["bytes", "steps", "records"]
 
 DEFAULT_MAX_TOKENS = 256
+TASKS = ("text-generation", "text2text-generation", "summarization", "translation")
+# The task of one direction, as transformers has named it and T5's config.json does.
+DIRECTION = re.compile(r"translation_(\w+)_to_(\w+)")
 _KINDS = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -42,11 +46,23 @@ class Silent:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What a model does. `prefix` goes before each prompt; the languages are those of a translation where the model
+    can choose, by its own names or the beginnings of them."""
+
+    name: str = "text-generation"
+    prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model in a local folder, ready to be loaded.
 
     `reference` is what the user wrote; `revision` a commit hash where it is known; `config` and `generation_config` are
     the files of that name, the latter may be empty; `context_length` counts tokens, None where the model sets no limit.
+    Of an encoder-decoder model, prompt and answer have that limit each.
     """
 
     reference: str
@@ -56,10 +72,26 @@ class ModelSource:
     generation_config: Mapping[str, Any]
     context_length: int | None
     revision: str | None = None
+    task: Task = Task()
 
     @property
     def is_encoder_decoder(self) -> bool:
         return bool(self.config.get("is_encoder_decoder", False))
+
+    @property
+    def decoder_start(self) -> tuple[int, ...]:
+        """What the answers of an encoder-decoder model begin with where nobody chooses a language, empty for others."""
+        if not self.is_encoder_decoder:
+            return ()
+        settings, names = (self.generation_config, self.config), ("decoder_start_token_id", "bos_token_id")
+        start = next((one[name] for name in names for one in settings if one.get(name) is not None), 0)
+        forced = self.generation_config.get("forced_bos_token_id")
+        return (start,) if forced is None else (start, forced)
+
+    @property
+    def plain_template(self) -> str:
+        """The template of prompts where there is no chat template."""
+        return "raw" if self.is_encoder_decoder else "qa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +103,8 @@ class HostedModel:
     url: str
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     context_length: int | None = None
+    task: Task = Task()
+    plain_template: str = "qa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +125,8 @@ class LoadOptions:
     ov_config: Mapping[str, Any] = field(default_factory=dict)
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -108,6 +144,8 @@ class LoadOptions:
                 "device and device_map exclude each other.",
                 hint="device_map auto lets Accelerate place the model; device names one place.",
             )
+        if self.task not in (None, *TASKS) and not DIRECTION.fullmatch(self.task or ""):
+            raise UsageError(f"hfpipe does not do --task {self.task}.", hint=f"It does {', '.join(TASKS)}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
 
@@ -192,6 +230,8 @@ class LoadFields(TypedDict, total=False):
     ov_config: Mapping[str, Any]
     model_kwargs: Mapping[str, Any]
     task: str | None
+    source_lang: str | None
+    target_lang: str | None
     revision: str | None
     trust_remote_code: bool
     allow_pickle: bool
@@ -234,13 +274,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """One prompt as token ids. Generation ends at `max_tokens`, at one of `eos_token_ids`, or by `cancel`."""
+    """One prompt as token ids. Generation ends at `max_tokens`, at one of `eos_token_ids`, or by `cancel`.
+
+    For an encoder-decoder model `token_ids` are what is encoded, and `decoder_ids` what the decoder begins with, which
+    is no part of the answer; where they are empty, it is what the model itself says.
+    """
 
     id: str
     token_ids: tuple[int, ...]
     max_tokens: int
     eos_token_ids: frozenset[int] = frozenset()
     sampling: Sampling = Sampling()
+    decoder_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,12 @@ def tiny_llama() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_seq2seq() -> Callable[[str], Path]:
+    """Transformers folders of encoder-decoder models, by their kind in tiny.SEQ2SEQ."""
+    return lambda kind: once(f"tiny-{kind}", lambda folder: tiny.seq2seq(folder, kind))
+
+
+@pytest.fixture(scope="session")
 def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
     """Both of them as hfpipe exports them for OpenVINO, in fp32."""
 

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer() -> tokenizers.Tokenizer:
+def tokenizer(special_tokens: list[str] = SPECIAL_TOKENS) -> tokenizers.Tokenizer:
     """Byte-level BPE, as GPT-2 has it; an emoji is four tokens, since the sentences hold none."""
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +38,7 @@ def tokenizer() -> tokenizers.Tokenizer:
         vocab_size=VOCABULARY,
         min_frequency=1,
         show_progress=False,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=special_tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     made.train_from_iterator(SENTENCES, trainer)
@@ -54,15 +54,18 @@ def save_tokenizer(folder: Path, *, eos_token: str, chat_template: str | None = 
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def save_model(folder: Path, config: Any, *, seed: int = 0, dtype: str = "float32") -> None:
-    """Random weights for `config`, the same for the same seed. `folder` is made where it does not stand."""
+def save_model(folder: Path, config: Any, *, seed: int = 0, dtype: str = "float32", **generation: Any) -> None:
+    """Random weights for `config`, the same for the same seed. `folder` is made where it does not stand, and
+    `generation` is in its generation_config.json."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     # The generator of the whole process, as it was before, afterwards.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model = kind.from_config(config, dtype=getattr(torch, dtype))
+    model.generation_config.update(**generation)
     model.save_pretrained(folder)
 
 
@@ -152,3 +155,94 @@ def _of_family(folder: Path, kind: str, config: dict[str, Any], seed: int) -> Pa
 def no_thread(thread: threading.Thread) -> None:
     """In the place of Thread.start, where the system starts no more of them."""
     raise RuntimeError("can't start new thread")
+
+
+# Encoder-decoder models: each with the traits of those that are known by its name.
+
+START, PAD, END, UNKNOWN = range(4)
+SEQ2SEQ_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
+_BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": 48,
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 3),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64),
+    "max_position_embeddings": 96,
+    "bos_token_id": START,
+    "pad_token_id": PAD,
+    "eos_token_id": END,
+    "decoder_start_token_id": END,
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 48,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 3,
+    "tie_word_embeddings": False,
+    "pad_token_id": PAD,
+    "eos_token_id": END,
+    "decoder_start_token_id": PAD,
+    "task_specific_params": {
+        "summarization": {"prefix": "summarize: ", "min_length": 6, "max_length": 40, "num_beams": 4},
+        "translation_en_to_de": {"prefix": "translate English to German: ", "max_length": 30},
+    },
+}
+# By model: config.json, generation_config.json, the languages, and what the tokenizer adds to a text.
+SEQ2SEQ: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
+    "t5": (_T5, {}, [], "$A </s>"),
+    "bart": (
+        _BART,
+        {"forced_bos_token_id": START, "forced_eos_token_id": END, "min_length": 9, "no_repeat_ngram_size": 2},
+        [],
+        "<s> $A </s>",
+    ),
+    "mbart": (
+        {**_BART, "scale_embedding": True, "max_position_embeddings": 1024},
+        {"forced_eos_token_id": None},
+        ["en_XX", "de_DE", "fr_XX"],
+        "$A </s> en_XX",
+    ),
+    "m2m_100": (_BART, {}, ["__en__", "__de__", "__fr__"], "__en__ $A </s>"),
+    "marian": (
+        {**_BART, "decoder_start_token_id": PAD},
+        {"bad_words_ids": [[PAD]], "forced_eos_token_id": END},
+        [],
+        "$A </s>",
+    ),
+    "pegasus": ({**_BART, "decoder_start_token_id": PAD}, {"num_beams": 4, "forced_eos_token_id": END}, [], "$A </s>"),
+}
+
+
+# Of each, weights whose answers vary.
+_SEEDS = {
+    "t5": (8, 0.5),
+    "bart": (3, 0.8),
+    "mbart": (3, 0.8),
+    "m2m_100": (1, 1.2),
+    "marian": (3, 1.2),
+    "pegasus": (4, 0.8),
+}
+
+
+def seq2seq(folder: Path, kind: str, *, spread: float | None = None) -> Path:
+    """An encoder-decoder model of a `kind` in SEQ2SEQ."""
+    from tokenizers import processors
+    from transformers import AutoConfig
+
+    config, generation, languages, added = SEQ2SEQ[kind]
+    seed, wide = _SEEDS[kind]
+    spread = wide if spread is None else spread
+    width = {"initializer_factor": spread * 10} if kind == "t5" else {"init_std": spread}
+    save_model(folder, AutoConfig.for_model(kind, **config, **width), seed=seed, **generation)
+    special = [*SEQ2SEQ_TOKENS, *languages]
+    made = tokenizer(special)
+    ids = [(token, number) for number, token in enumerate(special)]
+    made.post_processor = processors.TemplateProcessing(single=added, special_tokens=ids)
+    made.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named, "extra_special_tokens": languages})
+    )
+    return folder

@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
 from hfpipe.process import silence_openvino_telemetry
-from hfpipe.types import LoadOptions, ModelFormat, ModelSource, Reporter, Silent
+from hfpipe.types import TASKS, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
 # Packages name their own backends in this group of entry points: a name, and the class as module:Class.
 GROUP = "hfpipe.backends"
 
 
 _ALWAYS = frozenset({"backend", "batch_size", "task"})
+_OF_A_FOLDER = frozenset({"source_lang", "target_lang", "revision", "trust_remote_code", "allow_pickle", "exact"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Spec:
     formats: frozenset[ModelFormat]
     honours: frozenset[str]
     packages: tuple[str, ...] = ()
-    common: frozenset[str] = _ALWAYS | {"revision", "trust_remote_code", "allow_pickle", "exact"}
+    common: frozenset[str] = _ALWAYS | _OF_A_FOLDER
 
 
 BACKENDS = {
@@ -50,7 +51,16 @@ BACKENDS = {
 
 # What names of architectures end in that are trained for something other than the next token.
 _OTHER_TASKS = re.compile(
-    "(MaskedLM|PreTraining|(Sequence|Token)Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
+    "(MaskedLM|PreTraining|EncoderModel|(Sequence|Token)Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
+)
+# Encoder-decoder models that take, or give, something other than text.
+_OF_OTHER_MEDIA = frozenset(
+    (
+        *("bark", "cohere_asr", "donut-swin", "florence2", "kyutai_speech_to_text", "moonshine", "musicgen"),
+        *("musicgen_melody", "nougat", "pix2struct", "pop2piano", "seamless_m4t", "seamless_m4t_v2"),
+        *("speech-encoder-decoder", "speech_to_text", "speecht5", "t5gemma2", "trocr", "udop"),
+        *("vision-encoder-decoder", "whisper"),
+    )
 )
 
 
@@ -120,12 +130,9 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
     """Load `source` on the backend `name`. An option that it cannot honour is an error, never dropped; so is a model
     that does not write text from left to right. Some such models would answer noise."""
     check_options(name, options)
-    hint = "Choose a decoder-only (text-generation) model."
-    if source.is_encoder_decoder:
-        kind = source.config.get("model_type", "this model")
-        raise UnsupportedModel(
-            f"{source.reference}: {kind} is an encoder-decoder model, which no backend runs yet.", hint=hint
-        )
+    hint = "Choose a model that writes text: text-generation, or text2text-generation."
+    if (kind := source.config.get("model_type")) in _OF_OTHER_MEDIA:
+        raise UnsupportedModel(f"{source.reference}: {kind} is a model of sound or images, not of text.", hint=hint)
     for architecture in source.config.get("architectures") or ():
         if _OTHER_TASKS.search(architecture):
             raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)
@@ -135,9 +142,9 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
 def check_options(name: str, options: LoadOptions) -> None:
     """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
     honoured = spec(name).common | spec(name).honours
-    if options.task not in (None, "text-generation"):
+    if not spec(name).formats and options.task not in (None, TASKS[0]):
         raise UnsupportedOption(
-            f"The {name} backend cannot do --task {options.task!r}.", hint="The one task is text-generation."
+            f"The {name} backend cannot do --task {options.task!r}.", hint=f"The one task is {TASKS[0]}."
         )
     default = LoadOptions()
     for field in fields(LoadOptions):

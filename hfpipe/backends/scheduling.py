@@ -40,8 +40,8 @@ class Flight:
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """Its prompt and what followed."""
-        return (*self.request.token_ids, *self.token_ids)
+        """Its prompt and what followed; of an encoder-decoder model, what its decoder has been given."""
+        return (*(self.request.decoder_ids or self.request.token_ids), *self.token_ids)
 
     def take(self, token: int) -> TokenEvent:
         """The event of its next token, which may be its last."""
@@ -158,8 +158,8 @@ class Engine(Backend):
             return self._closed_error()
         if not request.token_ids:
             return UsageError("The prompt is empty.")
-        limit = self._vocabulary
-        if min(request.token_ids) < 0 or (limit is not None and max(request.token_ids) >= limit):
+        limit, ids = self._vocabulary, (*request.token_ids, *request.decoder_ids)
+        if min(ids) < 0 or (limit is not None and max(ids) >= limit):
             return BackendError(f"The prompt has token ids outside of the model's {limit}.")
         return None
 
@@ -188,8 +188,8 @@ def bytes_per_token(config: Mapping[str, Any], bytes_per_value: float) -> int | 
         """The first of these entries that is a number above 0, else 0."""
         return next((value for name in names if isinstance(value := text.get(name), int) and value > 0), 0)
 
-    layers = number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    heads = number("num_attention_heads", "n_head", "n_heads", "num_heads")
+    layers = number("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    heads = number("decoder_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads")
     hidden = number("hidden_size", "n_embd", "d_model")
     if not (layers and heads and hidden):
         return None
@@ -199,7 +199,7 @@ def bytes_per_token(config: Mapping[str, Any], bytes_per_value: float) -> int | 
     kept = number("num_key_value_heads") or (grouped and number("num_kv_heads")) or shared
     # Of keys and values, what is wider. With latent attention head_dim is only a part of a key.
     latent = number("qk_nope_head_dim") + number("qk_rope_head_dim")
-    width = max(number("head_dim") or hidden // heads, number("v_head_dim"), latent)
+    width = max(number("head_dim", "d_kv") or hidden // heads, number("v_head_dim"), latent)
     return math.ceil(2 * layers * kept * width * bytes_per_value)
 
 

@@ -216,7 +216,7 @@ class _Job:
             if isinstance(source, ModelSource):
                 tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
         given: dict[str, Any] = {name: self.options.get(name) for name in ("system", "variables", "chat_template_name")}
-        template = prompt_template(tokenizer, source.reference, self.template, **given)
+        template = prompt_template(tokenizer, source.reference, self.template, plain=source.plain_template, **given)
         if form == "openai" and self.template and template.template.kind not in ("chat", "raw"):
             raise UsageError(
                 f"The template {template.template.name} does not apply to OpenAI requests.",

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def used(
         "model": {**where, "reference": source.reference},
         "backend": backend,
         "engine_versions": backends.versions(backend),
+        "task": asdict(source.task),
         "template": template.text,
         "variables": dict(template.variables),
         "system": template.system,

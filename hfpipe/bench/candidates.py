@@ -19,6 +19,7 @@ from hfpipe.export import report as reports
 from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
 from hfpipe.quality.compare import Reference
+from hfpipe.text.tasks import PromptEncoder, for_task
 from hfpipe.text.templates import prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter
@@ -79,7 +80,7 @@ def candidates(spec: Spec, report: Report, references: References | None, report
         try:
             if backend in refused:
                 raise refused[backend]
-            check_room(source, (spec.workload.prompt_tokens or 0) + spec.workload.new_tokens)
+            check_room(source, spec.workload.prompt_tokens or 0, spec.workload.new_tokens)
             if source.folder not in tokenized:
                 tokenized[source.folder] = tokenize(spec, source)
             backends.choose(backend, source.format)
@@ -107,9 +108,11 @@ def reason(error: HFPipeError) -> str:
     return f"{error.message} {error.hint}" if error.hint else error.message
 
 
-def check_room(source: ModelSource, tokens: int) -> None:
+def check_room(source: ModelSource, prompt_tokens: int, new_tokens: int) -> None:
     """Raise ContextLengthError: some models continue beyond their context, and answer noise."""
-    limit = source.context_length
+    limit, tokens = source.context_length, prompt_tokens + new_tokens
+    if source.is_encoder_decoder:
+        tokens = max(prompt_tokens, new_tokens + len(source.decoder_start))
     if limit is not None and tokens > limit:
         raise ContextLengthError(f"A prompt and its answer have {tokens} tokens, and the model's context is {limit}.")
 
@@ -122,14 +125,17 @@ def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
     if spec.prompts is None:
         return None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=spec.loading.trust_remote_code)
-    template = prompt_template(tokenizer, source.reference)
+    template, encoder = (
+        prompt_template(tokenizer, source.reference, plain=source.plain_template),
+        PromptEncoder(tokenizer, source),
+    )
     options, prompts = GenerationOptions(max_tokens=spec.workload.new_tokens), list[Prompt]()
     for record in spec.prompts:
         try:
             request = record.request(template, options)
-            token_ids = tokenizer.encode(request.prompt, request.add_special_tokens)
+            token_ids = encoder.encode(request.prompt, request.add_special_tokens)
             new_tokens = request.options.max_tokens or 0
-            check_room(source, len(token_ids) + new_tokens)
+            check_room(source, len(token_ids), new_tokens)
         except HFPipeError as error:
             # Hints of other commands would not help.
             raise type(error)(f"Line {record.number} of the prompts: {error.message}") from error
@@ -138,9 +144,8 @@ def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
 
 
 def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
-    return models.resolve(
-        model, revision=spec.revision(model), allow_pickle=spec.loading.allow_pickle, reporter=reporter
-    )
+    revision, pickles = spec.revision(model), spec.loading.allow_pickle
+    return for_task(models.resolve(model, revision=revision, allow_pickle=pickles, reporter=reporter), spec.loading)
 
 
 def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None]]:

@@ -21,7 +21,7 @@ import typer
 from hfpipe.backends import BACKENDS
 from hfpipe.errors import UsageError
 from hfpipe.text.templates import BUILT_IN, json_or_text
-from hfpipe.types import GenerationOptions, LoadOptions
+from hfpipe.types import TASKS, GenerationOptions, LoadOptions
 
 LOADING = "Loading"
 GENERATION = "Generation"
@@ -108,7 +108,13 @@ OF_LOADING: dict[str, Any] = {
         "--ov-config KEY=VALUE", "An OpenVINO property, or one JSON object of them. Repeatable."
     ),
     "model_kwargs": _loading_list("--model-kwarg KEY=VALUE", "An argument of from_pretrained (torch). Repeatable."),
-    "task": _loading("--task TASK", "Only text-generation is supported."),
+    "task": _loading(
+        "--task TASK", f"{', '.join(TASKS)}. Default: what the model is for.", autocompletion=one_of(TASKS)
+    ),
+    "source_lang": _loading(
+        "--source-lang LANG", "The language to translate from, as in en (T5, mBART, M2M-100, NLLB)."
+    ),
+    "target_lang": _loading("--target-lang LANG", "The language to translate to."),
     "revision": _loading("--revision REV", "A branch, tag or commit of a Hub model."),
     "trust_remote_code": _loading("--trust-remote-code", "Run Python code that comes with the model."),
     "allow_pickle": _loading("--allow-pickle", "Load pickled weights, which can run code."),

@@ -59,11 +59,12 @@ def run(
         llm = load_pipe(reference, replace(loading, backend=backend, batch_size=1), generation, terminal)
     from hfpipe.langchain import Recorder
 
-    used = prompt_template(llm.generator.tokenizer, reference, parsed, system, variables, chat_template_name)
+    generator, plain = llm.generator, llm.generator.source.plain_template
+    used = prompt_template(generator.tokenizer, reference, parsed, system, variables, chat_template_name, plain)
     values = {**variables, **_as_variable(text, used.template, variables)}
     filled = used.fill(values)
     if show_prompt:
-        tell(filled)
+        tell(generator.prefix + filled)
     asked: dict[str, Any] = {"template": "raw", "add_special_tokens": used.add_special_tokens}
     if isinstance(filled, Conversation):
         # A server gets messages, and not the text that they make.
@@ -83,7 +84,7 @@ def run(
     if json:
         answer.write_json({"text": "".join(written), **measured})
     elif measured["finish_reason"] == "length":
-        terminal.note(_why_cut(measured["usage"], llm.generator.source.context_length))
+        terminal.note(_why_cut(measured["usage"], generator))
     if stats:
         tell(columns(as_rows(measured)))
 
@@ -146,9 +147,10 @@ def _utf8(data: bytes, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8 text: byte {data[error.start]:#x} at {error.start:,}.") from error
 
 
-def _why_cut(usage: Mapping[str, int] | None, context_length: int | None) -> str:
-    if usage and usage["total_tokens"] == context_length:
-        return f"[stopped: the context of {context_length} tokens is full]"
+def _why_cut(usage: Mapping[str, int] | None, generator: TextGenerator) -> str:
+    limit = generator.source.context_length
+    if usage and (len(generator.decoder_ids) or usage["prompt_tokens"]) + usage["completion_tokens"] == limit:
+        return f"[stopped: the context of {limit} tokens is full]"
     return f"[stopped at {usage['completion_tokens'] if usage else 'the most'} tokens; -n raises it]"
 
 

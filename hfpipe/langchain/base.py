@@ -222,7 +222,12 @@ class LoadedModel(BaseModel):
         """What a cache of answers must tell apart."""
         info = self.generator.info
         engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
-        return {"model": self.model, **engine, **{name: getattr(self, name) for name in sorted(_OF_A_CALL)}}
+        return {
+            "model": self.model,
+            "task": self.generator.source.task,
+            **engine,
+            **{name: getattr(self, name) for name in sorted(_OF_A_CALL)},
+        }
 
     def _is_cached(self) -> bool:
         cache = getattr(self, "cache", None)
@@ -265,8 +270,9 @@ class LoadedModel(BaseModel):
         return run, request
 
     def _prompt_template(self, template: str | None) -> PromptTemplate:
-        tokenizer, reference = self.generator.tokenizer, self.generator.source.reference
-        return prompt_template(tokenizer, reference, template, self.system, self.variables, self.chat_template_name)
+        tokenizer, source, name = self.generator.tokenizer, self.generator.source, self.chat_template_name
+        plain = source.plain_template
+        return prompt_template(tokenizer, source.reference, template, self.system, self.variables, name, plain)
 
     def _request(self, prompt: Any) -> TextRequest:
         """The request of a prompt. Raises an HFPipeError where it has no place in this model."""

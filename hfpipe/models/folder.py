@@ -90,6 +90,9 @@ def inspect_folder(
     for file in files:
         _require_whole(file)
     preferred = folder / "generation_config.json"
+    if not preferred.is_file() and config.get("is_encoder_decoder"):
+        # As transformers reads models from before that file.
+        preferred = folder / "config.json"
     return ModelSource(
         reference=reference,
         folder=folder,

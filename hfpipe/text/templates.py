@@ -164,9 +164,10 @@ def prompt_template(
     system: str | None = None,
     variables: Mapping[str, Any] | None = None,
     chat_template_name: str | None = None,
+    plain: str = "qa",
 ) -> PromptTemplate:
-    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else qa. Where
-    a server has the tokenizer and the chat template, the `tokenizer` is None.
+    """How prompts are put to `model`. A `template` of None is chat where the model has a chat template, else `plain`.
+    Where a server has the tokenizer and the chat template, the `tokenizer` is None.
 
     Raises TemplateError where the model has no such chat template, or several and none was named; UsageError for a
     `system` message where it has no place.
@@ -195,7 +196,7 @@ def prompt_template(
     elif sources and (template is None or template.kind == "chat"):
         hint = "Choose one by its name (--chat-template-name)."
         raise TemplateError(f"{model} has several chat templates: {known}.", hint=hint)
-    return PromptTemplate(template or parse_template("chat" if chat else "qa"), model, chat, system, variables or {})
+    return PromptTemplate(template or parse_template("chat" if chat else plain), model, chat, system, variables or {})
 
 
 def json_or_text(value: Any) -> Any:

@@ -50,7 +50,7 @@ class Tokenizer:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special or added token that is exactly `text`."""
-        return self._added_tokens.get(text)
+        return self.added_tokens.get(text)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -75,7 +75,8 @@ class Tokenizer:
         return token_id not in self.special_ids and self.engine.id_to_token(token_id) is not None
 
     @cached_property
-    def _added_tokens(self) -> Mapping[str, int]:
+    def added_tokens(self) -> Mapping[str, int]:
+        """The ids of special and added tokens."""
         return {token.content: number for number, token in self.engine.get_added_tokens_decoder().items()}
 
 

@@ -1,4 +1,4 @@
-"""What every backend must do, on the same tiny model, whatever its engine."""
+"""What every backend must do, on the same tiny models, whatever its engine."""
 
 import itertools
 import threading
@@ -18,11 +18,12 @@ WINDOW = 4
 ENGINES = {
     "echo": ("echo", {"batch_size": WINDOW}),
     "torch": ("torch", {"batch_size": WINDOW}),
+    "torch-seq2seq": ("torch", {"batch_size": WINDOW}),
     "openvino-single": ("openvino", {"batch_size": 1, "exact": True}),
     "openvino-paged": ("openvino", {"batch_size": WINDOW, "exact": True}),
 }
 REAL = [name for name in ENGINES if name != "echo"]
-SHARED = ["echo", "torch", "openvino-paged"]
+SHARED = ["echo", "torch", "torch-seq2seq", "openvino-paged"]
 NO_END = frozenset({tiny.END_OF_TEXT})
 LONG = 400
 
@@ -35,11 +36,13 @@ class Answer:
 
 
 @pytest.fixture(scope="session")
-def load(tiny_llama, tiny_llama_ov):
-    """A new backend over the tiny Llama, of a name in ENGINES."""
+def load(tiny_llama, tiny_llama_ov, tiny_seq2seq):
+    """A new backend over the tiny Llama, or the tiny mBART, of a name in ENGINES."""
 
     def loaded(name: str) -> Backend:
         engine, options = ENGINES[name]
+        if name.endswith("seq2seq"):
+            return running.load(engine, tiny_seq2seq("mbart"), **options)
         return running.load(engine, tiny_llama_ov if engine == "openvino" else tiny_llama, **options)
 
     return loaded
@@ -72,7 +75,13 @@ def shared(request, loaded) -> Backend:
 
 
 # How many requests an engine may take before one of them has ended; torch looks for similar ones among eight batches.
-WINDOWS = {"echo": WINDOW, "torch": 8 * WINDOW, "openvino-single": 1, "openvino-paged": WINDOW}
+WINDOWS = {
+    "echo": WINDOW,
+    "torch": 8 * WINDOW,
+    "torch-seq2seq": 8 * WINDOW,
+    "openvino-single": 1,
+    "openvino-paged": WINDOW,
+}
 
 
 def prompt(number: int, length: int = 40) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hfpipe import backends, models
 from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.batching import similar
 from hfpipe.backends.scheduling import SHARE
-from hfpipe.backends.torch.decoding import Row, TorchBackend, _similar
+from hfpipe.backends.torch.decoding import Row, TorchBackend
 from hfpipe.backends.torch.loading import free_memory, parse_device
 from hfpipe.errors import BackendError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
@@ -322,7 +323,7 @@ def _tensors_held_by(error: BaseException | None) -> Iterator[str]:
     assert error is not None
     trace = error.__traceback__
     while trace:
-        if trace.tb_frame.f_code.co_filename.endswith("torch/decoding.py"):
+        if trace.tb_frame.f_code.co_filename.endswith(("torch/decoding.py", "backends/batching.py")):
             yield from (name for name, value in trace.tb_frame.f_locals.items() if isinstance(value, torch.Tensor))
         trace = trace.tb_next
 
@@ -607,7 +608,7 @@ def test_a_batch_is_of_rows_that_fit(monkeypatch, qwen2, tokens, rows):
 )
 def test_any_batch_fits_or_is_the_oldest_alone(sizes, size, budget):
     waiting = [Row(TokenRequest(str(i), (5,) * prompt, answer)) for i, (prompt, answer) in enumerate(sizes)]
-    rows = _similar(waiting, size, budget)
+    rows = similar(waiting, size, budget)
     assert waiting[0] in rows
     assert len(rows) == len(set(map(id, rows))) <= size
     requests = [row.request for row in rows]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
@@ -36,7 +36,8 @@ def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) ->
         reporter.note(f"Running on the CPU while an accelerator is idle: --device 0 uses {name}.")
     arguments = _arguments(source.config, options, device)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        auto: Any = AutoModelForSeq2SeqLM if source.is_encoder_decoder else AutoModelForCausalLM
+        model, loading = auto.from_pretrained(
             source.folder,
             trust_remote_code=options.trust_remote_code,
             use_safetensors=None if options.allow_pickle else True,

@@ -1,0 +1,167 @@
+"""Static batches: rows of similar length that are answered together, each with its own sampling, and leave when they
+are done."""
+
+from __future__ import annotations
+
+import traceback
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.scheduling import Engine, Flight, Stream
+from hfpipe.errors import HFPipeError
+from hfpipe.sampling import Rules
+from hfpipe.types import ModelSource, TokenEvent, TokenRequest
+
+# Batches' worth of requests among which those of similar length are looked for.
+_LOOK_AHEAD = 8
+
+
+class Row(Flight):
+    """A request that draws the same whatever else is in the batch."""
+
+    rules = Rules()
+
+    def __init__(self, request: TokenRequest) -> None:
+        super().__init__(request)
+        sampling = request.sampling
+        self.is_plain = sampling.temperature == 0 and sampling.repetition_penalty == 1
+
+    def choose(self, logits: Any, best: int) -> int:
+        """The next token, from floats [vocabulary], of which `best` is the largest."""
+        if len(self.token_ids) + 1 == self.request.max_tokens and self.rules.forced_eos_token_id is not None:
+            return self.rules.forced_eos_token_id
+        banned = self.rules.banned(self.request, self.token_ids)
+        return best if self.is_plain and best not in banned else self.draw(logits, banned)
+
+    @abstractmethod
+    def draw(self, logits: Any, banned: Collection[int]) -> int:
+        """The next token, from floats [vocabulary], which are left as they are, and none of those `banned`."""
+
+    def take(self, token: int) -> TokenEvent:
+        event = super().take(token)
+        if self.rules.forced_eos_token_id is not None and len(self.token_ids) == self.request.max_tokens:
+            # That token says nothing of whether the answer was complete.
+            event = TokenEvent(event.request_id, event.token_ids, "length")
+        return event
+
+
+class Batch(Protocol):
+    """What an engine computes for rows that began together."""
+
+    def logits(self, ids: list[tuple[int, ...]]) -> Any:
+        """Floats [row, vocabulary]: those of the token after `ids`, which are for each row what followed so far the
+        first time, and the newest token after that."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget the other rows."""
+
+
+class BatchEngine(Engine):
+    """Runs `batch_size` rows at once.
+
+    Batches are made of similar requests among `look_ahead`, so that little is padding, and of no more than fit into a
+    share of the memory that was available when the stream began. Where memory runs out all the same, `batch_size`
+    becomes what is left of it.
+    """
+
+    # Of an encoder-decoder model: what its own settings say of each answer, and what each answer begins with.
+    rules = Rules()
+    start: tuple[int, ...] = ()
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.look_ahead = 1 if batch_size == 1 else batch_size * _LOOK_AHEAD
+
+    @abstractmethod
+    def _budget(self) -> float:
+        """The tokens, prompts and answers, that memory has room for."""
+
+    @abstractmethod
+    def _begin(self, rows: list[Any]) -> Batch:
+        """A new batch."""
+
+    def begin_as(self, source: ModelSource) -> None:
+        """Take the rules and the start of an encoder-decoder model."""
+        if source.is_encoder_decoder:
+            self.rules, self.start = Rules.of(source.generation_config), source.decoder_start
+
+    def stream(self, requests: Iterable[TokenRequest | None]) -> Iterator[TokenEvent]:
+        if self.start:
+            requests = (one and replace(one, decoder_ids=one.decoder_ids or self.start) for one in requests)
+        return super().stream(requests)
+
+    def _explained(self, error: Exception) -> HFPipeError:
+        return as_backend_error(error)
+
+    def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
+        budget = self._budget()
+        while stream.more:
+            yield from self._fill(stream, self.look_ahead)
+            rows = similar(stream.waiting, self.batch_size, budget)
+            stream.waiting = [row for row in stream.waiting if row not in rows]
+            failed: HFPipeError | None = None
+            try:
+                yield from self._decode(rows)
+            except Exception as error:
+                # Its frames would keep the cache and the logits alive.
+                traceback.clear_frames(error.__traceback__)
+                failed = self._explained(error)
+            if failed:
+                stream.running = [row for row in rows if not row.done]
+                yield from self._failed(stream.running, failed, stream)
+
+    def _decode(self, rows: list[Row]) -> Iterator[TokenEvent]:
+        """Prefill, then a token for every row a step. Rows that are done leave the batch."""
+        if not rows:
+            return
+        batch, ids = self._begin(rows), [row.whole for row in rows]
+        for row in rows:
+            row.rules = self.rules
+        while True:
+            logits = batch.logits(ids)
+            # Those of greedy rows are found in one operation.
+            best: list[int] = logits.argmax(-1).tolist()
+            for i, row in enumerate(rows):
+                yield row.take(row.choose(logits[i], best[i]))
+            yield from [row.end() for row in rows if row.cancelled and not row.done]
+            stay = [i for i, row in enumerate(rows) if not row.done]
+            if not stay:
+                return
+            if len(stay) < len(rows):
+                batch.keep(stay)
+                rows = [rows[i] for i in stay]
+            ids = [(row.token_ids[-1],) for row in rows]
+
+
+def similar(waiting: list[Row], size: int, budget: float) -> list[Row]:
+    """The row that has waited longest, so that none waits for ever, and those most like it: at most `size`, and of them
+    as many as come to no more than `budget` tokens. Answers of an encoder-decoder model, which begin where a decoder
+    does, are of one length so far."""
+    if waiting and waiting[0].alone:
+        return waiting[:1]
+    if waiting and (begun := waiting[0].request.decoder_ids):
+        begun_length = len(begun) + len(waiting[0].token_ids)
+        waiting = [row for row in waiting if len(row.whole) == begun_length]
+    if len(waiting) <= size and _tokens(waiting) <= budget:
+        return waiting
+    oldest = waiting[0].request
+
+    def waste(row: Row) -> int:
+        """The places in a batch of both that one leaves empty: before its prompt, and after its answer."""
+        one = row.request
+        return abs(len(one.token_ids) - len(oldest.token_ids)) + abs(one.max_tokens - oldest.max_tokens)
+
+    rows = sorted(waiting, key=waste)[:size]
+    while len(rows) > 1 and _tokens(rows) > budget:
+        rows.pop()
+    return rows
+
+
+def _tokens(rows: list[Row]) -> int:
+    """What a batch of these may come to, padding included."""
+    widest = max((len(row.request.token_ids) for row in rows), default=0)
+    return len(rows) * (widest + max((row.request.max_tokens for row in rows), default=0))

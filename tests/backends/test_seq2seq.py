@@ -1,0 +1,139 @@
+"""Encoder-decoder models on every engine: greedy ids are those of transformers' `generate`, alone and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSeq2SeqLM
+from transformers.generation import logits_process
+
+from hfpipe import models
+from hfpipe.errors import ContextLengthError
+from hfpipe.generator import open_generator
+from hfpipe.sampling import Rules
+from hfpipe.text.tokenizer import load_tokenizer
+from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, TokenRequest
+from tests import tiny
+from tests.backends.running import answers, load
+
+ENDS = frozenset({tiny.END})
+LENGTHS = (24, 12, 24, 17, 12)
+ENGINES = {
+    "torch": ("torch", {"exact": True}),
+    "torch-batch": ("torch", {"batch_size": 4}),
+}
+
+
+@cache
+def generated(folder: Path, prompts: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """What transformers' own `generate` makes of each prompt alone, without what the decoder begins with."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    start = models.resolve(str(folder)).decoder_start
+    found = []
+    for prompt, tokens in zip(prompts, LENGTHS, strict=True):
+        ids = torch.tensor([prompt])
+        whole = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=tokens + len(start) - 1,
+        )[0].tolist()
+        assert tuple(whole[: len(start)]) == start
+        found.append(whole[len(start) :])
+    return found
+
+
+def requests_for(folder: Path) -> list[TokenRequest]:
+    tokenizer = load_tokenizer(folder)
+    texts = [sentence[: 70 - 14 * i] for i, sentence in enumerate(tiny.SENTENCES)]
+    return [TokenRequest(str(i), tokenizer.encode(text, True), LENGTHS[i], ENDS) for i, text in enumerate(texts)]
+
+
+def folder_of(engine: str, kind: str, tiny_seq2seq: Callable[[str], Path]) -> Path:
+    return tiny_seq2seq(kind)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", tiny.SEQ2SEQ)
+def test_greedy_ids_are_those_of_transformers(tiny_seq2seq, kind, engine):
+    """With what each model forces and forbids; together, in another order, and each alone."""
+    folder, (name, options) = tiny_seq2seq(kind), ENGINES[engine]
+    requests = requests_for(folder)
+    expected = generated(folder, tuple(request.token_ids for request in requests))
+    assert len(set(map(tuple, expected))) == len(expected)
+    with load(name, folder_of(engine, kind, tiny_seq2seq), **options) as backend:
+        for some in (requests, requests[::-1], *([request] for request in requests)):
+            assert answers(backend, some) == {request.id: expected[int(request.id)] for request in some}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_answer_begins_with_what_its_request_says(tiny_seq2seq, engine):
+    """Requests with other beginnings, of other lengths, are answered in one stream."""
+    folder, (name, options) = tiny_seq2seq("m2m_100"), ENGINES[engine]
+    request = requests_for(folder)[0]
+    starts = [(tiny.END,), (tiny.END, 5), (tiny.END, 6)]
+    model, ids = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), torch.tensor([request.token_ids])
+    expected = {
+        str(i): model.generate(ids, decoder_input_ids=torch.tensor([start]), do_sample=False, max_new_tokens=9)[
+            0, len(start) :
+        ].tolist()
+        for i, start in enumerate(starts)
+    }
+    assert expected["1"] != expected["2"]
+    with load(name, folder_of(engine, "m2m_100", tiny_seq2seq), **options) as backend:
+        asked = [TokenRequest(str(i), request.token_ids, 9, ENDS, decoder_ids=one) for i, one in enumerate(starts)]
+        assert answers(backend, asked) == expected
+
+
+def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
+    with open_generator(str(tiny_seq2seq("bart")), LoadOptions()) as generator:
+        limit = generator.source.context_length
+        (completion,) = generator.generate([TextRequest("a", "x" * 80, GenerationOptions(max_tokens=500))])
+        assert completion.usage.prompt_tokens > 40
+        assert completion.usage.completion_tokens == limit - 2
+        (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
+        assert isinstance(completion.error, ContextLengthError)
+
+
+# What a model's settings forbid
+
+IDS = st.lists(st.integers(3, 9), max_size=12)
+RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        "bad_words_ids": st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=3), min_size=1, max_size=4),
+        "no_repeat_ngram_size": st.integers(1, 4),
+        "encoder_no_repeat_ngram_size": st.integers(1, 4),
+        "min_length": st.integers(1, 12),
+        "min_new_tokens": st.integers(1, 12),
+        "suppress_tokens": st.lists(st.integers(2, 9), min_size=1),
+        "begin_suppress_tokens": st.lists(st.integers(2, 9), min_size=1),
+    },
+)
+
+
+@given(prompt=IDS.filter(bool), answer=IDS, rules=RULES)
+def test_the_rules_mean_what_transformers_means(prompt, answer, rules):
+    decoder, encoder = torch.tensor([[1, *answer]]), torch.tensor([prompt])
+    processors = {
+        "bad_words_ids": lambda one: logits_process.NoBadWordsLogitsProcessor(one, [2]),
+        "no_repeat_ngram_size": logits_process.NoRepeatNGramLogitsProcessor,
+        "encoder_no_repeat_ngram_size": lambda one: logits_process.EncoderNoRepeatNGramLogitsProcessor(one, encoder),
+        "min_length": lambda one: logits_process.MinLengthLogitsProcessor(one, torch.tensor([2])),
+        "min_new_tokens": lambda one: logits_process.MinNewTokensLengthLogitsProcessor(1, one, torch.tensor([2])),
+        "suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
+        "begin_suppress_tokens": lambda one: logits_process.SuppressTokensAtBeginLogitsProcessor(one, 1),
+    }
+    scores = torch.zeros(1, 10)
+    for name, value in rules.items():
+        scores = processors[name](value)(decoder, scores)
+    request = TokenRequest("a", tuple(prompt), 50, ENDS, decoder_ids=(1,))
+    expected = {token for token in range(10) if scores[0, token] == -torch.inf}
+    assert Rules.of(rules).banned(request, answer) == expected
