@@ -19,6 +19,8 @@ SET = {
     "attn": "eager",
     "ov_config": {"NUM_STREAMS": 1},
     "model_kwargs": {"attn_implementation": "eager"},
+    "source_lang": "en",
+    "target_lang": "de",
     "revision": "main",
     "trust_remote_code": True,
     "allow_pickle": True,

@@ -67,14 +67,3 @@ def test_a_batch_of_another_task_is_not_resumed(tiny_seq2seq, tmp_path):
 def test_the_prompt_as_the_model_gets_it(tiny_seq2seq):
     ended = run_hfpipe("run", tiny_seq2seq("t5"), "Hi", "-n", "2", "--task", "summarization", "--show-prompt")
     assert ended.err.decode().splitlines()[0] == "summarize: Hi"
-
-
-def test_what_is_not_applied_is_said(tiny_seq2seq):
-    from hfpipe.generator import open_generator
-    from hfpipe.types import LoadOptions
-    from tests.backends.running import Notes
-
-    notes = Notes()
-    open_generator(str(tiny_seq2seq("pegasus")), LoadOptions(device="cpu"), notes).close()
-    assert len(notes.notes) == 1
-    assert "asks for num_beams=4, which hfpipe does not apply" in notes.notes[0]

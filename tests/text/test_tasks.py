@@ -12,10 +12,12 @@ import tokenizers
 
 from hfpipe import models
 from hfpipe.errors import UnsupportedOption, UsageError
+from hfpipe.generator import open_generator
 from hfpipe.text.tasks import PromptEncoder, for_task
 from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
 from hfpipe.types import LoadOptions, ModelSource
 from tests import tiny
+from tests.recorder import Recorder
 
 TEXT = "The quick brown fox"
 
@@ -150,3 +152,10 @@ def test_a_marian_model_of_several_languages_is_told_in_the_text(asked):
     source: Any = asked("marian", target_lang="fra")
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({">>fra<<": 0, "?": 1}, "?")))
     assert PromptEncoder(tokenizer, source).prefix == ">>fra<< "
+
+
+def test_what_is_not_applied_is_said(tiny_seq2seq):
+    notes = Recorder()
+    open_generator(str(tiny_seq2seq("pegasus")), LoadOptions(device="cpu"), notes).close()
+    (note,) = notes.notes
+    assert "asks for num_beams=4, which hfpipe does not apply" in note
