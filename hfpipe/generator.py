@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.models import is_hub_id
 from hfpipe.models.folder import context_length
 from hfpipe.process import start_thread
 from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting, stop_strings
@@ -94,13 +95,21 @@ class TextGenerator(AbstractContextManager["TextGenerator"]):
 
 
 class Generator(TextGenerator):
-    """A loaded model that answers prompts."""
+    """A loaded model that answers prompts. With `loading`, the options that it was loaded with, it can be pickled:
+    unpickling loads the model again."""
 
     source: ModelSource
     tokenizer: Tokenizer
 
     def __init__(
-        self, backend: Backend, tokenizer: Tokenizer, source: ModelSource, *, why: str = "", load_s: float = 0.0
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        source: ModelSource,
+        *,
+        loading: LoadOptions | None = None,
+        why: str = "",
+        load_s: float = 0.0,
     ) -> None:
         self.backend = backend
         self.info = backend.info
@@ -108,6 +117,7 @@ class Generator(TextGenerator):
         self.source = source
         self.encoder = PromptEncoder(tokenizer, source)
         self.prefix, self.decoder_ids = self.encoder.prefix, self.encoder.decoder_ids
+        self.loading = loading
         self.why = why
         self.load_s = load_s
         config = source.config
@@ -149,17 +159,37 @@ class Generator(TextGenerator):
                 f"The prompt has {about}{len(token_ids)} tokens, and the context of {source.reference} is {limit}.",
                 hint="Shorten the prompt, or choose a model with a longer context.",
             )
-        return TokenRequest(
-            request_id,
-            token_ids,
-            min(int(setting("max_tokens", options, preferred)), limit - len(self.decoder_ids or token_ids)),
-            self._ends | self._special_stops(options.stop) if options.stop else self._ends,
-            resolve_sampling(options, preferred),
-            self.decoder_ids,
-        )
+        longest = int(setting("max_tokens", options, preferred))
+        if options.max_length is not None and options.max_tokens is None:
+            longest = options.max_length - len(self.decoder_ids or token_ids)
+        if longest < 1:
+            raise ContextLengthError(
+                f"The prompt has {len(token_ids)} tokens, and max_length={options.max_length} counts them too.",
+                hint="Raise max_length, or give max_new_tokens (max_tokens), which counts the answer alone.",
+            )
+        ends = self._ends
+        if options.eos_token_id is not None:
+            ends = end_token_ids({"eos_token_id": options.eos_token_id}) | self._special_stops(self._stops)
+        ends = ends | self._special_stops(options.stop) if options.stop else ends
+        longest = min(longest, limit - len(self.decoder_ids or token_ids))
+        sampling = resolve_sampling(options, preferred)
+        return TokenRequest(request_id, token_ids, longest, ends, sampling, self.decoder_ids)
 
     def close(self) -> None:
         self.backend.close()
+
+    def __reduce__(self) -> Any:
+        if self.loading is None:
+            raise UsageError(
+                "A model that was wrapped after it was loaded, as a transformers pipeline is, cannot be pickled.",
+                hint='Load it by its name, as in hfpipe.load("gpt2"): unpickling then loads it again.',
+            )
+        reference, loading = self.source.reference, self.loading
+        if Path(reference).expanduser().exists():
+            reference = str(Path(reference).expanduser().absolute())
+        elif is_hub_id(reference):
+            loading = replace(loading, revision=self.source.revision)
+        return open_generator, (reference, loading)
 
     def _admit(
         self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer]
@@ -267,7 +297,8 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
     for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
     backend = backends.load(found.choice.name, source, options, reporter)
-    return Generator(backend, tokenizer, source, why=found.choice.why, load_s=time.perf_counter() - found.start)
+    load_s = time.perf_counter() - found.start
+    return Generator(backend, tokenizer, source, loading=options, why=found.choice.why, load_s=load_s)
 
 
 def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[TextGenerator]:
@@ -284,7 +315,7 @@ def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Fu
     return loaded
 
 
-def wrap_pipeline(pipeline: Any) -> Generator:
+def wrap_pipeline(pipeline: Any, batch_size: int | None = None) -> Generator:
     """A generator over an existing transformers text-generation pipeline: its model, tokenizer and options."""
     task = getattr(pipeline, "task", type(pipeline).__name__)
     if task != "text-generation":
@@ -294,5 +325,7 @@ def wrap_pipeline(pipeline: Any) -> Generator:
     preferred = {"top_k": 50} | {name: value for name, value in settings.items() if value is not None}
     name, length = model.name_or_path, context_length(config)
     source = ModelSource(name, Path(name), "transformers", config, preferred, length)
-    backend = import_module("hfpipe.backends.torch.decoding").TorchBackend(model.eval())
+    backend = import_module("hfpipe.backends.torch.decoding").TorchBackend(
+        model.eval(), batch_size=batch_size or pipeline._batch_size
+    )
     return Generator(backend, from_transformers(pipeline.tokenizer), source, why="an existing pipeline")

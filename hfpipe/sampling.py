@@ -33,17 +33,18 @@ def setting(name: str, options: GenerationOptions, preferred: Mapping[str, Any])
     if given is None:
         given = preferred.get("max_new_tokens" if name == "max_tokens" else name)
     if given is None:
-        given = DEFAULT_MAX_TOKENS if name == "max_tokens" else getattr(Sampling(), name)
+        given = DEFAULT_MAX_TOKENS if name == "max_tokens" else getattr(Sampling(), name, None)
     return given
 
 
 def resolve_sampling(options: GenerationOptions, preferred: Mapping[str, Any]) -> Sampling:
     """How tokens are drawn. Without a temperature, a model that does not ask for sampling is greedy, unless the user
-    gave an option that only means something when sampling. A sampling run without a seed gets a random one."""
-    temperature = options.temperature
+    gave do_sample, or an option that only means something when sampling. A sampling run without a seed gets a random
+    one."""
+    temperature = 0.0 if options.do_sample is False else options.temperature
     if temperature is None:
-        wanted = (options.top_p, options.top_k, options.min_p)
-        samples = preferred.get("do_sample") or any(value is not None for value in wanted)
+        wanted = options.top_p not in (None, 1) or options.top_k or options.min_p
+        samples = options.do_sample or preferred.get("do_sample") or wanted
         liked = preferred.get("temperature")
         temperature = 0.0 if not samples else 1.0 if liked is None else float(liked)
     penalty = float(setting("repetition_penalty", options, preferred))
@@ -109,7 +110,9 @@ class Rules:
 def end_token_ids(*configs: Mapping[str, Any]) -> frozenset[int]:
     """The end-of-sequence ids that any config names: only one may know what ends a turn."""
     found = [config.get("eos_token_id") for config in configs]
-    return frozenset(one for ids in found if ids is not None for one in (ids if isinstance(ids, list) else [ids]))
+    return frozenset(
+        one for ids in found if ids is not None for one in (ids if isinstance(ids, list | tuple) else [ids])
+    )
 
 
 def stop_strings(preferred: Mapping[str, Any]) -> tuple[str, ...]:

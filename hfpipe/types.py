@@ -151,7 +151,7 @@ class LoadOptions:
 
 
 _RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {
-    "max_tokens": (Integral, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31),
+    **dict.fromkeys(("max_tokens", "max_length"), (Integral, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)),
     "temperature": (Real, "from 0 (greedy) to 1000", lambda t: 0 <= t <= 1000),
     "top_p": (Real, "above 0 and at most 1", lambda p: 0 < p <= 1),
     "top_k": (Integral, "from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31),
@@ -180,7 +180,11 @@ def kind_of(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """What the user asked of a generation. None means: what the model's generation_config.json says."""
+    """What the user asked of a generation. None means: what the model's generation_config.json says.
+
+    `max_length` counts the prompt too, and says nothing where max_tokens is given. With `do_sample` False the answer is
+    greedy whatever the temperature. `eos_token_id`, one or several, takes the place of the model's own.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -190,9 +194,17 @@ class GenerationOptions:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    max_length: int | None = None
+    do_sample: bool | None = None
+    eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        if self.do_sample not in (None, True, False):
+            raise UsageError(f"do_sample must be true or false, not {self.do_sample!r}.")
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list | tuple) else [self.eos_token_id or 0]
+        if not all(isinstance(end, int) and not isinstance(end, bool) and 0 <= end < 2**31 for end in ends):
+            raise UsageError(f"eos_token_id must be a token id or a list of them, not {self.eos_token_id!r}.")
         if not all(isinstance(stop, str) for stop in self.stop):
             raise UsageError(f"stop must be strings, not {self.stop}.")
         if "" in self.stop:
@@ -251,6 +263,9 @@ class GenerationFields(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | Sequence[str] | None
+    max_length: int | None
+    do_sample: bool | None
+    eos_token_id: int | Sequence[int] | None
 
 
 @dataclass(frozen=True, slots=True)

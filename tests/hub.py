@@ -45,6 +45,7 @@ def settings(**environment: str) -> Iterator[None]:
 
 
 _API = re.compile(r"/api/models/(?P<id>.+?)(?:/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(r"/api/models/(?P<id>.+?)/tree/(?P<revision>[^/]+)(?P<under>/.+)?")
 _FILE = re.compile(r"/(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -132,13 +133,16 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         agent = self.headers.get("User-Agent", "")
         self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), token, agent))
-        match = _API.fullmatch(path) or _FILE.fullmatch(path)
+        tree = _TREE.fullmatch(path)
+        match = tree or _API.fullmatch(path) or _FILE.fullmatch(path)
         if not match or match["id"] not in {*self.hub.repos, *self.hub.refuse}:
             return self._refuse(404, "RepoNotFound")
         if match["id"] in self.hub.refuse:
             return self._refuse(*self.hub.refuse[match["id"]])
         if match["revision"] not in {None, "main", self.hub.commit(match["id"])}:
             return self._refuse(404, "RevisionNotFound")
+        if tree:
+            return self._tree(match["id"], (match["under"] or "/")[1:])
         return self._file(**match.groupdict()) if "file" in match.groupdict() else self._info(match["id"])
 
     def _refuse(self, status: int, code: str) -> None:
@@ -147,7 +151,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repo: str) -> None:
         siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.hub.files(repo)]
         info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings}
+        info |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": ["transformers"]}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _tree(self, repo: str, under: str) -> None:
+        """All files below a folder."""
+        files = [(name, path) for name, path in self.hub.files(repo) if name.startswith(under)]
+        if not files:
+            return self._refuse(404, "EntryNotFound")
+        listed = [{"type": "file", "path": name, "size": path.stat().st_size, "oid": name} for name, path in files]
+        return self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
     def _file(self, id: str, revision: str, file: str) -> None:
         path = dict(self.hub.files(id)).get(file)

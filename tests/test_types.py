@@ -13,6 +13,7 @@ from hfpipe.types import GenerationOptions, LoadOptions, Sampling, Timing, Token
 
 NUMBERS = [
     ("max_tokens", [1, 2**31 - 1], [0, -1, 2.5]),
+    ("max_length", [1, 2**31 - 1], [0, -1, 2.5]),
     ("temperature", [0, 0.5, 2], [-0.1, float("inf"), float("nan")]),
     ("top_p", [0.1, 1], [0, -1, 1.1, float("nan")]),
     ("top_k", [0, 1, 1000], [-1]),
@@ -21,10 +22,12 @@ NUMBERS = [
     ("seed", [0, 2**63 - 1], [-1, 2**63]),
 ]
 
+OF_A_REQUEST = {"max_tokens", "max_length"}
+
 
 @pytest.mark.parametrize(("name", "good", "bad"), NUMBERS, ids=[name for name, _, _ in NUMBERS])
 def test_numbers_of_a_generation(name, good, bad):
-    for kind in (GenerationOptions, Sampling) if name != "max_tokens" else (GenerationOptions,):
+    for kind in (GenerationOptions, Sampling) if name not in OF_A_REQUEST else (GenerationOptions,):
         for value in good:
             assert getattr(kind(**{name: value}), name) == value
         for value in bad:
@@ -37,8 +40,8 @@ def test_numbers_of_a_generation(name, good, bad):
 
 def test_every_number_is_checked():
     names = {name for name, _, _ in NUMBERS}
-    assert {field.name for field in fields(Sampling)} == names - {"max_tokens"}
-    assert {field.name for field in fields(GenerationOptions)} == {*names, "stop"}
+    assert {field.name for field in fields(Sampling)} == names - OF_A_REQUEST
+    assert {field.name for field in fields(GenerationOptions)} == {*names, "stop", "do_sample", "eos_token_id"}
     assert {getattr(GenerationOptions(), name) for name in names} == {None}
 
 
@@ -47,6 +50,11 @@ def test_every_number_is_checked():
     [
         (GenerationOptions, {"stop": ("a", "")}, "stop string cannot be empty"),
         (GenerationOptions, {"stop": (5,)}, r"stop must be strings, not \(5,\)"),
+        (GenerationOptions, {"do_sample": "no"}, "do_sample must be true or false, not 'no'"),
+        *(
+            (GenerationOptions, {"eos_token_id": wrong}, "eos_token_id must be a token id or a list of them")
+            for wrong in (-1, [3, -1], "</s>", [True], 2.0)
+        ),
         (LoadOptions, {"device": "0", "device_map": "auto"}, "device and device_map exclude each other"),
         (LoadOptions, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
         (LoadOptions, {"batch_size": -3}, "batch_size must be at least 1, not -3"),

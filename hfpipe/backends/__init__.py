@@ -149,7 +149,8 @@ def check_options(name: str, options: LoadOptions) -> None:
     default = LoadOptions()
     for field in fields(LoadOptions):
         if field.name not in honoured and getattr(options, field.name) != getattr(default, field.name):
-            flag = "--model-kwarg" if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
+            names = f"--model-kwarg {', '.join(options.model_kwargs)}"
+            flag = names if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
             able = [other for other, spec in BACKENDS.items() if field.name in spec.common | spec.honours]
             raise UnsupportedOption(
                 f"The {name} backend cannot honour {flag}.", hint=f"It belongs to --backend {' or '.join(able)}."

@@ -46,7 +46,7 @@ def used(
     preferred = source.generation_config
     where = {"identity": identity(source.folder)} if isinstance(source, ModelSource) else {"url": source.url}
     # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
-    sampling = replace(options, top_p=options.top_p or 1.0)
+    sampling = replace(options, do_sample=True)
     return {
         "hfpipe_version": metadata.version("hfpipe"),
         "model": {**where, "reference": source.reference},

@@ -103,7 +103,7 @@ OF_LOADING: dict[str, Any] = {
     "device": _loading("--device -d DEVICE", "-1 or cpu (default), 0, cuda:1, mps, xpu; for OpenVINO CPU, GPU, NPU."),
     "device_map": _loading("--device-map MAP", "auto: Accelerate places the model. Not with --device."),
     "dtype": _loading("--dtype DTYPE", "auto, float32, float16 or bfloat16 (torch)."),
-    "attn": _loading("--attn KIND", "sdpa, eager or flash_attention_2 (torch)."),
+    "attn": _loading("--attn KIND", "sdpa, eager, flash_attention_2, ..., or a kernel of the Hub (torch)."),
     "ov_config": _loading_list(
         "--ov-config KEY=VALUE", "An OpenVINO property, or one JSON object of them. Repeatable."
     ),

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from contextlib import aclosing
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -119,6 +120,8 @@ class Endpoint(TextGenerator):
 
     async def _answer(self, request: TextRequest, tell: Callable[[TextEvent], None]) -> None:
         """Tell the events of an answer as they come. Raises an HFPipeError."""
+        if request.options.do_sample is False:
+            request = replace(request, options=replace(request.options, temperature=0.0))
         start, options = time.perf_counter(), request.options
         path = CHAT if isinstance(request.prompt, Conversation) else TEXT
         await self._check(request, path)

@@ -23,6 +23,8 @@ _OWN = {
     "top_k": "top_k (--top-k)",
     "min_p": "min_p (--min-p)",
     "repetition_penalty": "repetition_penalty (--repetition-penalty)",
+    "eos_token_id": "eos_token_id",
+    "max_length": "max_length, which counts the prompt's tokens",
     "chat_template_kwargs": "variables of the chat template (--var)",
     "continue_final_message": "a last message of the assistant, to be continued",
     "add_generation_prompt": "a last message of the assistant, to be continued",
@@ -123,7 +125,9 @@ def message_of(error: Any) -> str:
 
 def own_options(request: TextRequest) -> dict[str, Any]:
     """What of a request is no part of the plain protocol, as the servers that take it call it."""
-    names, prompt = ("top_k", "min_p", "repetition_penalty"), request.prompt
+    names, prompt = ["top_k", "min_p", "repetition_penalty", "eos_token_id"], request.prompt
+    if request.options.max_tokens is None:
+        names.append("max_length")
     own = {name: value for name in names if (value := getattr(request.options, name)) is not None}
     if not isinstance(prompt, Conversation):
         return own if request.add_special_tokens else {**own, "add_special_tokens": False}

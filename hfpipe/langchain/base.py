@@ -26,6 +26,7 @@ from typing_extensions import Self, Unpack
 
 from hfpipe.errors import BackendError, HFPipeError, UsageError
 from hfpipe.generator import FailedRequest, TextGenerator, open_generator
+from hfpipe.langchain.compat import translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -81,6 +82,9 @@ class LoadedModel(BaseModel):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    max_length: int | None = None
+    do_sample: bool | None = None
+    eos_token_id: int | Sequence[int] | None = None
     template: str | None = None
     system: str | None = None
     chat_template_name: str | None = None
@@ -117,8 +121,15 @@ class LoadedModel(BaseModel):
         """A copy that shares the loaded model."""
         return self.model_copy()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise UsageError("A loaded model cannot be pickled.", hint="Load it in each process, with hfpipe.load(...).")
+    def close(self) -> None:
+        """Free the model, for every LLM and chat model that shares it."""
+        self.generator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def stream_batch(self, requests: Iterable[TextRequest | None]) -> abc.Generator[tuple[int, Completion], None, None]:
         """Answer `requests`, pulled as the engine has room, and yield each with its index as it is finished.
@@ -236,7 +247,13 @@ class LoadedModel(BaseModel):
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
         """This model with the options of a call as its own. Raises UsageError for one that is not known."""
         given = dict(options) if stop is None else {**options, "stop": stop}
-        return self.model_copy(update=_checked_generation(given, _OF_A_CALL)) if given else self
+        if not given:
+            return self
+        update = _checked_generation(given, _OF_A_CALL)
+        if "max_length" in update:
+            # The model's own max_tokens would hide it.
+            update.setdefault("max_tokens", None)
+        return self.model_copy(update=update)
 
     def _answers(self, requests: Iterable[TextRequest]) -> list[Completion]:
         """In the order of `requests`. Raises the first error."""
@@ -303,8 +320,9 @@ def generation_info(answer: TextEvent) -> dict[str, Any]:
 
 
 def _checked_generation(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """As keyword_options. Raises UsageError also for a value of generation that is wrong."""
-    given = keyword_options(options, known)
+    """As keyword_options, also by the names of transformers. Raises UsageError also for a value of generation that is
+    wrong."""
+    given = keyword_options(translated(options), known)
     GenerationOptions(**{name: given[name] for name in OF_GENERATION & given.keys()})
     return given
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from typing_extensions import Self, Unpack, override
 
-from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
+from hfpipe.langchain.compat import of_model_id, of_pipeline
 from hfpipe.types import Completion, TextEvent
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ class HFPipe(LoadedModel, BaseLLM):
         **options: Unpack[Options],
     ) -> None:
         if pipeline is not None:
-            generator = wrap_pipeline(pipeline)
-            options.setdefault("template", "raw")
+            given: Any = {"template": "raw", **options}
+            generator = wrap_pipeline(pipeline, given.pop("batch_size", None))
+            model = given.pop("model_id", model)
+            options = cast("Options", of_pipeline(pipeline) | given)
         super().__init__(model, generator=generator, **options)
 
     @classmethod
@@ -82,14 +84,12 @@ class HFPipe(LoadedModel, BaseLLM):
         batch_size: int | None = None,
         **options: Any,
     ) -> Self:
-        """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text. `pipeline_kwargs`
-        are generation options; for OpenVINO, `ov_config` in `model_kwargs` is understood."""
-        kwargs = dict(model_kwargs or {})
-        given: dict[str, Any] = {"template": "raw", **_translated(pipeline_kwargs or {}), **options}
-        if "ov_config" in kwargs:
-            given["ov_config"] = kwargs.pop("ov_config")
-        given |= {"task": task, "backend": "auto" if backend == "default" else backend, "model_kwargs": kwargs}
-        return cls(model_id, device=device, device_map=device_map, batch_size=batch_size, **given)
+        """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text."""
+        given = of_model_id(backend, device, model_kwargs or {}, pipeline_kwargs or {})
+        given |= {"task": task, "backend": "auto" if backend == "default" else backend, "device_map": device_map}
+        if batch_size is not None:
+            given["batch_size"] = batch_size
+        return cls(model_id, **{"template": "raw", **given, **options})
 
     @override
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
@@ -147,15 +147,3 @@ class Recorder(BaseCallbackHandler):
     @override
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         self.info = response.generations[0][0].generation_info or {}
-
-
-def _translated(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of transformers' pipeline in ours. Greedy is temperature 0; the prompt is never part of the answer."""
-    options = dict(pipeline_kwargs)
-    if "max_new_tokens" in options:
-        options["max_tokens"] = options.pop("max_new_tokens")
-    if (do_sample := options.pop("do_sample", None)) is not None:
-        options["temperature"] = options.get("temperature", 1.0) if do_sample else 0.0
-    if options.pop("return_full_text", False):
-        raise UsageError("return_full_text is not supported: an answer never repeats the prompt.")
-    return options

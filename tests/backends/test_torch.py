@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from hfpipe import backends, models
 from hfpipe.backends.base import as_backend_error
@@ -420,7 +423,10 @@ def test_the_dtype_on_a_cpu(monkeypatch, tmp_path, own, native, dtype):
 
 WRONG = [
     ({"dtype": "int8"}, "Unknown dtype 'int8'; known are auto, fp32"),
-    ({"attn": "banana"}, "Unknown attention 'banana'; known are sdpa, eager"),
+    ({"attn": "banana"}, "Unknown attention 'banana'; known are eager, flash.*, flex_attention, sdpa.*\nA kernel of"),
+    ({"attn": "paged|sdpa"}, "Unknown attention 'paged|sdpa'"),
+    ({"attn": "xformers"}, "no attention of xformers.\nsdpa took its place"),
+    ({"model_kwargs": {"attn_implementation": "xformers"}}, "no attention of xformers.\nsdpa took its place"),
     ({"exact": True, "dtype": "bf16"}, "--exact computes in float32; the dtype bf16"),
     ({"exact": True, "model_kwargs": {"torch_dtype": "bfloat16"}}, "--exact computes in float32; the dtype bfloat16"),
     ({"model_kwargs": {"banana": 1}}, "banana in model_kwargs.*unexpected keyword argument 'banana'"),
@@ -438,6 +444,37 @@ WRONG = [
 def test_options_that_are_wrong_or_contradict(tiny_llama, options, message):
     with pytest.raises(UsageError, match=message):
         load(tiny_llama, **options)
+
+
+ABSENT = {"flash_attention_2": "flash-attn", "flash_attention_3": "kernels", "kernels-community/flash-attn2": "kernels"}
+
+
+@pytest.mark.parametrize(("attention", "package"), ABSENT.items())
+@pytest.mark.parametrize("option", ["attn", "model_kwargs"])
+def test_an_attention_that_is_not_installed_says_what_to_install(tiny_llama, option, attention, package):
+    if find_spec(package.replace("-", "_")) or find_spec("kernels"):
+        pytest.skip(f"{package} is installed")
+    given = attention if option == "attn" else {"attn_implementation": attention}
+    with pytest.raises(
+        BackendError, match=f"(?s)^{attention} is not available: .*installed.*pip install {package}, or"
+    ):
+        load(tiny_llama, **{option: given})
+
+
+def test_an_attention_that_transformers_is_given_is_offered_and_tried_when_it_is_loaded(tiny_llama, monkeypatch):
+    def mine(*args, **kwargs):
+        if fails:
+            raise RuntimeError("no such kernel")
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", mine)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", sdpa_mask)
+    fails = False
+    backend = load(tiny_llama, attn="mine")
+    assert backend.info.detail["attention"] == "mine"
+    fails = True
+    with pytest.raises(BackendError, match=r"mine does not run here, on cpu in float32: RuntimeError: no such kernel"):
+        load(tiny_llama, attn="mine")
 
 
 def test_places_that_are_wrong(tiny_llama, tmp_path):

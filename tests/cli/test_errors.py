@@ -35,7 +35,7 @@ def failure(code, *args, **settings):
         (["-b", "openvio"], "Unknown backend 'openvio'; known are auto, torch, openvino", "Did you mean 'openvino'?"),
         (["-b", "openvino", "--attn", "sdpa"], "openvino backend cannot honour --attn.", "--backend torch"),
         (["-b", "torch", "--ov-config", "A=1"], "torch backend cannot honour --ov-config.", "--backend openvino"),
-        (["-b", "echo", "--model-kwarg", "a=1"], "echo backend cannot honour --model-kwarg.", "--backend torch"),
+        (["-b", "echo", "--model-kwarg", "a=1"], "echo backend cannot honour --model-kwarg a.", "--backend torch"),
         (["-b", "torch", "--task", "summarization"], "cannot do --task summarization.", "text-generation"),
     ],
 )

@@ -227,6 +227,8 @@ def test_the_first_text_is_not_held_back(server, load):
     ("options", "named"),
     [
         ({"top_k": 4}, r"top_k \(--top-k\)"),
+        ({"eos_token_id": 4}, "eos_token_id"),
+        ({"max_length": 64}, "max_length, which counts"),
         ({"min_p": 0.1}, r"min_p \(--min-p\)"),
         ({"repetition_penalty": 1.2}, "repetition_penalty"),
         ({"variables": {"enable_thinking": "false"}}, r"variables of the chat template \(--var\)"),

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils import is_kernels_available
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
@@ -19,7 +20,7 @@ from hfpipe.machine import available_memory, processors
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 _OWN_CACHE = ("recurrent_gemma",)
-_ATTENTION = ("sdpa", "eager", "flash_attention_2")
+_SDPA = "leave --attn out: sdpa, the default, is a part of torch."
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Of from_pretrained: what hfpipe itself decides.
 _OURS = ("local_files_only", "output_loading_info", "trust_remote_code", "use_safetensors")
@@ -55,6 +56,8 @@ def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) ->
             f"{source.reference}: {len(missing)} tensors are missing from the weights, {min(missing)} among them.",
             hint="It may be a model of another kind (an encoder, say), or an incomplete download.",
         )
+    if (attention := _attention(options)) not in (None, "sdpa", "eager"):
+        _try_attention(model, attention)
     if model.device.type == "meta" and not getattr(model, "hf_device_map", None):
         raise BackendError("The device map leaves no weights in memory.", hint="Give it a place other than the disk.")
     return model.eval()
@@ -124,9 +127,9 @@ def _arguments(config: Mapping[str, Any], options: LoadOptions, device: torch.de
     """What from_pretrained is given. model_kwargs go to it as they are, unless an option sets the same: neither is
     dropped in silence."""
     dtypes = ("auto", *_DTYPES, *_DTYPES.values())
-    for name, value, known in (("dtype", options.dtype, dtypes), ("attention", options.attn, _ATTENTION)):
-        if value not in (None, *known):
-            raise UsageError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
+    if options.dtype not in (None, *dtypes):
+        raise UsageError(f"Unknown dtype {options.dtype!r}; known are {', '.join(dtypes)}.")
+    _check_attention(_attention(options))
     theirs = {"dtype" if key == "torch_dtype" else key: value for key, value in options.model_kwargs.items()}
     if reserved := set(_OURS) & set(theirs):
         raise UsageError(
@@ -143,6 +146,44 @@ def _arguments(config: Mapping[str, Any], options: LoadOptions, device: torch.de
     dtype = _dtype(config, options, device)
     ours = {"dtype": dtype, "device_map": options.device_map, "attn_implementation": options.attn}
     return {key: value for key, value in {**ours, **theirs}.items() if value is not None}
+
+
+def _attention(options: LoadOptions) -> Any:
+    return options.attn or options.model_kwargs.get("attn_implementation")
+
+
+def _check_attention(name: Any) -> None:
+    """Raise UsageError for what the installed transformers does not offer, nor a repository of kernels on the Hub."""
+    if name == "xformers":
+        raise UsageError("transformers has no attention of xformers.", hint=f"sdpa took its place: {_SDPA}")
+    # With those for transformers' own batches, which have another cache, answers are noise.
+    offered = sorted({"eager", *AttentionInterface().valid_keys()})
+    offered = [one for one in offered if not one.startswith("paged|")]
+    if isinstance(name, str) and name not in offered and ("/" not in name or "|" in name):
+        raise UsageError(
+            f"Unknown attention {name!r}; known are {', '.join(offered)}.",
+            hint="A kernel of the Hub is ORG/NAME, as in kernels-community/flash-attn2.",
+        )
+    if isinstance(name, str) and "/" in name and not is_kernels_available():
+        # transformers says so the first time, and runs on without the second.
+        raise _absent(name, "the package kernels is not installed", "kernels")
+
+
+def _absent(attention: str, reason: str, package: str) -> BackendError:
+    return BackendError(f"{attention} is not available: {reason}.", hint=f"pip install {package}, or {_SDPA}")
+
+
+def _try_attention(model: Any, name: Any) -> None:
+    """Raise BackendError where this attention fails on this device or in this dtype, which shows at its first use."""
+    try:
+        with torch.inference_mode():
+            model(torch.zeros((1, 2), dtype=torch.long, device=input_device(model)))
+    except Exception as error:
+        device, dtype = model.device.type, str(model.dtype).removeprefix("torch.")
+        raise BackendError(
+            f"{name} does not run here, on {device} in {dtype}: {as_backend_error(error).message}",
+            hint=f"Choose another device or dtype, or {_SDPA}",
+        ) from error
 
 
 def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> str:
@@ -170,6 +211,10 @@ def _explanation(source: ModelSource, options: LoadOptions, error: Exception) ->
     if isinstance(error, (TypeError, AttributeError)) and options.model_kwargs:
         names = ", ".join(options.model_kwargs)
         return UsageError(f"transformers cannot load the model with {names} in model_kwargs: {error}")
+    if (attention := _attention(options)) and isinstance(error, ImportError):
+        package = "flash-attn" if attention == "flash_attention_2" else "kernels"
+        reason = text.rpartition("following error: ")[2].partition("\n")[0].rstrip(".")
+        return _absent(attention, reason, package)
     if "trust_remote_code" in text:
         return UnsupportedModel(
             f"{source.reference} runs code that comes with it.",

@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -316,7 +315,7 @@ def test_from_model_id_takes_the_arguments_of_huggingfacepipeline(tiny_gpt2: Pat
         batch_size=2,
     )
     assert made.generator.backend.model.config._attn_implementation == "eager"
-    assert (made.max_tokens, made.temperature) == (4, 0.0)
+    assert (made.max_tokens, made.do_sample) == (4, False)
     assert made.generator.backend.batch_size == 2
     assert made.batch(["The cat", "A dog"]) == [made.invoke("The cat"), made.invoke("A dog")]
     with pytest.raises(UsageError, match="exclude each other"):
@@ -415,10 +414,8 @@ def test_what_has_no_place_is_refused_for_a_loaded_model(echo: HFPipe) -> None:
         HFPipe()
 
 
-def test_a_copy_shares_the_model_and_a_pickle_is_refused(echo: HFPipe) -> None:
+def test_a_copy_shares_the_model(echo: HFPipe) -> None:
     for made in (copy.copy(echo), copy.deepcopy(echo)):
         assert made is not echo
         assert made.generator is echo.generator
         assert made.invoke("one") == "one"
-    with pytest.raises(UsageError, match="cannot be pickled"):
-        pickle.dumps(echo)

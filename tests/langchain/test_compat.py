@@ -1,0 +1,335 @@
+"""Every argument of transformers' generation and loading: honoured as transformers does, or refused by name."""
+
+import asyncio
+import inspect
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextGenerationPipeline, pipeline
+from transformers.generation.utils import GenerationMixin
+
+from hfpipe import ChatHFPipe, HFPipe
+from hfpipe.errors import BackendError, ContextLengthError, UnsupportedOption, UsageError
+from hfpipe.generator import open_generator
+from hfpipe.langchain import compat
+from hfpipe.types import OF_GENERATION, LoadOptions
+
+PROMPT = "The quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_gpt2: Path) -> HFPipe:
+    return HFPipe.from_model_id(str(tiny_gpt2), "text-generation", pipeline_kwargs={"max_new_tokens": 12})
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_gpt2: Path) -> Callable[..., Any]:
+    """transformers' own pipeline, made with arguments."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
+    return partial(pipeline, "text-generation", model=model, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def of_transformers(pipe: Callable[..., Any]) -> Callable[..., str]:
+    """What transformers' own pipeline answers, greedily."""
+    settings = {"do_sample": False, "return_full_text": False, "max_new_tokens": 12}
+
+    def answer(**given: Any) -> str:
+        own = {name: value for name, value in settings.items() if name != "max_new_tokens" or "max_length" not in given}
+        answered: str = pipe(**{**own, **given})(PROMPT)[0]["generated_text"]
+        return answered
+
+    return answer
+
+
+def numbers(llm: HFPipe, **options: Any) -> Any:
+    """The tokens and numbers that a call asks the engine for."""
+    return llm.generator.prepare(llm._called_with(options)._request(PROMPT), "0")
+
+
+# The table
+
+
+def test_every_argument_of_transformers_is_known() -> None:
+    """A new version of transformers may bring more: each needs a place in the table."""
+    fields = set(GenerationConfig().to_dict())
+    generate = set(inspect.signature(GenerationMixin.generate).parameters)
+    made = set(inspect.signature(TextGenerationPipeline._sanitize_parameters).parameters)
+    prepared = set(inspect.signature(TextGenerationPipeline.preprocess).parameters)
+    inputs = {"self", "inputs", "kwargs", "generate_kwargs", "prompt_text", "generation_config", "add_special_tokens"}
+    assert (fields | generate | made | prepared) - inputs - compat.OF_TRANSFORMERS == set()
+
+
+def test_a_name_has_one_place_and_a_refusal_says_what_to_do() -> None:
+    places = [OF_GENERATION, compat._RENAMED.keys(), compat._HARMLESS, compat._REFUSED.keys()]
+    assert sum(map(len, places)) == len(compat.OF_TRANSFORMERS)
+    for name, (neutral, hint) in compat._REFUSED.items():
+        assert compat.translated({name: neutral}) == compat.translated({name: None}) == {}
+        with pytest.raises(UnsupportedOption, match=f"^{name}=<object .*> is not supported") as raised:
+            compat.translated({name: object()})
+        assert raised.value.hint == hint
+        assert len(hint) > 10
+    for name in compat._HARMLESS:
+        assert compat.translated({name: object()}) == {}
+
+
+def test_what_transformers_sets_itself_asks_for_nothing() -> None:
+    """The whole of a generation config, with its defaults of every version."""
+    config = GenerationConfig(max_new_tokens=7, do_sample=False)
+    assert compat.translated({"generation_config": config}) == {"max_tokens": 7, "do_sample": False}
+    given = compat.translated(GenerationConfig._get_default_generation_params())
+    assert given.keys() <= OF_GENERATION
+    assert given["temperature"] == given["top_p"] == given["repetition_penalty"] == 1.0
+
+
+# Honoured: the answers are those of transformers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_new_tokens": 5},
+        {"max_length": 14},
+        {"max_length": 14, "max_new_tokens": 9},
+        {"repetition_penalty": 1.8},
+        {"stop_strings": ["at"]},
+        {"eos_token_id": 5},
+        {"eos_token_id": [5, 6]},
+        {"generation_config": GenerationConfig(max_new_tokens=4)},
+        {"num_beams": 1, "num_return_sequences": 1, "top_p": 1.0, "typical_p": 1.0, "no_repeat_ngram_size": 0},
+        {"pad_token_id": 0, "use_cache": True, "early_stopping": True, "length_penalty": 0.5},
+        {"do_sample": False, "temperature": 0.7, "top_k": 3},
+    ],
+    ids=lambda given: ",".join(given),
+)
+def test_an_argument_has_the_effect_that_it_has_in_transformers(
+    loaded: HFPipe, of_transformers: Callable[..., str], tiny_gpt2: Path, given: dict[str, Any]
+) -> None:
+    """When the model is loaded, and in a call, in every form that LangChain has for one."""
+    theirs = {name: value for name, value in given.items() if name not in ("stop_strings", "generation_config")}
+    if "generation_config" in given:
+        theirs["max_new_tokens"] = given["generation_config"].max_new_tokens
+    expected = of_transformers(**theirs)
+    for end in given.get("stop_strings", ()):
+        expected = expected.partition(end)[0]
+    calls = [{"pipeline_kwargs": given}, given if "generation_config" not in given else {"max_new_tokens": 4}]
+    for call in calls:
+        assert loaded.invoke(PROMPT, **call) == expected
+        assert loaded.bind(**call).batch([PROMPT, PROMPT]) == [expected] * 2
+        assert "".join(loaded.bind(**call).stream(PROMPT)) == expected
+        assert asyncio.run(loaded.ainvoke(PROMPT, **call)) == expected
+    length = {} if {"max_length", "generation_config"} & given.keys() else {"max_new_tokens": 12}
+    made = HFPipe(generator=loaded.generator, template="raw", pipeline_kwargs={**length, **given})
+    assert made.invoke(PROMPT) == expected
+
+
+def test_max_length_counts_the_prompt_and_yields_to_max_new_tokens(loaded: HFPipe) -> None:
+    tokens = len(numbers(loaded).token_ids)
+    assert numbers(loaded).max_tokens == 12
+    assert numbers(loaded, max_length=tokens + 3).max_tokens == 3
+    assert numbers(loaded, max_length=1000).max_tokens == 128 - tokens, "the model's context is the end"
+    assert numbers(loaded, max_length=tokens + 3, max_new_tokens=5).max_tokens == 5
+    with pytest.raises(ContextLengthError, match=rf"The prompt has {tokens} tokens, and max_length={tokens} counts"):
+        loaded.invoke(PROMPT, max_length=tokens)
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature"),
+    [
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.3}, 0.3),
+        ({"do_sample": False, "temperature": 0.3}, 0.0),
+        ({"do_sample": False, "top_k": 3}, 0.0),
+        ({"do_sample": None, "temperature": 0.3}, 0.3),
+        ({"temperature": 0}, 0.0),
+        ({"top_k": None, "top_p": None}, 0.0),
+        ({"min_p": 0.1}, 1.0),
+    ],
+)
+def test_do_sample_and_temperature_together(loaded: HFPipe, given: dict[str, Any], temperature: float) -> None:
+    assert numbers(loaded, pipeline_kwargs=given).sampling.temperature == temperature
+
+
+def test_eos_token_id_takes_the_place_of_the_models_own(loaded: HFPipe) -> None:
+    assert numbers(loaded).eos_token_ids == {0}
+    assert numbers(loaded, eos_token_id=7).eos_token_ids == {7}
+    assert numbers(loaded, eos_token_id=[7, 9]).eos_token_ids == {7, 9}
+    assert numbers(loaded, eos_token_id=[]).eos_token_ids == set()
+    ids = [token for event in loaded.generator.backend.stream([numbers(loaded)]) for token in event.token_ids]
+    assert ids.index(ids[2]) == 2
+    ended = loaded.generate([PROMPT], eos_token_id=ids[2]).generations[0][0]
+    assert ended.text == loaded.generator.tokenizer.decode(ids[:2]), "the end is no part of the answer"
+    assert (ended.generation_info["finish_reason"], ended.generation_info["usage"]["completion_tokens"]) == ("stop", 3)
+    assert numbers(loaded, eos_token_id=7, stop=["<|im_end|>"]).eos_token_ids == {7, 2}
+
+
+def test_options_are_set_by_with_config_and_configurable_fields(loaded: HFPipe) -> None:
+    expected = loaded.invoke(PROMPT, max_tokens=3)
+    assert loaded.bind(max_new_tokens=3).with_config(tags=["short"]).invoke(PROMPT) == expected
+    field = ConfigurableField(id="length")
+    configurable = PromptTemplate.from_template("{x}") | loaded.configurable_fields(max_tokens=field)
+    assert configurable.with_config(configurable={"length": 3}).invoke({"x": PROMPT}) == expected
+    assert configurable.invoke({"x": PROMPT}) == loaded.invoke(PROMPT) != expected
+    either = loaded.configurable_alternatives(ConfigurableField(id="which"), short=loaded.bind(max_new_tokens=3))
+    assert either.with_config(configurable={"which": "short"}).invoke(PROMPT) == expected
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"num_beams": 4}, "no beam search"),
+        ({"streamer": object()}, "llm.stream"),
+        ({"no_repeat_ngram_size": 3}, "repetition_penalty"),
+        ({"return_full_text": True}, "prompt \\+ llm.invoke"),
+        ({"skip_prompt": False}, "prompt \\+ llm.invoke"),
+        ({"num_return_sequences": 3}, "llm.batch"),
+        ({"max_time": 5.0}, "Leave llm.stream"),
+        ({"max_new_token": 5}, "Did you mean"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_when_loading_and_in_a_call(
+    loaded: HFPipe, given: dict[str, Any], hint: str
+) -> None:
+    (name,) = given
+    for call in (
+        lambda: HFPipe.from_model_id("no/model", "text-generation", pipeline_kwargs=given),
+        lambda: loaded.invoke(PROMPT, pipeline_kwargs=given),
+        lambda: loaded.bind(**given).batch([PROMPT]),
+        lambda: next(loaded.stream(PROMPT, **given)),
+    ):
+        with pytest.raises(UsageError, match=f"(?s){name}.*{hint}"):
+            call()
+
+
+def test_the_same_thing_said_in_two_names_must_agree(loaded: HFPipe) -> None:
+    assert numbers(loaded, max_tokens=3, max_new_tokens=3).max_tokens == 3
+    with pytest.raises(UsageError, match="max_tokens is given twice, as 3 and as 4"):
+        loaded.invoke(PROMPT, max_tokens=3, max_new_tokens=4)
+    assert loaded._called_with({"stop": ["a"], "stop_strings": "b"}).stop == ("a", "b")
+
+
+# A pipeline that stands
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_length": 14}, {"max_new_tokens": 5}, {"max_new_tokens": 12, "eos_token_id": 98}, {"max_new_tokens": 12}],
+    ids=lambda given: ",".join(given),
+)
+def test_a_wrapped_pipeline_keeps_its_own_arguments(pipe: Callable[..., Any], given: dict[str, Any]) -> None:
+    made = pipe(do_sample=False, return_full_text=False, batch_size=3, **given)
+    llm = HFPipe(pipeline=made)
+    assert llm.invoke(PROMPT) == made(PROMPT)[0]["generated_text"]
+    assert llm.generator.backend.batch_size == 3
+    assert HFPipe(pipeline=made, batch_size=2, model_id="mine").generator.backend.batch_size == 2
+    assert HFPipe(pipeline=made, pipeline_kwargs={"max_new_tokens": 2}).max_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_beams": 2}, {"streamer": object()}, {"return_full_text": True}, {"skip_special_tokens": False}]
+)
+def test_a_pipeline_that_does_what_hfpipe_does_not_is_refused(pipe: Callable[..., Any], given: dict[str, Any]) -> None:
+    name = "return_type" if "return_full_text" in given else next(iter(given))
+    with pytest.raises(UnsupportedOption, match=name):
+        HFPipe(pipeline=pipe(**given))
+
+
+# Loading
+
+
+def test_generation_among_model_kwargs_is_honoured_below_pipeline_kwargs(tiny_gpt2: Path) -> None:
+    kwargs = {"temperature": 0, "max_length": 64, "do_sample": True, "pad_token_id": 0, "torch_dtype": "float32"}
+    llm = HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs=kwargs)
+    asked = numbers(llm)
+    assert (asked.sampling.temperature, asked.max_tokens) == (0.0, 64 - len(asked.token_ids))
+    given = compat.of_model_id("default", None, kwargs, {"temperature": 0.5, "batch_size": 2})
+    assert (given["temperature"], given["batch_size"], given["model_kwargs"]) == (0.5, 2, {"torch_dtype": "float32"})
+    with pytest.raises(UnsupportedOption, match="num_beams=4 is not supported"):
+        HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs={"num_beams": 4})
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_arguments_of_loading_reach_the_model(tiny_gpt2: Path, name: str, as_text: bool) -> None:
+    import torch
+
+    kwargs = {name: "bfloat16" if as_text else torch.bfloat16, "low_cpu_mem_usage": True, "trust_remote_code": False}
+    kwargs |= {"attn_implementation": "eager", "use_safetensors": True, "token": None, "local_files_only": False}
+    llm = HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs=kwargs)
+    info = llm.generator.backend.info
+    assert (info.dtype, info.detail["attention"]) == ("bfloat16", "eager")
+    assert llm.invoke(PROMPT, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kwargs", "said"),
+    [
+        ("default", {"cache_dir": "/x"}, "cache_dir in model_kwargs is not supported.\nSet HF_HUB_CACHE"),
+        ("default", {"token": "hf_secret"}, "token in model_kwargs is not supported.\nSet HF_TOKEN"),
+        ("default", {"local_files_only": True}, "local_files_only in model_kwargs is not supported.\nSet HF_HUB_OFF"),
+        ("default", {"load_in_8bit": True}, "load_in_8bit in model_kwargs.*BitsAndBytesConfig"),
+        ("default", {"use_safetensors": False}, "use_safetensors in model_kwargs.*allow_pickle=True"),
+        ("default", {"revision": "v2"}, "has no revisions"),
+        ("default", {"no_such": 1}, "cannot load the model with no_such in model_kwargs"),
+        ("openvino", {"quantization_config": {"bits": 4}}, "quantization_config in .*hfpipe export MODEL"),
+        ("openvino", {"torch_dtype": "float16"}, "torch_dtype in model_kwargs.*INFERENCE_PRECISION_HINT"),
+        ("openvino", {"no_such": 1}, "openvino backend cannot honour --model-kwarg no_such"),
+    ],
+)
+def test_an_argument_of_loading_that_is_not_honoured_is_refused(
+    tiny_gpt2: Path, backend: str, kwargs: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=f"(?s){said}") as raised:
+        HFPipe.from_model_id(str(tiny_gpt2), "text-generation", backend=backend, model_kwargs=kwargs)
+    assert "hf_secret" not in str(raised.value)
+
+
+def test_quantization_config_needs_its_package_and_says_so(tiny_gpt2: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    kwargs = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    with pytest.raises((BackendError, UsageError), match="bitsandbytes"):
+        HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs=kwargs)
+
+
+# Closing and pickling
+
+
+def test_a_closed_model_answers_no_more_and_with_closes_it(tiny_gpt2: Path) -> None:
+    with HFPipe(tiny_gpt2, backend="echo") as llm:
+        chat = ChatHFPipe(llm=llm)
+        assert llm.invoke("one") == "one"
+    for call in (lambda: llm.invoke("one"), lambda: list(llm.stream("one")), lambda: llm.batch(["one"])):
+        with pytest.raises(BackendError, match="The echo backend has been closed"):
+            call()
+    chat.close()
+
+
+def test_a_pickle_loads_the_model_again_in_the_other_process(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all that share it, from a name that holds in every folder."""
+    monkeypatch.chdir(tiny_gpt2.parent)
+    llm = HFPipe(tiny_gpt2.name, backend="torch", dtype="bfloat16", batch_size=2, max_tokens=5, stop="xyz")
+    again = pickle.loads(pickle.dumps(llm))
+    assert again.generator is not llm.generator
+    assert again.generator.loading == LoadOptions(backend="torch", dtype="bfloat16", batch_size=2)
+    assert (again.max_tokens, again.stop, again.model) == (5, ("xyz",), tiny_gpt2.name)
+    assert again.invoke(PROMPT) == llm.invoke(PROMPT)
+    bound = PromptTemplate.from_template("{x}") | llm.bind(stop=["\n"])
+    first, second = pickle.loads(pickle.dumps((bound, ChatHFPipe(llm=llm))))
+    assert first.last.bound.generator is second.generator
+
+
+def test_what_was_wrapped_cannot_be_pickled_and_says_so(tiny_gpt2: Path, pipe: Callable[..., Any]) -> None:
+    opened = open_generator(str(tiny_gpt2), LoadOptions(backend="echo"))
+    assert pickle.loads(pickle.dumps(HFPipe(generator=opened))).invoke("one") == "one"
+    with pytest.raises(UsageError, match="as a transformers pipeline is, cannot be pickled"):
+        pickle.dumps(HFPipe(pipeline=pipe()))
