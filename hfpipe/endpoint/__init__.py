@@ -14,8 +14,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from contextlib import aclosing
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
