@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import traceback
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.drawing import draw, penalize
 from hfpipe.backends.scheduling import Engine, Flight, Stream
 from hfpipe.errors import HFPipeError
 from hfpipe.sampling import Rules
@@ -20,25 +24,18 @@ _LOOK_AHEAD = 8
 
 
 class Row(Flight):
-    """A request that draws the same whatever else is in the batch."""
+    """A request with the random generator of its own, so that it draws the same whatever else is in the batch."""
 
     rules = Rules()
 
     def __init__(self, request: TokenRequest) -> None:
         super().__init__(request)
-        sampling = request.sampling
-        self.is_plain = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        self.random = np.random.default_rng(request.sampling.seed)
 
-    def choose(self, logits: Any, best: int) -> int:
-        """The next token, from floats [vocabulary], of which `best` is the largest."""
-        if len(self.token_ids) + 1 == self.request.max_tokens and self.rules.forced_eos_token_id is not None:
-            return self.rules.forced_eos_token_id
-        banned = self.rules.banned(self.request, self.token_ids)
-        return best if self.is_plain and best not in banned else self.draw(logits, banned)
-
-    @abstractmethod
-    def draw(self, logits: Any, banned: Collection[int]) -> int:
-        """The next token, from floats [vocabulary], which are left as they are, and none of those `banned`."""
+    @property
+    def banned(self) -> set[int]:
+        """The tokens that may not come next."""
+        return self.rules.banned(self.request, self.token_ids)
 
     def take(self, token: int) -> TokenEvent:
         event = super().take(token)
@@ -122,11 +119,8 @@ class BatchEngine(Engine):
         for row in rows:
             row.rules = self.rules
         while True:
-            logits = batch.logits(ids)
-            # Those of greedy rows are found in one operation.
-            best: list[int] = logits.argmax(-1).tolist()
-            for i, row in enumerate(rows):
-                yield row.take(row.choose(logits[i], best[i]))
+            for row, token in zip(rows, self._next(batch.logits(ids), rows), strict=True):
+                yield row.take(token)
             yield from [row.end() for row in rows if row.cancelled and not row.done]
             stay = [i for i, row in enumerate(rows) if not row.done]
             if not stay:
@@ -135,6 +129,35 @@ class BatchEngine(Engine):
                 batch.keep(stay)
                 rows = [rows[i] for i in stay]
             ids = [(row.token_ids[-1],) for row in rows]
+
+    def _next(self, logits: Any, rows: list[Row]) -> list[int]:
+        """A token for each row, from floats [row, vocabulary], which may be on another device."""
+        # Those of greedy rows are found there, in one operation.
+        tokens: list[int] = logits.argmax(-1).tolist()
+        banned, asked = [row.banned for row in rows], [row.request.sampling for row in rows]
+        others = [
+            i
+            for i, one in enumerate(asked)
+            if one.temperature > 0 or one.repetition_penalty != 1 or tokens[i] in banned[i]
+        ]
+        if others:
+            scores = self._on_host(logits[others])
+            for place, i in enumerate(others):
+                scores[place, list(banned[i])] = -np.inf
+                if asked[i].repetition_penalty != 1:
+                    penalize(scores[place], rows[i].whole, asked[i].repetition_penalty)
+            numbers = [rows[i].random.random() if asked[i].temperature > 0 else 0.0 for i in others]
+            drawn = draw(scores, [asked[i] for i in others], numbers)
+            for i, token in zip(others, drawn, strict=True):
+                tokens[i] = token
+        for i, row in enumerate(rows):
+            if row.rules.forced_eos_token_id is not None and len(row.token_ids) + 1 == row.request.max_tokens:
+                tokens[i] = row.rules.forced_eos_token_id
+        return tokens
+
+    def _on_host(self, logits: Any) -> NDArray[np.float32]:
+        """These in memory, to be written to."""
+        return np.array(logits, dtype=np.float32)
 
 
 def similar(waiting: list[Row], size: int, budget: float) -> list[Row]:

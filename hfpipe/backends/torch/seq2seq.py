@@ -8,14 +8,14 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 from hfpipe.backends import batching
-from hfpipe.backends.torch.decoding import Row, TorchBackend, padded
+from hfpipe.backends.torch.decoding import TorchBackend, padded
 from hfpipe.backends.torch.loading import input_device
 
 
 class Seq2SeqBackend(TorchBackend):
     """Runs a transformers encoder-decoder model, as TorchBackend does others."""
 
-    def _begin(self, rows: list[Row]) -> batching.Batch:
+    def _begin(self, rows: list[batching.Row]) -> batching.Batch:
         return _Batch(self.model, [row.request.token_ids for row in rows])
 
 
