@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _TRACING = ("LANGCHAIN_", "LANGSMITH_")
 # transformers imports these where they are installed: for assisted decoding, losses of detection models, and images.
 # Of 3.0 s to a torch model's answer, without this: scipy and sklearn 0.8 s more, torchvision 0.7 s.
-_OPTIONAL = ("scipy", "sklearn", "torchvision")
+# httpx imports its own command line, and Rich for it: 0.05 s.
+_OPTIONAL = ("scipy", "sklearn", "torchvision", "httpx._main")
 # torch's compiler, and what transformers imports of it: 0.6 s more without the stand-ins (tried with torch 2.14).
 _COMPILER = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
 

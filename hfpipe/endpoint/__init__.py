@@ -23,7 +23,7 @@ from hfpipe.backends.base import as_backend_error
 from hfpipe.endpoint.protocol import CHAT, TEXT, body, meaning, own_options
 from hfpipe.endpoint.server import Address, Server
 from hfpipe.errors import BackendError, HFPipeError, UnsupportedOption, UsageError
-from hfpipe.generator import FailedRequest, TextGenerator
+from hfpipe.generator import FailedRequest, TextGenerator, open_generator
 from hfpipe.process import start_thread
 from hfpipe.text.decoder import StopScanner
 from hfpipe.text.templates import Conversation
@@ -50,6 +50,7 @@ class Endpoint(TextGenerator):
     def __init__(self, source: HostedModel, options: LoadOptions, *, why: str = "", load_s: float = 0.0) -> None:
         address = Address(options.endpoint)
         self.source = source
+        self._loading = options
         self.why = why
         self.load_s = load_s
         self.info = BackendInfo("endpoint", address.host, "unknown", {"url": address.shown})
@@ -94,6 +95,10 @@ class Endpoint(TextGenerator):
 
     def close(self) -> None:
         self._end()
+
+    def __reduce__(self) -> Any:
+        """Unpickling connects again, with the token of where that is done."""
+        return open_generator, (self.source.reference, self._loading)
 
     def _send(self, number: int, request: TextRequest, put: Callable[[tuple[int, TextEvent]], None]) -> Future[None]:
         """Have the loop answer a request; its last event comes whatever happens."""

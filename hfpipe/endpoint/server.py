@@ -89,7 +89,7 @@ class Address:
 
     def __init__(self, given: str | None) -> None:
         try:
-            parts = urlsplit((given or HUB).strip())
+            parts = urlsplit(HUB if given is None else given.strip())
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
             valid = False
@@ -267,13 +267,15 @@ class Server:
 
     async def _not_found(self, message: str, path: str, model: str) -> HFPipeError:
         """Whether it is the model or the place that does not exist, by the models that the server lists."""
+        known: list[str] | None = None
         match await self._get("models"):
             case {"data": list(models)}:
                 known = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
-            case _:
-                return BackendError(message, hint="Check the URL: that of an OpenAI server mostly ends in /v1.")
-        if model in known and path != CHAT:
-            return BackendError(message, hint="The server may take conversations only: use --template chat.")
+        if path != CHAT and (known is None or model in known):
+            hint = "The server may take conversations only (--template chat), or the URL is wrong."
+            return BackendError(message, hint=hint)
+        if known is None:
+            return BackendError(message, hint="Check the URL: that of an OpenAI server mostly ends in /v1.")
         if model in known:
             return BackendError(message, hint="The server has this model; its log may say what failed.")
         more = f", and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""

@@ -33,6 +33,8 @@ class LoopbackServer:
     ignores_stops: bool = False
     counts: bool = True
     pause_s: float = 0.0
+    # The first answers wait for each other, so many of them.
+    together: int = 0
     models: tuple[str, ...] = (MODEL,)
     asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     got: list[str] = field(default_factory=list)
@@ -64,6 +66,10 @@ class LoopbackServer:
         with self._lock:
             self.running += change
             self.most = max(self.most, self.running)
+
+    def gone(self) -> None:
+        with self._lock:
+            self.left += 1
 
     def wait_until(self, holds: Callable[[], bool], seconds: float = 10) -> bool:
         end = time.monotonic() + seconds
@@ -103,9 +109,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({"detail": "Not Found"}, 404)
         self.owner.count(1)
         try:
+            self.owner.wait_until(lambda: self.owner.most >= self.owner.together)
             self.answer(body, chat="chat" in path)
         except OSError:
-            self.owner.left += 1
+            self.owner.gone()
         finally:
             self.owner.count(-1)
 
@@ -222,11 +229,10 @@ def raw(data: bytes) -> Fault:
 
 def silent(handler: Handler) -> None:
     """Nothing, until the reader goes away."""
-    while True:
-        handler.owner.count(0)
-        if handler.connection.recv(1) == b"":
-            handler.owner.left += 1
-            return
+    with suppress(OSError):
+        while handler.connection.recv(1):
+            pass
+    handler.owner.gone()
 
 
 def slow(handler: Handler) -> None:
@@ -236,4 +242,4 @@ def slow(handler: Handler) -> None:
             handler.chunk(b":")
             time.sleep(0.02)
     except OSError:
-        handler.owner.left += 1
+        handler.owner.gone()

@@ -119,7 +119,7 @@ def test_length_is_a_finish_reason(load):
 
 
 def test_no_more_requests_at_once_than_asked_for(server, load):
-    server.pause_s = 0.05
+    server.together = 3
     answers = list(load(batch_size=3).generate(TextRequest(str(i), "a b") for i in range(9)))
     assert {answer.text for answer in answers} == {"a b"}
     assert server.most == 3
