@@ -64,6 +64,7 @@ class Options(LoadFields, GenerationFields, total=False):
     tags: list[str] | None
     metadata: dict[str, Any] | None
     name: str | None
+    streaming: bool
     custom_get_token_ids: Callable[[str], list[int]] | None
 
 

@@ -49,6 +49,9 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
         >>> tokens = answer.usage_metadata["total_tokens"]
     """
 
+    # LangChain's own: invoke, too, tells its callbacks each token.
+    streaming: bool = False
+
     _takes: ClassVar[str] = "to_messages"
     _begins: ClassVar[str] = "on_chat_model_start"
 

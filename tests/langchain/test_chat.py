@@ -1,14 +1,13 @@
-"""ChatHFPipe as LangChain uses it, and LangChain's own suite for chat models."""
+"""ChatHFPipe as LangChain uses it."""
 
 import asyncio
 from pathlib import Path
 
 import jinja2
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_tests.integration_tests import ChatModelIntegrationTests
-from langchain_tests.unit_tests.chat_models import ChatModelTests
 
 import hfpipe
 from hfpipe.errors import TemplateError, UsageError
@@ -79,39 +78,12 @@ def test_without_a_chat_template_there_is_no_chat(tiny_gpt2: Path) -> None:
         hfpipe.load_chat(str(tiny_gpt2), backend="echo").invoke("a")
 
 
-class TestStandard(ChatModelTests):
-    """LangChain's standard suite, on a tiny model on OpenVINO: all of it but tools, structured output and pictures."""
+def test_streaming_has_invoke_tell_its_callbacks_the_tokens(tiny_llama: Path) -> None:
+    class Tokens(BaseCallbackHandler):
+        def on_llm_new_token(self, token: str, **kwargs: object) -> None:
+            seen.append(token)
 
-    loaded: ChatHFPipe
-
-    @property
-    def chat_model_class(self) -> type[ChatHFPipe]:
-        return ChatHFPipe
-
-    @property
-    def chat_model_params(self) -> dict:
-        return {"model": self.loaded.model, "generator": self.loaded.generator}
-
-    @property
-    def standard_chat_model_params(self) -> dict:
-        return {"temperature": 0, "max_tokens": 30, "stop": []}
-
-    test_invoke = ChatModelIntegrationTests.test_invoke
-    test_ainvoke = ChatModelIntegrationTests.test_ainvoke
-    test_stream = ChatModelIntegrationTests.test_stream
-    test_astream = ChatModelIntegrationTests.test_astream
-    test_stream_events = ChatModelIntegrationTests.test_stream_events_v3
-    test_astream_events = ChatModelIntegrationTests.test_astream_events_v3
-    test_batch = ChatModelIntegrationTests.test_batch
-    test_abatch = ChatModelIntegrationTests.test_abatch
-    test_conversation = ChatModelIntegrationTests.test_conversation
-    test_double_messages_conversation = ChatModelIntegrationTests.test_double_messages_conversation
-    test_usage_metadata = ChatModelIntegrationTests.test_usage_metadata
-    test_usage_metadata_streaming = ChatModelIntegrationTests.test_usage_metadata_streaming
-    test_stop_sequence = ChatModelIntegrationTests.test_stop_sequence
-    test_message_with_name = ChatModelIntegrationTests.test_message_with_name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _load_once(tiny_llama_ov: Path) -> None:
-    TestStandard.loaded = hfpipe.load_chat(str(tiny_llama_ov))
+    seen: list[str] = []
+    chat = ChatHFPipe(tiny_llama, backend="echo", streaming=True)
+    assert "".join(seen) == "" != chat.invoke("one two", {"callbacks": [Tokens()]}).content == "".join(seen)
+    assert len(seen) > 2
