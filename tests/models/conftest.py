@@ -30,7 +30,7 @@ except HFPipeError as error:
     result = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
 heavy = {"huggingface_hub", "gguf", "torch", "transformers"}
 heavy = sorted(heavy & set(sys.modules))
-print(json.dumps(result | {"notes": recorder.notes, "steps": recorder.steps, "heavy": heavy}))
+print(json.dumps(result | {"notes": recorder.notes, "steps": recorder.steps, "heavy": heavy}, default=str))
 """
 
 
