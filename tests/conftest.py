@@ -84,17 +84,32 @@ def tiny_seq2seq() -> Callable[[str], Path]:
     return lambda kind: once(f"tiny-{kind}", lambda folder: tiny.seq2seq(folder, kind))
 
 
-@pytest.fixture(scope="session")
-def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
-    """Both of them as hfpipe exports them for OpenVINO, in fp32."""
+def exported(name: str, folders: list[Path]) -> list[Path]:
+    """These as hfpipe exports them for OpenVINO, in fp32: once for each name."""
 
     def export(path: Path) -> None:
         from hfpipe.process import run_child
 
-        arguments = {"folders": [str(tiny_gpt2), str(tiny_llama)]}
+        arguments = {"folders": [str(folder) for folder in folders]}
         path.write_text("\n".join(run_child("tests.tiny_exports", arguments, what="The exports")))
 
-    return [Path(folder) for folder in once("exports", export).read_text().splitlines()]
+    return [Path(folder) for folder in once(name, export).read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tiny_exports(tiny_gpt2: Path, tiny_llama: Path) -> list[Path]:
+    return exported("exports", [tiny_gpt2, tiny_llama])
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq_ov(tiny_seq2seq: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Exports of those that optimum-intel exports, by their kind."""
+
+    def export(kind: str) -> Path:
+        made = exported("seq2seq-exports", [tiny_seq2seq(one) for one in tiny.EXPORTED])
+        return made[tiny.EXPORTED.index(kind)]
+
+    return export
 
 
 @pytest.fixture(scope="session")

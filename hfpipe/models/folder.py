@@ -148,6 +148,12 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
+def openvino_models(folder: Path | str) -> list[Path]:
+    """The models of a checked OpenVINO folder: one, or an encoder and a decoder."""
+    whole, folder = Path(folder) / OPENVINO, Path(folder)
+    return [whole] if whole.is_file() else [folder / _OPENVINO_ENCODER, folder / _OPENVINO_DECODER]
+
+
 def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
     """The files of the weights in `folder`, all of which exist."""
     names = {path.name for path in folder.iterdir()}

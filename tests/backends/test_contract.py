@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from hfpipe.backends.base import Backend
+from hfpipe.backends.openvino.loading import EXACT
 from hfpipe.errors import BackendError, HFPipeError
 from hfpipe.types import FinishReason, Sampling, TokenEvent, TokenRequest
 from tests import tiny
@@ -21,9 +22,10 @@ ENGINES = {
     "torch-seq2seq": ("torch", {"batch_size": WINDOW}),
     "openvino-single": ("openvino", {"batch_size": 1, "exact": True}),
     "openvino-paged": ("openvino", {"batch_size": WINDOW, "exact": True}),
+    "openvino-seq2seq": ("openvino", {"batch_size": WINDOW, "ov_config": EXACT}),
 }
 REAL = [name for name in ENGINES if name != "echo"]
-SHARED = ["echo", "torch", "torch-seq2seq", "openvino-paged"]
+SHARED = [name for name in ENGINES if name != "openvino-single"]
 NO_END = frozenset({tiny.END_OF_TEXT})
 LONG = 400
 
@@ -36,13 +38,14 @@ class Answer:
 
 
 @pytest.fixture(scope="session")
-def load(tiny_llama, tiny_llama_ov, tiny_seq2seq):
+def load(tiny_llama, tiny_llama_ov, tiny_seq2seq, tiny_seq2seq_ov):
     """A new backend over the tiny Llama, or the tiny mBART, of a name in ENGINES."""
 
     def loaded(name: str) -> Backend:
         engine, options = ENGINES[name]
         if name.endswith("seq2seq"):
-            return running.load(engine, tiny_seq2seq("mbart"), **options)
+            folder_of = tiny_seq2seq_ov if engine == "openvino" else tiny_seq2seq
+            return running.load(engine, folder_of("mbart"), **options)
         return running.load(engine, tiny_llama_ov if engine == "openvino" else tiny_llama, **options)
 
     return loaded
@@ -79,6 +82,7 @@ WINDOWS = {
     "echo": WINDOW,
     "torch": 8 * WINDOW,
     "torch-seq2seq": 8 * WINDOW,
+    "openvino-seq2seq": 8 * WINDOW,
     "openvino-single": 1,
     "openvino-paged": WINDOW,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,19 +16,25 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.generation import logits_process
 
 from hfpipe import models
-from hfpipe.errors import ContextLengthError
+from hfpipe.backends.base import Backend
+from hfpipe.backends.openvino import seq2seq
+from hfpipe.backends.openvino.loading import EXACT
+from hfpipe.errors import ContextLengthError, UnsupportedModel
 from hfpipe.generator import open_generator
 from hfpipe.sampling import Rules
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, TokenRequest
 from tests import tiny
 from tests.backends.running import answers, load
+from tests.backends.test_exact import LOGITS, POSSIBLE
 
 ENDS = frozenset({tiny.END})
 LENGTHS = (24, 12, 24, 17, 12)
 ENGINES = {
     "torch": ("torch", {"exact": True}),
     "torch-batch": ("torch", {"batch_size": 4}),
+    "openvino": ("openvino", {"exact": True}),
+    "openvino-batch": ("openvino", {"batch_size": 4, "ov_config": EXACT}),
 }
 
 
@@ -56,27 +64,36 @@ def requests_for(folder: Path) -> list[TokenRequest]:
     return [TokenRequest(str(i), tokenizer.encode(text, True), LENGTHS[i], ENDS) for i, text in enumerate(texts)]
 
 
-def folder_of(engine: str, kind: str, tiny_seq2seq: Callable[[str], Path]) -> Path:
-    return tiny_seq2seq(kind)
+@pytest.fixture
+def loaded(tiny_seq2seq, tiny_seq2seq_ov) -> Callable[[str, str], Backend]:
+    """A kind of model on an engine, by a name in ENGINES."""
+
+    def load_it(engine: str, kind: str) -> Backend:
+        name, options = ENGINES[engine]
+        return load(name, (tiny_seq2seq_ov if name == "openvino" else tiny_seq2seq)(kind), **options)
+
+    return load_it
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", tiny.SEQ2SEQ)
-def test_greedy_ids_are_those_of_transformers(tiny_seq2seq, kind, engine):
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [(engine, kind) for engine in ENGINES for kind in (tiny.SEQ2SEQ if "torch" in engine else tiny.EXPORTED)],
+)
+def test_greedy_ids_are_those_of_transformers(tiny_seq2seq, loaded, kind, engine):
     """With what each model forces and forbids; together, in another order, and each alone."""
-    folder, (name, options) = tiny_seq2seq(kind), ENGINES[engine]
+    folder = tiny_seq2seq(kind)
     requests = requests_for(folder)
     expected = generated(folder, tuple(request.token_ids for request in requests))
     assert len(set(map(tuple, expected))) == len(expected)
-    with load(name, folder_of(engine, kind, tiny_seq2seq), **options) as backend:
+    with loaded(engine, kind) as backend:
         for some in (requests, requests[::-1], *([request] for request in requests)):
             assert answers(backend, some) == {request.id: expected[int(request.id)] for request in some}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_answer_begins_with_what_its_request_says(tiny_seq2seq, engine):
+def test_an_answer_begins_with_what_its_request_says(tiny_seq2seq, loaded, engine):
     """Requests with other beginnings, of other lengths, are answered in one stream."""
-    folder, (name, options) = tiny_seq2seq("m2m_100"), ENGINES[engine]
+    folder = tiny_seq2seq("m2m_100")
     request = requests_for(folder)[0]
     starts = [(tiny.END,), (tiny.END, 5), (tiny.END, 6)]
     model, ids = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), torch.tensor([request.token_ids])
@@ -87,7 +104,7 @@ def test_an_answer_begins_with_what_its_request_says(tiny_seq2seq, engine):
         for i, start in enumerate(starts)
     }
     assert expected["1"] != expected["2"]
-    with load(name, folder_of(engine, "m2m_100", tiny_seq2seq), **options) as backend:
+    with loaded(engine, "m2m_100") as backend:
         asked = [TokenRequest(str(i), request.token_ids, 9, ENDS, decoder_ids=one) for i, one in enumerate(starts)]
         assert answers(backend, asked) == expected
 
@@ -100,6 +117,25 @@ def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
         assert completion.usage.completion_tokens == limit - 2
         (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
         assert isinstance(completion.error, ContextLengthError)
+
+
+@pytest.mark.parametrize(("prompt", "sampling", "possible"), POSSIBLE, ids=str)
+def test_openvino_draws_what_the_other_engines_draw(prompt, sampling, possible):
+    drawn = set()
+    for seed in range(400):
+        sampled = replace(sampling, seed=seed)
+        row = seq2seq.Row(TokenRequest("a", (9,), 5, frozenset(), sampled, decoder_ids=(prompt,)))
+        drawn.add(row.choose(LOGITS, 0))
+    assert drawn == possible
+
+
+def test_a_decoder_without_state_is_refused(tiny_seq2seq_ov, tmp_path):
+    folder = shutil.copytree(tiny_seq2seq_ov("t5"), tmp_path / "stateless")
+    for end in ("xml", "bin"):
+        shutil.copyfile(folder / f"openvino_encoder_model.{end}", folder / f"openvino_decoder_model.{end}")
+    with pytest.raises(UnsupportedModel, match="takes attention_mask, input_ids, and not beam_idx") as raised:
+        load("openvino", folder)
+    assert "hfpipe export" in raised.value.hint
 
 
 # What a model's settings forbid

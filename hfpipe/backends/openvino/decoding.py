@@ -19,6 +19,7 @@ import openvino_genai as genai
 from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
+from hfpipe.backends.batching import BatchEngine
 from hfpipe.backends.openvino import loading
 from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
@@ -47,18 +48,26 @@ class OpenVINOBackend(Engine):
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         device = loading.check_device(options.device, reporter)
         folder = loading.model_folder(source, options, reporter)
-        mode: type[Any] = SingleBackend if options.batch_size == 1 else PagedBackend
+        alone = options.batch_size == 1
+        mode: type[Any] = SingleBackend if alone else PagedBackend
+        if source.is_encoder_decoder:
+            from hfpipe.backends.openvino.seq2seq import Seq2SeqBackend as mode
+
+            # The rows of a static batch are computed together, and not to the last bit as alone.
+            alone |= options.exact
         with loading.readable(device, folder):
             used, reasons = loading.properties(options, device, loading.tuned(folder, device))
-            if mode is SingleBackend:
+            if alone:
                 used = loading.with_compile_cache(folder, device, used, reporter)
-            backend: Self = mode(str(folder), device, used, options.batch_size)
+            backend: Self = mode(str(folder), device, used, 1 if alone else options.batch_size)
+        if isinstance(backend, BatchEngine):
+            backend.begin_as(source)
         backend._vocabulary = vocabulary_size(source.config)
         if not device.startswith(("GPU", "NPU")):
             backend._bytes_per_token = bytes_per_token(source.config, loading.bytes_per_cached_value(folder, used))
         detail = {"mode": mode.mode}
-        if mode is PagedBackend:
-            detail["window"] = str(options.batch_size or DEFAULT_WINDOW)
+        if mode is not SingleBackend:
+            detail["window"] = str(backend.batch_size)
         detail |= {key: str(value) for key, value in used.items() if key != "CACHE_DIR"}
         detail |= {key: f"{used[key]} ({why})" for key, why in reasons.items()}
         backend.info = BackendInfo(cls.name, device, loading.weight_format(folder), detail)

@@ -19,6 +19,7 @@ from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UsageError
+from hfpipe.models.folder import openvino_models
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
@@ -95,7 +96,7 @@ def keep_tuned(folder: Path, properties: Mapping[str, str]) -> None:
 
 
 def _tuning(folder: Path) -> Path:
-    model = [store.digest(folder / f"openvino_model.{end}") for end in ("xml", "bin")]
+    model = [store.digest(file.with_suffix(end)) for file in openvino_models(folder) for end in (".xml", ".bin")]
     processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
     return store.cache_root() / "tuning" / store.key_of(model, ov.__version__, processor, machine.processors())
 
@@ -162,16 +163,21 @@ def readable(device: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         known = explained(error, device)
-        file = (folder or Path()) / "openvino_model.xml"
         if folder and type(known) is BackendError:
-            try:
-                ov.Core().read_model(file)
-            except RuntimeError as unreadable:
-                message = _last_line(unreadable)
-                # Functions of C++ that read a number.
-                reason = "a number in it is too large, or is none" if message.startswith("sto") else message
-                known = ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN)
+            known = next(filter(None, map(_unreadable, openvino_models(folder))), known)
         raise known from error
+
+
+def _unreadable(file: Path) -> ModelError | None:
+    """Why OpenVINO cannot read a model, None where it can."""
+    try:
+        ov.Core().read_model(file)
+    except RuntimeError as error:
+        message = _last_line(error)
+        # Functions of C++ that read a number.
+        reason = "a number in it is too large, or is none" if message.startswith("sto") else message
+        return ModelError(f"OpenVINO cannot read {file}: {reason}", hint=schema.AGAIN)
+    return None
 
 
 def explained(error: Exception, device: str) -> HFPipeError:
@@ -241,7 +247,7 @@ def weight_shares(folder: Path) -> dict[str, float]:
     """The share of the weights in each precision (float32, float16, bfloat16, int8, int4), the largest first, without
     the scales of quantized ones."""
     counts: Counter[str] = Counter()
-    for name, kind, size in _CONSTANT.findall((folder / "openvino_model.xml").read_bytes()):
+    for name, kind, size in _CONSTANT.findall(b"".join(file.read_bytes() for file in openvino_models(folder))):
         precision = PRECISIONS.get(kind.decode(), kind.decode())
         bits = re.search(r"\d+", precision)
         if bits and kind not in (b"i32", b"i64") and not name.endswith(_OF_A_WEIGHT):
@@ -262,6 +268,6 @@ def bytes_per_cached_value(folder: Path, used: Mapping[str, Any]) -> float:
     if not named and str(used.get("EXECUTION_MODE_HINT")).upper() == "ACCURACY":
         named = ["f32"]
     if not named:
-        own = _CACHE_PRECISION.search((folder / "openvino_model.xml").read_bytes())
+        own = _CACHE_PRECISION.search(openvino_models(folder)[-1].read_bytes())
         named = [own[1].decode() if own else "u8"]
     return max(_BYTES_PER_VALUE.get(precision, 4.0) for precision in named)

@@ -25,7 +25,8 @@ def export_command(
     source: ModelSource, folder: Path, weight_format: str, *, trust_remote_code: bool = False, more: Sequence[str] = ()
 ) -> list[str]:
     """What follows `optimum-cli export openvino`. Of an option that `more` repeats, the last one counts."""
-    plain = ["--task", "text-generation-with-past", "--library", "transformers", "--weight-format", weight_format]
+    task = "text2text-generation-with-past" if source.is_encoder_decoder else "text-generation-with-past"
+    plain = ["--task", task, "--library", "transformers", "--weight-format", weight_format]
     trust = ["--trust-remote-code"] if trust_remote_code else []
     return ["--model", str(source.folder.absolute()), *plain, *trust, *more, str(folder)]
 
