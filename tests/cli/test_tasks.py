@@ -25,10 +25,11 @@ def answered(*args: object, **more: object) -> dict:
     return json.loads(ended.out)
 
 
-@pytest.mark.parametrize("kind", TASKS)
-def test_run_and_batch_answer_alike(tiny_seq2seq, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "engine"), [*((kind, "torch") for kind in TASKS), ("mbart", "openvino")])
+def test_run_and_batch_answer_alike(tiny_seq2seq, tiny_seq2seq_ov, tmp_path, kind, engine):
     """A batch that is resumed, too."""
-    model, options = tiny_seq2seq(kind), [*TASKS[kind], "--exact", "-n", "12"]
+    model = tiny_seq2seq(kind) if engine == "torch" else tiny_seq2seq_ov(kind)
+    options = [*TASKS[kind], "--exact", "-n", "12"]
     single = answered("run", model, tiny.SENTENCES[0], *options)
     assert single["usage"]["completion_tokens"] == 12
     questions, output = tmp_path / "q.txt", tmp_path / "a.jsonl"
@@ -43,6 +44,22 @@ def test_run_and_batch_answer_alike(tiny_seq2seq, tmp_path, kind):
     output.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
     assert run_hfpipe("batch", questions, "-m", model, "-o", output, *options).code == 0
     assert output.read_bytes() == whole
+
+
+def test_one_is_exported_once(tiny_seq2seq, tiny_seq2seq_ov):
+    """The answer of the export, which the cache has, is that of the source."""
+    model, options = tiny_seq2seq("t5"), ["--task", "summarization", "--exact", "-n", "12"]
+    assert tiny_seq2seq_ov("t5").is_dir()
+    found = [answered("run", model, "One two three.", *options, "-b", engine) for engine in ("torch", "openvino")]
+    assert found[0]["text"] == found[1]["text"]
+    assert found[1]["detail"]["mode"] == "encoder and decoder"
+
+
+def test_what_cannot_be_exported_is_refused_before_the_weights_are_read(tiny_seq2seq):
+    ended = run_hfpipe("run", tiny_seq2seq("marian"), "One two", "-b", "openvino")
+    assert ended.code == 1
+    assert "for marian it needs transformers <= 4.57" in ended.error
+    assert ended.hint == "--backend torch may run it."
 
 
 def test_a_stop_ends_an_answer(tiny_seq2seq):
