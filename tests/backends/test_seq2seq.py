@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from transformers.generation import logits_process
 
 from hfpipe import models
 from hfpipe.backends.base import Backend
-from hfpipe.backends.openvino import seq2seq
 from hfpipe.backends.openvino.loading import EXACT
 from hfpipe.errors import ContextLengthError, UnsupportedModel
 from hfpipe.generator import open_generator
@@ -26,7 +24,6 @@ from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, TokenRequest
 from tests import tiny
 from tests.backends.running import answers, load
-from tests.backends.test_exact import LOGITS, POSSIBLE
 
 ENDS = frozenset({tiny.END})
 LENGTHS = (24, 12, 24, 17, 12)
@@ -117,16 +114,6 @@ def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
         assert completion.usage.completion_tokens == limit - 2
         (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
         assert isinstance(completion.error, ContextLengthError)
-
-
-@pytest.mark.parametrize(("prompt", "sampling", "possible"), POSSIBLE, ids=str)
-def test_openvino_draws_what_the_other_engines_draw(prompt, sampling, possible):
-    drawn = set()
-    for seed in range(400):
-        sampled = replace(sampling, seed=seed)
-        row = seq2seq.Row(TokenRequest("a", (9,), 5, frozenset(), sampled, decoder_ids=(prompt,)))
-        drawn.add(row.choose(LOGITS, 0))
-    assert drawn == possible
 
 
 def test_a_decoder_without_state_is_refused(tiny_seq2seq_ov, tmp_path):

@@ -3,7 +3,6 @@ token, the decoder as optimum-intel 2.2 exports it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,53 +16,17 @@ from hfpipe.backends.scheduling import token_budget
 from hfpipe.errors import HFPipeError, UnsupportedModel
 from hfpipe.machine import available_memory
 from hfpipe.models.folder import openvino_models
-from hfpipe.types import TokenRequest
 
 DEFAULT_BATCH_SIZE = 32
 
 _INPUTS = {"input_ids", "encoder_hidden_states", "encoder_attention_mask", "beam_idx"}
 
 
-class Row(batching.Row):
-    """A request with the random generator of its own."""
-
-    def __init__(self, request: TokenRequest) -> None:
-        super().__init__(request)
-        self._random = np.random.default_rng(request.sampling.seed)
-
-    def draw(self, logits: NDArray[np.float32], banned: Collection[int]) -> int:
-        """As the processors of transformers do it, one after another."""
-        scores, sampling = logits.astype(np.float64), self.request.sampling
-        scores[list(banned)] = -np.inf
-        if sampling.repetition_penalty != 1:
-            seen = list({*self.whole})
-            penalties = np.where(scores[seen] < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
-            scores[seen] *= penalties
-        if sampling.temperature == 0:
-            return int(scores.argmax())
-        scores /= sampling.temperature
-        if 0 < sampling.top_k < len(scores):
-            scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
-        chances = _softmax(scores)
-        if sampling.top_p < 1:
-            order = chances.argsort(kind="stable")
-            # The likeliest one stays.
-            chances[order[:-1][chances[order].cumsum()[:-1] <= 1 - sampling.top_p]] = 0
-        chances[chances < sampling.min_p * chances.max()] = 0
-        return int(self._random.choice(len(chances), p=chances / chances.sum()))
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    exponentials = np.exp(scores - scores.max())
-    result: NDArray[np.float64] = exponentials / exponentials.sum()
-    return result
-
-
 class Seq2SeqBackend(OpenVINOBackend, batching.BatchEngine):
     """Runs the two models of an encoder-decoder folder, `batch_size` rows at once."""
 
     mode = "encoder and decoder"
-    flight = Row
+    flight = batching.Row
 
     def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
         super().__init__(batch_size or DEFAULT_BATCH_SIZE)
@@ -77,7 +40,7 @@ class Seq2SeqBackend(OpenVINOBackend, batching.BatchEngine):
     def _budget(self) -> float:
         return token_budget(available_memory(), self._bytes_per_token)
 
-    def _begin(self, rows: list[Row]) -> batching.Batch:
+    def _begin(self, rows: list[batching.Row]) -> batching.Batch:
         encoder, decoder = self._encoder, self._decoder
         if encoder is None or decoder is None:
             raise self._closed_error()
