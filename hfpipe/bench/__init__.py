@@ -75,6 +75,7 @@ def run(
     from hfpipe.bench.report import Report, host
     from hfpipe.bench.rounds import Rounds
     from hfpipe.bench.spec import Spec, Workload, read_prompts, read_text
+    from hfpipe.endpoint import find
     from hfpipe.errors import UsageError
 
     if prompts is not None and prompt_tokens is not None:
@@ -95,6 +96,9 @@ def run(
     )
     asked = asdict(spec)
     arguments = json.loads(json.dumps({**asked.pop("workload"), **asked}))
+    if spec.loading.endpoint:
+        # Without what may be secret in it.
+        arguments["loading"]["endpoint"] = find(spec.models[0], spec.loading).url
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     report = Report(arguments, host(), created, [], interrupted=True)
     after_round(report)

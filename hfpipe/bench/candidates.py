@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path, PurePath
 
-from hfpipe import backends, models, store
+from hfpipe import backends, endpoint, models, store
 from hfpipe.backends.openvino.optimum_cli import own_format
+from hfpipe.bench import hosted
 from hfpipe.bench.report import Configuration, Report
 from hfpipe.bench.spec import Spec
 from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
@@ -20,9 +21,9 @@ from hfpipe.export.plan import default_output
 from hfpipe.process import run_child
 from hfpipe.quality.compare import Reference
 from hfpipe.text.tasks import PromptEncoder, for_task
-from hfpipe.text.templates import prompt_template
+from hfpipe.text.templates import Conversation, prompt_template
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter
+from hfpipe.types import GenerationOptions, HostedModel, LoadOptions, ModelSource, Reporter
 
 _QUANTIZED = ("int8", "int4")
 # What a transformers model is loaded from.
@@ -30,6 +31,7 @@ _FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.jinja",
 # What an export keeps of the config.json of its source.
 _KEPT = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 QUESTION = "What is EEG?"
+_HOSTED = "endpoint"
 
 # What a source model predicts for texts by kind, None for the held-out ones. Raises HFPipeError where it cannot.
 References = Callable[[ModelSource, "Mapping[str, str] | None"], Reference]
@@ -39,14 +41,14 @@ Prompt = tuple[Sequence[int], int]
 
 @dataclass(slots=True)
 class Candidate:
-    """A row of the report, and what it takes to measure it: the `source` that is loaded with `loading`; the user's own
+    """A row of the report, and what it takes to measure it: the `source` that is used with `loading`; the user's own
     `prompts`, None for random ones; and `origin`, the transformers model that it comes from, None where not known."""
 
     row: Configuration
-    source: ModelSource
+    source: ModelSource | HostedModel
     loading: LoadOptions
     origin: ModelSource | None
-    prompts: Sequence[Prompt] | None = None
+    prompts: Sequence[Prompt] | Sequence[hosted.Prompt] | None = None
 
 
 def candidates(spec: Spec, report: Report, references: References | None, reporter: Reporter) -> list[Candidate]:
@@ -57,7 +59,8 @@ def candidates(spec: Spec, report: Report, references: References | None, report
     does not exist, and for a reference that cannot be one.
     """
     refused = _without_device(spec)
-    found = [_resolve(model, spec, reporter) for model in spec.models]
+    loads = any(name != _HOSTED for name in spec.engines)
+    found = [_resolve(model, spec, reporter) for model in spec.models] if loads else []
     if spec.weight_formats and all(source.format == "openvino" for source in found):
         raise UsageError(
             "weight_formats (--weight-format) need a model that can be exported.",
@@ -100,7 +103,38 @@ def candidates(spec: Spec, report: Report, references: References | None, report
         except HFPipeError as error:
             row.error = reason(error)
     reporter.stage(None)
+    return ready + (_hosted(spec, report) if _HOSTED in spec.engines else [])
+
+
+def _hosted(spec: Spec, report: Report) -> list[Candidate]:
+    """The models as a server runs them."""
+    loading, ready = _known_options(spec.loading, _HOSTED), list[Candidate]()
+    sources = [endpoint.find(model, loading) for model in spec.models]
+    name_of, shown = _names(sources), replace(loading, endpoint=loading.endpoint and sources[0].url)
+    for source in sources:
+        row = _row(name_of(source, f"{_HOSTED} (network)", None), source, None, spec, shown)
+        report.configurations.append(row)
+        report.warnings.append(
+            f"{row.name} measures the network and what is behind {source.url}, from text to text; prompts of random "
+            "words are about as long as asked for, answers may be shorter, and tokens are what the server counts."
+        )
+        try:
+            backends.check_options(_HOSTED, loading)
+            ready.append(Candidate(row, source, loading, None, _conversations(spec, source)))
+        except HFPipeError as error:
+            row.error = reason(error)
     return ready
+
+
+def _conversations(spec: Spec, source: HostedModel) -> list[hosted.Prompt] | None:
+    """The user's own prompts as `hfpipe batch` puts them to a server, None where they are random."""
+    if spec.prompts is None:
+        return None
+    template = prompt_template(None, source.reference)
+    options = GenerationOptions(max_tokens=spec.workload.new_tokens)
+    asked = [record.request(template, options) for record in spec.prompts]
+    texts = [one.prompt.messages if isinstance(one.prompt, Conversation) else one.prompt for one in asked]
+    return [(text, one.options.max_tokens or 0) for text, one in zip(texts, asked, strict=True)]
 
 
 def reason(error: HFPipeError) -> str:
@@ -151,6 +185,8 @@ def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
 def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None]]:
     """The engines and the weight formats for a model. A transformers model is exported for OpenVINO."""
     for backend in spec.engines:
+        if backend == _HOSTED:
+            continue
         if source.format not in backends.spec(backend).formats and not spec.backends:
             continue
         if backend == "openvino" and source.format == "transformers":
@@ -176,13 +212,15 @@ def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
 # Names, and commands for a person
 
 
-def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | None], str]:
+def _names(
+    found: Sequence[ModelSource] | Sequence[HostedModel],
+) -> Callable[[ModelSource | HostedModel, str, str | None], str]:
     """What names the rows, each differently: with the model's last part where there are several models, or with all of
     it where another one ends like it."""
     lasts = Counter(PurePath(one).name for one in {source.reference for source in found})
     made: Counter[str] = Counter()
 
-    def name(source: ModelSource, backend: str, weight_format: str | None) -> str:
+    def name(source: ModelSource | HostedModel, backend: str, weight_format: str | None) -> str:
         last = PurePath(source.reference).name
         model = "" if len(found) == 1 else last if lasts[last] == 1 else source.reference
         text = " ".join(filter(None, [model, backend, weight_format]))
@@ -192,7 +230,9 @@ def _names(found: Sequence[ModelSource]) -> Callable[[ModelSource, str, str | No
     return name
 
 
-def _row(name: str, source: ModelSource, weight_format: str | None, spec: Spec, loading: LoadOptions) -> Configuration:
+def _row(
+    name: str, source: ModelSource | HostedModel, weight_format: str | None, spec: Spec, loading: LoadOptions
+) -> Configuration:
     """A row without measurements, with the commands that a person runs it with."""
     model, prepare, revision = source.reference, list[str](), spec.revision(source.reference)
     common = ["--revision", revision] if revision else []

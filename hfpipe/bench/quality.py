@@ -100,7 +100,8 @@ def _compare(
     warn: Callable[[str], None],
     verbose: bool,
 ) -> None:
-    prompts, new_tokens = questions(reference, [origin, *(one.source for one in given)])
+    sources = [one.source for one in given if isinstance(one.source, ModelSource)]
+    prompts, new_tokens = questions(reference, [origin, *sources])
 
     def ask(name: str, source: ModelSource, loading: LoadOptions, folder: Path | None) -> dict[str, Any]:
         arguments = {
@@ -122,10 +123,10 @@ def _compare(
     dtype = None if exact else reference.dtype
     loading = LoadOptions(backend="torch", device="cpu", exact=exact, dtype=dtype, **trusted)
     expected = ask(name, origin, loading, None)["answers"]
-    for one in given:
+    for one, source in zip(given, sources, strict=True):
         reporter.stage(f"Comparing {one.row.name}")
         try:
-            found = ask(one.row.name, one.source, one.loading, reference.folder)
+            found = ask(one.row.name, source, one.loading, reference.folder)
         except HFPipeError as error:
             warn(f"The quality of {one.row.name} could not be measured: {error.message}")
             continue

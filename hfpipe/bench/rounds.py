@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
 from hfpipe.backends.base import vocabulary_size
+from hfpipe.bench import hosted
 from hfpipe.bench.candidates import QUESTION, Candidate, Prompt, reason
 from hfpipe.bench.measure import BUSY
 from hfpipe.bench.report import Sample
@@ -20,7 +22,7 @@ from hfpipe.bench.spec import Spec
 from hfpipe.errors import HFPipeError
 from hfpipe.process import run_child
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import Reporter
+from hfpipe.types import ModelSource, Reporter
 
 # The number of the round that is not kept, and the size of the task that is a start.
 _BEFORE, _START = -1, 0
@@ -83,20 +85,20 @@ class Rounds:
     def _answers(self, candidate: Candidate, size: int, number: int) -> Sample:
         """The workload, `size` answers at once. The candidate's row gets what the engine says of itself, too."""
         source, work = candidate.source, self.spec.workload
-        trusted = candidate.loading.trust_remote_code
-        known = vocabulary_size(source.config)
-        vocabulary = known or load_tokenizer(source.folder, trust_remote_code=trusted).vocab_size
+        module, draw = "hfpipe.bench.hosted", partial(hosted.drawn)
+        if isinstance(source, ModelSource):
+            trusted = candidate.loading.trust_remote_code
+            known = vocabulary_size(source.config)
+            vocabulary = known or load_tokenizer(source.folder, trust_remote_code=trusted).vocab_size
+            module, draw = "hfpipe.bench.measure", partial(drawn, vocabulary=vocabulary)
         # The same for all candidates, and others in each round. Decoding is measured alone, as llama-bench does it.
-        asked = candidate.prompts or drawn(
-            f"round {number}", vocabulary, [(work.prompt_tokens or 1, work.new_tokens)] * size
-        )
-        short = (
-            [] if candidate.prompts or size > 1 else drawn(f"round {number}, short", vocabulary, [(1, work.new_tokens)])
-        )
+        shape = (work.prompt_tokens or 1, work.new_tokens)
+        asked = candidate.prompts or draw(f"round {number}", shapes=[shape] * size)
+        short = [] if candidate.prompts or size > 1 else draw(f"round {number}, short", shapes=[(1, work.new_tokens)])
         shapes = [(len(token_ids), min(new_tokens, _WARM_UP_TOKENS)) for token_ids, new_tokens in (*asked, *short)]
-        warm_up = drawn("warm-up", vocabulary, shapes if size == 1 else shapes[:size])
+        warm_up = draw("warm-up", shapes=shapes if size == 1 else shapes[:size])
         prompts = {"warm_up": warm_up, "prompts": asked, "short": short}
-        found = self._child("hfpipe.bench.measure", "Measuring", candidate, size, **prompts)
+        found = self._child(module, "Measuring", candidate, size, **prompts)
         names = {"prefill_tps": work.prefill, "decode_tps": work.decode, "batch_tps": f"batch{size}_tps"}
         sample = found["sample"]
         sample["values"] = {names.get(name, name): value for name, value in sample["values"].items()}
@@ -106,9 +108,10 @@ class Rounds:
         return Sample("single" if size == 1 else f"batch{size}", number, **sample)
 
     def _child(self, module: str, what: str, candidate: Candidate, size: int, **more: Any) -> dict[str, Any]:
+        source = candidate.source
         given = {
             "reference": candidate.row.name,
-            "folder": str(candidate.source.folder.absolute()),
+            "folder": str(source.folder.absolute()) if isinstance(source, ModelSource) else source.reference,
             "loading": asdict(replace(candidate.loading, batch_size=size)),
             "batch": size,
             **more,

@@ -260,5 +260,7 @@ def main(arguments: dict[str, Any], reporter: object) -> dict[str, Any]:
     from hfpipe.langchain import Recorder
 
     recorder = Recorder()
-    list(llm.stream(arguments["question"], {"callbacks": [recorder]}, template="raw"))
+    # A server may take conversations only.
+    template = "chat" if llm.generator.tokenizer is None else "raw"
+    list(llm.stream(arguments["question"], {"callbacks": [recorder]}, template=template))
     return {"values": {"cold_ttft_s": report(llm.generator, recorder.info)["cold_ttft_s"]}, **watch.stop()}

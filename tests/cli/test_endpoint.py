@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 
 import pytest
 
@@ -235,13 +234,3 @@ def test_openai_requests_go_where_they_are_meant_for(server, batch):
     assert [path for path, _ in server.asked] == ["/v1/completions", "/v1/chat/completions"]
     assert results[0]["response"]["body"]["choices"][0]["text"] == "a b"
     assert results[1]["response"]["body"]["choices"][0]["message"]["content"] == "c"
-
-
-def test_the_first_token_comes_before_a_local_engine_is_imported(server):
-    """Against a server on this machine: LangChain and the connection, and no engine. torch alone takes longer."""
-    command = [sys.executable, "-m", "hfpipe"]
-    took = []
-    for _ in range(3):
-        ended = run_hfpipe("run", MODEL, "hi", "--json", "--endpoint", server.url, command=command)
-        took.append(json.loads(ended.out)["cold_ttft_s"])
-    assert min(took) < 3
