@@ -40,7 +40,8 @@ class HFPipe(LoadedModel, BaseLLM):
             chat_template_name, add_special_tokens), and LangChain's own (cache, callbacks, tags, metadata).
 
     Returns:
-        A LangChain Runnable: invoke, stream, batch, bind, and `prompt | llm`.
+        A LangChain Runnable: invoke, stream, batch, bind, and `prompt | llm`. It is closed by `close` or `with`; a copy
+        shares its model, and unpickling loads the model again.
 
     Raises:
         HFPipeError: Its message says what is wrong, its `hint` what to do. A UsageError for an option that is unknown

@@ -399,6 +399,14 @@ def test_a_record_that_does_not_fit_the_template(record, template, error, messag
         request(record, template, CHAT if template == "chat" else None)
 
 
+def test_a_record_may_say_what_transformers_says():
+    said = {"max_length": 9, "do_sample": False, "eos_token_id": [3, 4]}
+    assert read({"prompt": "x", **said, "max_length": 9.0}).overrides == said
+    assert request({"prompt": "x", **said}, "raw").options == GenerationOptions(**said)
+    for name, value in (("do_sample", "no"), ("eos_token_id", "</s>"), ("max_length", 0)):
+        assert error_of({"prompt": "x", name: value})[0] == "invalid_record"
+
+
 def test_a_record_overrides_the_run():
     options = GenerationOptions(max_tokens=9, temperature=0.5, seed=1, stop=("\n",))
     assert request({"prompt": "Hi"}, "raw", options=options).options == options
