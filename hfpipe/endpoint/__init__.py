@@ -33,6 +33,8 @@ from hfpipe.types import BackendInfo, HostedModel, LoadOptions, TextEvent, TextR
 _AT_ONCE, _TIMEOUT_S = 8, 600.0
 # While no request is ready, how often one is asked for.
 _ASK_S = 0.05
+# How long the connections may take to be closed.
+_END_S = 5.0
 _NO_MORE: Any = object()
 _numbers = itertools.count()
 
@@ -178,12 +180,13 @@ class Endpoint(TextGenerator):
                 )
 
     def _translated(self, error: Exception) -> HFPipeError:
+        """Without the traceback of the loop, whose values are what the server sent."""
         if isinstance(error, asyncio.TimeoutError):
             return BackendError(
                 f"{self._server.name} did not finish the answer in {self._timeout_s:g} s.",
                 hint="Ask for fewer tokens (-n), or give it longer (--timeout).",
             )
-        return as_backend_error(error)
+        return as_backend_error(error).with_traceback(None)
 
 
 def _closed() -> BackendError:
@@ -209,4 +212,4 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, server: Serv
     asyncio.run_coroutine_threadsafe(end(), loop)
     # The garbage collector may call this in any thread.
     if threading.current_thread() is not thread:
-        thread.join()
+        thread.join(_END_S)

@@ -9,7 +9,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -35,7 +36,8 @@ _HUB_TOKEN = "HF_TOKEN"
 # These get the token of the Hub.
 _OF_THE_HUB = re.compile(r"(.+\.)?(huggingface\.co|endpoints\.huggingface\.cloud)")
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
-_CONNECT_S, _BETWEEN_BYTES_S = 10.0, 120.0
+# The last is between the end of an answer and that of its response.
+_CONNECT_S, _BETWEEN_BYTES_S, _END_S = 10.0, 120.0, 0.5
 _ATTEMPTS, _FIRST_PAUSE_S = 5, 0.5
 _TOO_MANY = 429
 _DENIED = (401, 403)
@@ -165,15 +167,17 @@ class Server:
     async def parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """What is posted to `path` answered, up to its end or where it breaks off. Raises an HFPipeError."""
         response = await self._begun(path, body)
-        reader = EventReader()
+        reader, pieces = EventReader(), response.aiter_bytes()
         try:
-            async for data in response.aiter_bytes():
+            async for data in pieces:
                 for event in reader.feed(data):
                     if event == DONE:
+                        with suppress(asyncio.TimeoutError, httpx.HTTPError):
+                            await asyncio.wait_for(_rest(pieces), _END_S)
                         return
                     yield part(event)
         except httpx.HTTPError as error:
-            raise self._broken(error) from error
+            raise self._broken(error) from None
         except BackendError as error:
             hint = "The server may not speak the OpenAI protocol, or its log says what failed."
             raise BackendError(f"{self.name} sent {self._line(error.message)}.", hint=hint) from None
@@ -209,20 +213,20 @@ class Server:
     async def _post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """A response that is a stream of events."""
         try:
-            # json.dumps of httpx refuses half a surrogate pair, which JSON may hold.
+            # Escaped, as a prompt may hold half a surrogate pair.
             content = json.dumps(body).encode()
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
             request = self._client.build_request("POST", self.address.of(path), content=content, headers=headers)
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise self._broken(error) from error
+            raise self._broken(error) from None
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.status_code == httpx.codes.OK and kind == "text/event-stream":
             return response
         try:
             raise await self._refused(response, kind, path, str(body["model"]))
         except httpx.HTTPError as error:
-            raise self._broken(error) from error
+            raise self._broken(error) from None
         finally:
             await response.aclose()
 
@@ -292,6 +296,7 @@ class Server:
         return _json(response.content) if response.status_code == httpx.codes.OK else None
 
     def _broken(self, error: httpx.HTTPError) -> BackendError:
+        """It is not the cause of what it becomes: the values in its traceback hold the token."""
         reason = self._line(str(error)) or type(error).__name__
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
             hint = "Check the URL, and whether the server runs and can be reached from here."
@@ -306,6 +311,12 @@ class Server:
         """What a server says, in a bounded line and without the token."""
         line = " ".join((self.token.hide(text) if self.token else text).split())
         return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+async def _rest(pieces: AsyncIterator[bytes]) -> None:
+    """Read to the end: only then can the connection be used again."""
+    async for _ in pieces:
+        pass
 
 
 def _seconds(header: str | None) -> float | None:

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +97,29 @@ def test_no_request_outlives_ctrl_c(server, number):
         assert end_by(process, number) < 5
         assert process.returncode == 130
     wait_for(lambda: server.left == 1)
+
+
+INTERRUPTED = """
+import sys, time, hfpipe
+llm = hfpipe.load(sys.argv[1], endpoint=sys.argv[2])
+try:
+    llm.invoke("hi")
+except KeyboardInterrupt:
+    time.sleep(60)
+"""
+
+
+def test_no_request_outlives_ctrl_c_in_a_program_that_continues(server):
+    server.faults.append(after_text(silent))
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, MODEL, server.url])
+    try:
+        wait_for(lambda: server.bodies)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: server.left == 1, 10)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_nothing_is_loaded_for_it(server, tmp_path):

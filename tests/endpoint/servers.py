@@ -39,6 +39,8 @@ class LoopbackServer:
     asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     got: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    # By their ports.
+    connections: set[int] = field(default_factory=set)
     # Of answers: how many are under way, the most at once, and those whose reader went away.
     running: int = 0
     most: int = 0
@@ -81,6 +83,7 @@ class LoopbackServer:
 class Handler(BaseHTTPRequestHandler):
     owner: LoopbackServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -99,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.owner._lock:
             self.owner.asked.append((self.path, dict(self.headers)))
             self.owner.bodies.append(body)
+            self.owner.connections.add(self.client_address[1])
             fault = self.owner.faults.pop(0) if self.owner.faults else None
         if fault:
             return fault(self)

@@ -10,7 +10,7 @@ import hfpipe
 from hfpipe.errors import BackendError, UnsupportedOption, UsageError
 from hfpipe.generator import open_generator
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, Usage
-from tests.endpoint.servers import MODEL, LoopbackServer, status
+from tests.endpoint.servers import MODEL, LoopbackServer, after_text, silent, status
 
 
 @pytest.fixture
@@ -123,6 +123,22 @@ def test_no_more_requests_at_once_than_asked_for(server, load):
     answers = list(load(batch_size=3).generate(TextRequest(str(i), "a b") for i in range(9)))
     assert {answer.text for answer in answers} == {"a b"}
     assert server.most == 3
+
+
+def test_connections_are_used_again(server, load):
+    generator = load(batch_size=2)
+    for _ in range(3):
+        assert len(list(generator.generate(TextRequest(str(i), "a b") for i in range(10)))) == 10
+    assert len(server.connections) <= 2
+
+
+def test_a_response_that_does_not_end_after_its_answer_is_not_waited_for(server, load, monkeypatch):
+    monkeypatch.setattr("hfpipe.endpoint.server._END_S", 0.05)
+    whole = b'data: {"choices": [{"text": "x", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    server.faults.append(after_text(lambda handler: (handler.chunk(whole), silent(handler))))
+    (answer,) = load().generate([TextRequest("1", "a")])
+    assert answer.text == "half x"
+    assert server.wait_until(lambda: server.left == 1)
 
 
 def test_requests_are_pulled_as_there_is_room(server, load):

@@ -1,6 +1,7 @@
 """A token is in the header of a request, and nowhere else."""
 
 import copy
+import json
 import logging
 import os
 import pickle
@@ -17,7 +18,7 @@ from hfpipe.endpoint.protocol import CHAT, body
 from hfpipe.errors import HFPipeError, UnsupportedOption
 from hfpipe.text.templates import Conversation
 from hfpipe.types import TextRequest
-from tests.endpoint.servers import MODEL, LoopbackServer, status
+from tests.endpoint.servers import MODEL, LoopbackServer, after_text, cut, raw, refuses, status
 from tests.hub import settings
 
 SECRET = "s3cret-t0ken"
@@ -38,16 +39,27 @@ def failed(llm):
         return error
 
 
-def test_no_error_and_no_traceback_shows_it(server):
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        (status(401, {"error": {"message": f"Wrong key: {SECRET}"}}), 1),
+        (status(400, {"detail": SECRET}), 1),
+        (after_text(raw(f"data: {SECRET}\n\n".encode())), 1),
+        (after_text(raw(json.dumps({"error": SECRET}).join(["data: ", "\n\n"]).encode())), 1),
+        (after_text(cut), 1),
+        (refuses, 5),
+    ],
+)
+def test_no_error_and_no_traceback_shows_it(server, monkeypatch, fault, times):
     """Not even where the server repeats it, and the values of all variables are shown."""
+    monkeypatch.setattr(servers, "_FIRST_PAUSE_S", 0.01)
     llm = hfpipe.load(MODEL, endpoint=server.url + "?key=q-s3cret")
-    for fault in (status(401, {"error": {"message": f"Wrong key: {SECRET}"}}), status(400, {"detail": SECRET})):
-        server.faults.append(fault)
-        error = failed(llm)
-        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-        assert "***" in shown
-        assert SECRET not in shown
-        assert "q-s3cret" not in str(error)
+    server.faults += [fault] * times
+    error = failed(llm)
+    shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert "_request" in shown
+    assert SECRET not in shown
+    assert "q-s3cret" not in str(error)
     assert server.asked[-1][1]["Authorization"] == f"Bearer {SECRET}"
     assert server.asked[-1][0].endswith("?key=q-s3cret")
 
