@@ -296,6 +296,7 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
     for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
+    PromptEncoder(tokenizer, source).check_language(source.reference)
     backend = backends.load(found.choice.name, source, options, reporter)
     load_s = time.perf_counter() - found.start
     return Generator(backend, tokenizer, source, loading=options, why=found.choice.why, load_s=load_s)

@@ -145,7 +145,8 @@ def questions(reference: Reference, models: Sequence[ModelSource]) -> tuple[list
     windows = reference.windows
     limit = min([one.context_length for one in models if one.context_length], default=_PROMPT_TOKENS + _ANSWER_TOKENS)
     tokens = min(_PROMPT_TOKENS, limit // 2)
-    prompts = [one.token_ids[:tokens] for one in windows[:: max(1, len(windows) // _PROMPTS)][:_PROMPTS]]
+    chosen = windows[:: max(1, len(windows) // _PROMPTS)][:_PROMPTS]
+    prompts = [(one.prompt or one.token_ids)[:tokens] for one in chosen]
     return prompts, min(_ANSWER_TOKENS, limit - max(map(len, prompts)))
 
 

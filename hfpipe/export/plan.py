@@ -5,7 +5,9 @@ What is certain to fail is refused; an estimate that looks bad is a warning.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from typing import Any
 from hfpipe import quality
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino.optimum_cli import export_command, own_format
-from hfpipe.errors import UnsupportedModel, UsageError
+from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.export import ExportOptions
 from hfpipe.export.quantization import (
     Calibration,
@@ -44,6 +46,7 @@ _SCORED_TOKENS = 8000
 _COMPILED = 3
 # Of the estimated size: with less disk than that it cannot end well.
 _CERTAIN = 0.9
+_EMBEDDINGS = re.compile("shared|embed_tokens|lm_head")
 _FLAGS = ("sym", "awq", "scale_estimation", "gptq")
 
 
@@ -123,8 +126,6 @@ def make_plan(
         raise UsageError(
             f"{source.reference} is already an OpenVINO model.", hint="Export the model that it was made from."
         )
-    if source.is_encoder_decoder:
-        raise UnsupportedModel(f"{source.reference} is an encoder-decoder model, which hfpipe does not export.")
     # Without one, optimum-cli would make a tokenizer that knows no word.
     require_tokenizer(source.folder)
     weight_format = options.weight_format or own_format(source)
@@ -137,6 +138,11 @@ def make_plan(
             output = output.resolve()
     tensors = tensor_shapes(source.folder)
     shapes = classify(tensors, source.config.get("model_type", "")) if tensors else None
+    if source.is_encoder_decoder:
+        options = _without_calibration(source, options)
+        # The encoder and the decoder have them each.
+        twice = sum(math.prod(shape) for name, shape in tensors.items() if _EMBEDDINGS.search(name))
+        shapes = shapes and replace(shapes, tables=shapes.tables + twice)
     texts, in_8_bits, adjust = None, tuple[str, ...](), False
     if weight_format == "int4":
         is_auto, texts = options.group_size is None, calibration(options, shapes)
@@ -148,6 +154,17 @@ def make_plan(
     if estimate and not force:
         require_space(output.parent, round(_CERTAIN * estimate.size), "The export", variable=variable)
     return replace(plan, estimate=estimate, warnings=tuple(_warnings(plan, shapes, estimate)))
+
+
+def _without_calibration(source: ModelSource, options: ExportOptions) -> ExportOptions:
+    """The options for an encoder-decoder model, for which optimum-intel 2.2 does not calibrate 4 bits."""
+    for name in ("calibration", "awq", "scale_estimation", "gptq"):
+        if getattr(options, name):
+            raise UnsupportedOption(
+                f"--{name.replace('_', '-')} does not work on {source.reference}, an encoder-decoder model.",
+                hint="Leave it out: such a model is quantized without calibration.",
+            )
+    return replace(options, data_free=options.weight_format == "int4")
 
 
 def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:

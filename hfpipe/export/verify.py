@@ -14,7 +14,7 @@ from hfpipe import backends
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError, ConversionError, HFPipeError
-from hfpipe.generator import open_generator
+from hfpipe.generator import Generator
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import held_out
 from hfpipe.quality.compare import Quality, Reference, read_reference
@@ -55,7 +55,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     }
     if arguments["reference_folder"] is None:
         # A greedy answer takes one of them for the largest even where they are none.
-        check_numbers(folder, load_tokenizer(folder, trust_remote_code=trust).encode(_PROMPT, True))
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+        check_numbers(inspect_folder(folder, folder.name), tokenizer.encode(_PROMPT, True))
         return report
     reporter.stage("Comparing the export with its source")
     reference = read_reference(Path(arguments["reference_folder"]))
@@ -75,7 +76,12 @@ def _answer(folder: Path, temporary: Path, *, trust_remote_code: bool) -> str:
     ov_config = {"CACHE_DIR": str(temporary)}
     options = LoadOptions("openvino", batch_size=1, ov_config=ov_config, trust_remote_code=trust_remote_code)
     try:
-        with open_generator(str(folder), options) as generator:
+        # Not as the user opens it, who may have to choose a language.
+        source, tokenizer = (
+            inspect_folder(folder, folder.name),
+            load_tokenizer(folder, trust_remote_code=trust_remote_code),
+        )
+        with Generator(backends.load("openvino", source, options), tokenizer, source) as generator:
             (completion,) = generator.generate([TextRequest("answer", _PROMPT, _GREEDY)])
         if completion.error:
             raise completion.error

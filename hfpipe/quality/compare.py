@@ -39,11 +39,13 @@ _ROWS, _DESCRIPTION = "log_probabilities.f16", "reference.json"
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens of a text of one kind. Those from `scored_from` on, at least 1, are scored; the rest is context."""
+    """Tokens of a text of one kind. Those from `scored_from` on, at least 1, are scored; the rest is context. Of an
+    encoder-decoder model they are its decoder's, which answers a `prompt`."""
 
     kind: str
     token_ids: tuple[int, ...]
     scored_from: int
+    prompt: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -150,7 +152,8 @@ def write_reference(
 def read_reference(folder: Path) -> Reference:
     """The reference that `write_reference` left in `folder`."""
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    windows = [Window(**window | {"token_ids": tuple(window["token_ids"])}) for window in description["windows"]]
+    ids = ("token_ids", "prompt")
+    windows = [Window(**one | {name: tuple(one[name]) for name in ids}) for one in description["windows"]]
     return Reference(folder, tuple(windows), description["vocabulary"], description["dtype"])
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino import loading
+from hfpipe.backends.openvino import loading, seq2seq
 from hfpipe.errors import UnsupportedModel
+from hfpipe.models.folder import openvino_models
 from hfpipe.quality.compare import Quality, Reference, Window, compare, log_softmax, reported
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -26,15 +27,26 @@ def score(source: ModelSource, options: LoadOptions, reference: Reference, repor
         return compare(reference, (logits_of(window) for window in read))
 
 
-def check_numbers(folder: Path, token_ids: Sequence[int]) -> None:
-    """Raise BackendError where the model in `folder` computes no numbers after these tokens."""
-    with loading.readable("CPU", folder):
-        log_softmax(_compiled(folder, "CPU", LoadOptions())(Window("", (*token_ids, 0), 1)))
+def check_numbers(source: ModelSource, token_ids: Sequence[int]) -> None:
+    """Raise BackendError where a model computes no numbers after these tokens."""
+    window = Window("", (*token_ids, 0), 1)
+    if source.is_encoder_decoder:
+        window = Window("", (*source.decoder_start, 0), 1, tuple(token_ids))
+    with loading.readable("CPU", source.folder):
+        log_softmax(_compiled(source.folder, "CPU", LoadOptions())(window))
 
 
 def _compiled(folder: Path, device: str, options: LoadOptions) -> Callable[[Window], NDArray[Any]]:
     """What gives, for a window, floats [scored tokens, vocabulary]: the logits of its targets, until the next one."""
     used, _ = loading.properties(options, device, loading.tuned(folder, device))
+    if len(openvino_models(folder)) > 1:
+        encoder, decoder = seq2seq.compiled(folder, device, used)
+
+        def answer_logits(window: Window) -> NDArray[Any]:
+            batch = seq2seq.Batch(encoder, decoder, [window.prompt])
+            return batch.infer([window.inputs])[0, -len(window.targets) :]
+
+        return answer_logits
     compiled = ov.Core().compile_model(folder / "openvino_model.xml", device, used)
     names = {port.any_name for port in compiled.inputs}
     request = compiled.create_infer_request()

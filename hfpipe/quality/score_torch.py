@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.torch.loading import forward_parameters, input_device, load_model
+from hfpipe.backends.torch.seq2seq import Seq2SeqBackend
 from hfpipe.models.folder import inspect_folder
-from hfpipe.quality.compare import Quality, Reference, Window, compare, reported, windows, write_reference
-from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import LoadOptions, ModelSource, Reporter
+from hfpipe.quality.compare import LENGTH, Quality, Reference, Window, compare, reported, windows, write_reference
+from hfpipe.sampling import end_token_ids
+from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.types import LoadOptions, ModelSource, Reporter, TokenRequest
+
+# The most tokens of an answer of an encoder-decoder model.
+_ANSWER = 64
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> None:
@@ -31,9 +36,12 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
     trust, pickles = arguments["trust_remote_code"], arguments["allow_pickle"]
     source = inspect_folder(Path(arguments["source"]), arguments["reference"], allow_pickle=pickles)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust)
-    scored = windows(tokenizer, arguments["texts"], source.context_length)
     options = LoadOptions(device="cpu", dtype=arguments["dtype"], trust_remote_code=trust, allow_pickle=pickles)
     model = load_model(source, options, reporter)
+    if source.is_encoder_decoder:
+        scored = _answers(model, source, tokenizer, arguments["texts"])
+    else:
+        scored = windows(tokenizer, arguments["texts"], source.context_length)
     logits = _logits(model, source, scored, reporter)
     write_reference(Path(arguments["folder"]), scored, logits, dtype=str(model.dtype).removeprefix("torch."))
 
@@ -51,12 +59,41 @@ def _logits(
         yield window_logits(model, window, input_device(model))
 
 
+def _answers(model: Any, source: ModelSource, tokenizer: Tokenizer, texts: Mapping[str, str]) -> list[Window]:
+    """What an encoder-decoder model answers, greedily, to the paragraphs of texts by kind."""
+    length = min(LENGTH, source.context_length or LENGTH)
+    start, ends = source.decoder_start, end_token_ids(source.generation_config, source.config)
+    most = min(_ANSWER, length - len(start))
+    asked: dict[str, tuple[str, TokenRequest]] = {}
+    for kind, text in texts.items():
+        for paragraph in filter(str.strip, text.split("\n\n")):
+            ids = tokenizer.encode(paragraph, True)
+            # A long one keeps its end, which the tokenizer has marked.
+            ids = ids if len(ids) <= length else (*ids[: length - 1], ids[-1])
+            number = str(len(asked))
+            asked[number] = kind, TokenRequest(number, ids, most, ends, decoder_ids=start)
+    backend = Seq2SeqBackend(model)
+    backend.begin_as(source)
+    answers: dict[str, list[int]] = {number: [] for number in asked}
+    for event in backend.stream(request for _, request in asked.values()):
+        if event.error:
+            raise event.error
+        answers[event.request_id] += event.token_ids
+    return [
+        Window(kind, (*start, *answers[number]), len(start), request.token_ids)
+        for number, (kind, request) in asked.items()
+    ]
+
+
 @torch.inference_mode()
 def window_logits(model: Any, window: Window, device: torch.device | None = None) -> NDArray[np.float32]:
     """float32 [scored tokens, vocabulary]: the logits of the window's targets. `device` is the model's."""
     wanted = len(window.targets)
     ids = torch.tensor([window.inputs], device=device)
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
+    if window.prompt:
+        prompt = torch.tensor([window.prompt], device=device)
+        arguments |= {"decoder_input_ids": ids, "input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
     if "logits_to_keep" in forward_parameters(model):
         arguments["logits_to_keep"] = wanted
     try:

@@ -72,7 +72,7 @@ def _asked(options: LoadOptions) -> tuple[str | None, str | None, str | None]:
 
 class PromptEncoder:
     """Prompts as the ids that a model takes, and in `decoder_ids` what the answers of an encoder-decoder model begin
-    with. Raises UsageError for languages that the model does not have, and where it needs one and none is given."""
+    with. Raises UsageError for languages that the model does not have."""
 
     def __init__(self, tokenizer: Tokenizer, source: ModelSource) -> None:
         self._tokenizer, task = tokenizer, source.task
@@ -87,10 +87,14 @@ class PromptEncoder:
         elif task.target_lang:
             target, (start, *_) = self._language(task.target_lang, source), self.decoder_ids
             self.decoder_ids = (target,) if start in self._languages.values() else (start, target)
-        elif self.decoder_ids and len(self._languages) > 1 and not {*self.decoder_ids} & {*self._languages.values()}:
+
+    def check_language(self, reference: str) -> None:
+        """Raise UsageError where the model called `reference` needs a language to write in, and none is chosen."""
+        languages = self._languages
+        if self.decoder_ids and len(languages) > 1 and not {*self.decoder_ids} & {*languages.values()}:
             raise UsageError(
-                f"{source.reference} writes {len(self._languages)} languages, and none is chosen.",
-                hint=f"Name one with --target-lang: {_listed(self._languages)}.",
+                f"{reference} writes {len(languages)} languages, and none is chosen.",
+                hint=f"Name one with --target-lang: {_listed(languages)}.",
             )
 
     def encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:

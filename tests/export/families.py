@@ -5,6 +5,7 @@ Runs in a child process (see hfpipe/process.py).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests import tiny
 from tests.tiny_exports import in_this_process
 
 LENGTH = 1500
+# Encoder-decoder models.
+SEQ2SEQ = ["t5", "bart"]
 OPTIONS = [ExportOptions("fp32"), ExportOptions("int4", data_free=True)]
 
 
@@ -31,7 +34,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     quality.held_out = verify.held_out = lambda share=1.0: short
     folder = Path(arguments["folder"])
     made: dict[str, dict[str, Any]] = {}
-    for name, make in tiny.FAMILIES.items():
+    makers = tiny.FAMILIES | {kind: partial(tiny.seq2seq, kind=kind) for kind in SEQ2SEQ}
+    for name, make in makers.items():
         source = models.resolve(str(make(folder / name, spread=0.1)))
         for options in OPTIONS:
             plan = make_plan(source, folder / f"{name}-{options.weight_format}", options)

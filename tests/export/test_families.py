@@ -10,6 +10,7 @@ from hfpipe.backends.openvino.loading import weight_shares
 from hfpipe.process import run_child
 from tests import tiny
 from tests.conftest import once
+from tests.export.families import SEQ2SEQ
 
 # Not a width of its layers is a multiple of 32, so that most stay in 8 bits.
 ODD = "gpt2"
@@ -53,3 +54,21 @@ def test_int4_is_in_4_bits_but_for_its_tables_and_its_size_was_foretold(exports,
     for export in exports[family].values():
         size = (Path(export["folder"]) / "openvino_model.bin").stat().st_size
         assert export["estimate"] == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_an_encoder_decoder_model_answers_as_its_source(exports, family):
+    """Measured on answers of the source, token by token."""
+    report = exports[family]["fp32"]["report"]
+    assert report["quality"]["tokens"] > 100
+    assert report["quality"]["mean_kl"] < 1e-3
+    assert report["quality"]["same_top"] > 0.95
+    assert report["tokenizer"]["missing"] == report["warnings"] == []
+    assert report["weights"] == {"float32": 1.0}
+    for export in exports[family].values():
+        assert export["answer"]
+        weights = Path(export["folder"]).glob("openvino_??coder_model.bin")
+        assert export["estimate"] == pytest.approx(sum(path.stat().st_size for path in weights), rel=0.1)
+    shares = weight_shares(Path(exports[family]["int4"]["folder"]))
+    assert shares["int4"] > 0
+    assert shares["int4"] + shares["int8"] > 0.9

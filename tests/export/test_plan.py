@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from hfpipe import models
-from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.errors import HFPipeError, UnsupportedModel, UnsupportedOption, UsageError
 from hfpipe.export import ExportOptions, quantization
 from hfpipe.export import plan as planning
 from hfpipe.export.plan import default_output, make_plan
@@ -185,14 +185,24 @@ def test_an_openvino_model_is_one_already(tmp_path):
 
 def test_what_cannot_be_exported(model, tmp_path):
     """Without a tokenizer optimum-cli would make one that knows no word."""
-    with pytest.raises(UnsupportedModel, match="is an encoder-decoder model, which hfpipe does not export"):
-        plan(write_model(tmp_path / "t5", model_type="t5", is_encoder_decoder=True))
     (model / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedModel, match="There is no tokenizer in") as caught:
         plan(model)
     assert "tokenizer.json" in caught.value.hint
     (model / "vocab.json").write_text("{}")
     assert plan(model)
+
+
+@pytest.mark.parametrize("option", [{"awq": True}, {"scale_estimation": True}, {"gptq": True}])
+def test_an_encoder_decoder_model_is_not_calibrated(tmp_path, option):
+    model = write_model(tmp_path / "t5", model_type="t5", is_encoder_decoder=True)
+    with pytest.raises(UnsupportedOption, match=f"--{next(iter(option)).replace('_', '-')} does not work on") as caught:
+        plan(model, "int4", **option)
+    assert "without calibration" in caught.value.hint
+    made = plan(model, "int4")
+    assert made.calibration is None
+    assert made.warnings == ()
+    assert "text2text-generation-with-past" in made.command(tmp_path / "out")
 
 
 def test_of_pickles_nothing_can_be_foretold(tmp_path):

@@ -1,5 +1,6 @@
 """Real models: torch as the reference, OpenVINO against it."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from openvino import opset13 as ops
 from hfpipe import models, quality
 from hfpipe.backends.openvino import loading
 from hfpipe.errors import BackendError, UnsupportedModel, UsageError
+from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import score_openvino, score_torch
 from hfpipe.quality.compare import Window, read_reference
 from hfpipe.types import LoadOptions, Silent
@@ -157,7 +159,7 @@ def test_a_model_without_positions_or_state_and_one_with_other_inputs(tmp_path, 
 
 
 def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):
-    score_openvino.check_numbers(tiny_llama_ov, (1, 2, 3))
+    score_openvino.check_numbers(inspect_folder(tiny_llama_ov, "tiny"), (1, 2, 3))
     token_ids = ops.parameter([-1, -1], np.int64, name="input_ids")
     token_ids.output(0).tensor.names = {"input_ids"}
     some = ops.convert(ops.unsqueeze(token_ids, np.int64(2)), np.float32)
@@ -165,4 +167,4 @@ def test_a_model_that_computes_no_numbers(tmp_path, tiny_llama_ov):
     logits.output(0).tensor.names = {"logits"}
     ov.save_model(ov.Model([logits], [token_ids]), tmp_path / "openvino_model.xml")
     with pytest.raises(BackendError, match="NaN"):
-        score_openvino.check_numbers(tmp_path, (1, 2, 3))
+        score_openvino.check_numbers(replace(inspect_folder(tiny_llama_ov, "tiny"), folder=tmp_path), (1, 2, 3))

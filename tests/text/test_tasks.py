@@ -143,8 +143,9 @@ def test_a_decoder_that_begins_with_a_language_begins_with_another(asked):
     ],
 )
 def test_a_language_that_a_model_does_not_have(asked, kind, options, message, hint):
+    source = asked(kind, **options)
     with pytest.raises(UsageError, match=message) as raised:
-        encoder(asked(kind, **options))
+        encoder(source).check_language(source.reference)
     assert hint in raised.value.hint
 
 

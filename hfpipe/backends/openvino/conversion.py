@@ -19,7 +19,7 @@ from optimum.commands.export.openvino import parse_args_openvino, prepare_wc_con
 from optimum.exporters.openvino import main_export
 from optimum.exporters.openvino.convert import export_tokenizer
 from optimum.exporters.tasks import TasksManager
-from optimum.intel import OVConfig, OVModelForCausalLM
+from optimum.intel import OVConfig, OVModelForCausalLM, OVModelForSeq2SeqLM
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
@@ -124,7 +124,8 @@ def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Rep
         )
         if is_quantized:
             reporter.stage("Quantizing")
-            model = OVModelForCausalLM.from_pretrained(
+            kind = OVModelForSeq2SeqLM if options.task.startswith("text2text") else OVModelForCausalLM
+            model = kind.from_pretrained(
                 floats,
                 compile=False,
                 trust_remote_code=options.trust_remote_code,
@@ -141,8 +142,8 @@ def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Rep
     if not options.disable_convert_tokenizer:
         reporter.stage("Converting the tokenizer")
         # The class that a configuration names may build another one than tokenizer.json.
-        kind = PreTrainedTokenizerFast if (output / "tokenizer.json").is_file() else AutoTokenizer
-        tokenizer = kind.from_pretrained(output, trust_remote_code=options.trust_remote_code)
+        tokens = PreTrainedTokenizerFast if (output / "tokenizer.json").is_file() else AutoTokenizer
+        tokenizer = tokens.from_pretrained(output, trust_remote_code=options.trust_remote_code)
         export_tokenizer(tokenizer, output, task=options.task)
 
 
