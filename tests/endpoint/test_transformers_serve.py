@@ -13,9 +13,6 @@ import hfpipe
 from hfpipe.errors import BackendError, HFPipeError, UnsupportedOption
 from tests.cli.shell import wait_for
 
-pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn, which hfpipe does not")
-pytest.importorskip("uvicorn", reason="transformers serve needs fastapi and uvicorn, which hfpipe does not")
-
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
