@@ -44,10 +44,11 @@ _LONGEST = 500
 _ALIASES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 _WHOLE = ("max_tokens", "max_length", "top_k", "seed")
 OVERRIDES = OF_GENERATION | _ALIASES.keys()
-# What other engines take and hfpipe does not, with the value that asks for nothing.
+# What other engines take, or hfpipe for a whole batch alone, with the value that asks for nothing.
 _ELSEWHERE: Mapping[str, Any] = {
     **dict.fromkeys(("best_of", "length_penalty", "num_beams", "typical_p"), 1),
     **dict.fromkeys(("frequency_penalty", "no_repeat_ngram_size", "presence_penalty"), 0),
+    **dict.fromkeys(("source_lang", "target_lang"), None),
     "logit_bias": {},
 }
 # Of a request to a server. Their names are too common to mean the same among the variables of a template.

@@ -186,7 +186,8 @@ def test_a_misspelt_option_is_told(name, meant):
 
 
 @pytest.mark.parametrize(
-    ("name", "neutral", "wrong"), [("frequency_penalty", 0, 0.5), ("logit_bias", {}, {"5": 1}), ("num_beams", 1, 4)]
+    ("name", "neutral", "wrong"),
+    [("frequency_penalty", 0, 0.5), ("logit_bias", {}, {"5": 1}), ("num_beams", 1, 4), ("target_lang", None, "fr")],
 )
 def test_an_option_of_other_engines_is_told_unless_it_asks_for_nothing(name, neutral, wrong):
     for asked in FORMS:
