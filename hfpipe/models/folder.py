@@ -21,7 +21,7 @@ REPORT = "hfpipe.json"
 _OPENVINO_ENCODER, _OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 _SAFETENSORS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _ADAPTER = "adapter_config.json"
-_SMALL = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
+_SMALL = (".jinja", ".json", ".model", ".py", ".spm", ".tiktoken", ".txt")
 _OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".xml")
 # What another tool reads: the same weights once more, or an adapter beside them.
 _DUPLICATES = ("consolidated", "adapter_")

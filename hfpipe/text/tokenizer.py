@@ -85,7 +85,9 @@ class _PythonTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: dict[str, int] = tokenizer.get_vocab()
+        # Those of languages, which M2M-100 has beside its vocabulary.
+        self._languages: dict[str, int] = getattr(tokenizer, "lang_token_to_id", {})
+        self._ids: dict[str, int] = {**tokenizer.get_vocab(), **self._languages}
         self._tokens = {token_id: token for token, token_id in self._ids.items()}
         self.token_to_id, self.id_to_token = self._ids.get, self._tokens.get
 
@@ -100,6 +102,7 @@ class _PythonTokenizer:
 
     def get_added_tokens_decoder(self) -> dict[int, SimpleNamespace]:
         special = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
+        special |= self._languages
         added = {**self._tokenizer.get_added_vocab(), **special}
         return {number: SimpleNamespace(content=text, special=text in special) for text, number in added.items()}
 

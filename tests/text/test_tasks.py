@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hfpipe import models
 from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.generator import open_generator
 from hfpipe.text.tasks import PromptEncoder, for_task
-from hfpipe.text.tokenizer import Tokenizer, load_tokenizer
+from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import LoadOptions, ModelSource
 from tests import tiny
 from tests.recorder import Recorder
@@ -160,3 +161,22 @@ def test_what_is_not_applied_is_said(tiny_seq2seq):
     open_generator(str(tiny_seq2seq("pegasus")), LoadOptions(device="cpu"), notes).close()
     (note,) = notes.notes
     assert "asks for num_beams=4, which hfpipe does not apply" in note
+
+
+def test_the_languages_of_m2m_100_are_beside_its_vocabulary(asked):
+    """As transformers' own class has them, which has no tokenizer.json."""
+    own = SimpleNamespace(
+        is_fast=False,
+        get_vocab=lambda: {"<s>": 0, "</s>": 2, "a": 3},
+        lang_token_to_id={"__en__": 4, "__de__": 5},
+        all_special_tokens=["<s>", "</s>"],
+        all_special_ids=[0, 2],
+        get_added_vocab=dict,
+        encode=lambda text, **_: [4, 3, 2],
+        special_tokens_map={},
+        chat_template=None,
+    )
+    tokenizer = from_transformers(own)
+    made = PromptEncoder(tokenizer, asked("m2m_100", source_lang="de", target_lang="en"))
+    assert (made.encode("a", True), made.decoder_ids) == ((5, 3, 2), (tiny.END, 4))
+    assert not tokenizer.has_text(4)
