@@ -67,8 +67,9 @@ def _most_likely(
         kept[kept < least] = 0
         total = np.where(least > 0, kept.sum(axis=1, keepdims=True), whole)
         kept[(kept.cumsum(axis=1) - kept >= top_p * total) & (top_p < 1)] = 0
-        # Beyond the tokens that were looked at none can belong to them.
-        if count == vocabulary or (np.where(kept > 0, kept, 1).min(axis=1, keepdims=True) > last).all():
+        # Beyond the tokens that were looked at none can belong to them, also none that equals the k-th.
+        smallest = np.where(top_k < vocabulary, least, np.where(kept > 0, kept, 1).min(axis=1, keepdims=True))
+        if count == vocabulary or (smallest > last).all():
             break
     return kept, ids
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
@@ -63,6 +63,7 @@ def test_the_penalty_is_that_of_transformers(seed, tokens, penalty):
 
 
 @few
+@example(0, [Sampling(0.3, 0.05, 50), Sampling(0.3, 0.5)], 0.2)
 @given(st.integers(0, 10_000), st.lists(samplings, min_size=2, max_size=5), st.sampled_from([0.2, 7.0]))
 def test_a_row_is_what_it_is_alone(seed, rows, width):
     """Also of flat logits, where more than the first tokens are looked at, and with many that are equal."""
