@@ -216,14 +216,21 @@ OF_GENERATION = frozenset(one.name for one in fields(GenerationOptions))
 
 
 def keyword_options(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """A caller's keyword arguments as the values that options hold: a device is text, stops are a tuple, and None gives
-    no option of generation. Raises UsageError for one that is not `known`."""
+    """A caller's keyword arguments as the values that options hold: torch's device and dtype are text, a device_map of
+    parts is one of model_kwargs, stops are a tuple, and None gives no option of generation. Raises UsageError for one
+    that is not `known`."""
     if unknown := sorted(given.keys() - known):
         hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
         raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
     options = {name: value for name, value in given.items() if value is not None or name not in OF_GENERATION}
-    if isinstance(options.get("device"), int):
-        options["device"] = str(options["device"])
+    for name in ("device", "dtype"):
+        if isinstance(value := options.get(name), int) or type(value).__module__ == "torch":
+            options[name] = str(value).removeprefix("torch.")
+    if isinstance(options.get("device_map"), Mapping):
+        places, theirs = options.pop("device_map"), options.get("model_kwargs") or {}
+        if theirs.get("device_map", places) != places:
+            raise UsageError(f"device_map is given twice, as {places} and as {theirs['device_map']}.")
+        options["model_kwargs"] = {**theirs, "device_map": places}
     if "stop" in options:
         stop = options["stop"]
         options["stop"] = tuple(stop) if isinstance(stop, list | tuple) else (stop,)
@@ -235,7 +242,7 @@ class LoadFields(TypedDict, total=False):
 
     backend: str
     device: str | int | None
-    device_map: str | None
+    device_map: str | Mapping[str, Any] | None
     dtype: str | None
     attn: str | None
     batch_size: int | None

@@ -19,14 +19,14 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import StringPromptValue
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self, Unpack
 
 from hfpipe.errors import BackendError, HFPipeError, UsageError
 from hfpipe.generator import FailedRequest, TextGenerator, open_generator
-from hfpipe.langchain.compat import translated
+from hfpipe.langchain.compat import STOPS, translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -110,6 +110,26 @@ class LoadedModel(BaseModel):
             generator = open_generator(str(model), _checked(lambda: _LOAD_OPTIONS.validate_python(loading)), reporter)
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
+        self._check_name()
+
+    def _check_name(self) -> None:
+        """Raise UsageError where answers would come under the name of another model: LangChain's configurable_fields
+        gives a new name to the model that is loaded."""
+        if self.model != (loaded := self.generator.source.reference):
+            raise UsageError(
+                f"The model that is loaded is {loaded}, not {self.model}.",
+                hint="Load the other for itself; configurable_alternatives(...) chooses among models in a call.",
+            )
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        # Unpickling has loaded it by a name that holds in every folder.
+        self.model = self.generator.source.reference
+
+    def bind(self, **options: Any) -> Runnable[Any, Any]:
+        """With options that are as its own: one of a call wins, whatever name each uses. Stops of other names join."""
+        stops = {name: options.pop(name) for name in STOPS & options.keys()}
+        return _Bound(bound=cast("Any", self._called_with(options)), kwargs=stops, config={})
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of `text` with the model's own tokenizer, so that get_num_tokens is right."""
@@ -177,10 +197,10 @@ class LoadedModel(BaseModel):
             theirs = cast("Any", super()).batch_as_completed
             yield from theirs(inputs, config, return_exceptions=return_exceptions, **kwargs)
             return
-        called = self._called_with(kwargs)
         runs: dict[int, CallbackManagerForLLMRun] = {}
+        left = set(range(len(inputs)))
 
-        def requests() -> Iterator[TextRequest | None]:
+        def requests(called: Self) -> Iterator[TextRequest | None]:
             for index, own in enumerate(get_config_list(config, len(inputs)) if inputs else ()):
                 while len(runs) >= (own.get("max_concurrency") or len(inputs)):
                     yield None
@@ -188,8 +208,9 @@ class LoadedModel(BaseModel):
                 yield request
 
         try:
-            for index, completion in self.stream_batch(requests()):
+            for index, completion in self.stream_batch(requests(self._called_with(kwargs))):
                 run = runs.pop(index)
+                left.remove(index)
                 if completion.error:
                     run.on_llm_error(completion.error)
                     if not return_exceptions:
@@ -199,6 +220,14 @@ class LoadedModel(BaseModel):
                     generation = self._said(completion)
                     run.on_llm_end(LLMResult(generations=[[generation]]))
                     yield index, generation.message if isinstance(generation, ChatGeneration) else generation.text
+        except HFPipeError as error:
+            # Of an option, or of the engine: each that has no answer has it.
+            if not return_exceptions:
+                raise
+            for index in sorted(left):
+                if index in runs:
+                    runs.pop(index).on_llm_error(error)
+                yield index, error
         finally:
             for run in runs.values():
                 run.on_llm_error(BackendError("The batch was left before this answer was finished."))
@@ -294,6 +323,7 @@ class LoadedModel(BaseModel):
 
     def _request(self, prompt: Any) -> TextRequest:
         """The request of a prompt. Raises an HFPipeError where it has no place in this model."""
+        self._check_name()
         text, special = self._filled(prompt)
         special = special if self.add_special_tokens is None else self.add_special_tokens
         return TextRequest("", text, self._options, special)
@@ -305,6 +335,14 @@ class LoadedModel(BaseModel):
     @abstractmethod
     def _said(self, answer: TextEvent) -> Any:
         """A Completion, or a part of an answer, in LangChain's words."""
+
+
+class _Bound(RunnableBinding[Any, Any]):
+    """What `LoadedModel.bind` gives: options that are bound later are the model's own, too."""
+
+    def bind(self, **options: Any) -> Runnable[Any, Any]:
+        again = cast("_Bound", self.bound.bind(**{**self.kwargs, **options}))
+        return self.model_copy(update={"bound": again.bound, "kwargs": again.kwargs})
 
 
 def generation_info(answer: TextEvent) -> dict[str, Any]:

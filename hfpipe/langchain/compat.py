@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfpipe.errors import UnsupportedOption, UsageError
-from hfpipe.types import OF_GENERATION
+from hfpipe.types import OF_GENERATION, OF_LOADING
 
 _RENAMED = {"max_new_tokens": "max_tokens", "stop_strings": "stop", "stop_sequence": "stop"}
+STOPS = frozenset(("stop", *(name for name, known in _RENAMED.items() if known == "stop")))
 # They change no answer, whatever their value: of beam search and of drafts, which are refused themselves; how batches
 # are padded and computed; what is a matter of course here.
 _HARMLESS = frozenset(
@@ -94,6 +95,9 @@ _NOT_OF_OPENVINO = {
 }
 # Values that ask for what hfpipe does anyway: it exports where that is needed, and loads in little memory.
 _OF_COURSE = {"use_safetensors": (None, True), **dict.fromkeys(("token", "use_auth_token"), (None, True, False))}
+# Of loading: what model_kwargs may hold beside the arguments of from_pretrained, and what pipeline_kwargs may not.
+_OF_LOADING = ("device", "ov_config", "trust_remote_code", "revision", "batch_size")
+_MISPLACED = frozenset(("model", "model_kwargs", "generator", "pipeline", "reporter"))
 _IGNORED = ("low_cpu_mem_usage", "export", "compile", "dynamic_shapes")
 
 
@@ -101,11 +105,11 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a model or of a call by hfpipe's names, None for what asks for nothing; a name that is not known here
     stays as it is. What `pipeline_kwargs` and `generation_config` hold yields to what stands beside them.
 
-    Raises UnsupportedOption for what hfpipe cannot honour."""
+    Raises UnsupportedOption for what hfpipe cannot honour, UsageError for an option of loading that they contradict."""
     given: dict[str, Any] = {}
     for name in ("generation_config", "pipeline_kwargs"):
-        if inside := options.get(name):
-            given |= translated(inside.to_diff_dict() if hasattr(inside, "to_diff_dict") else inside)
+        if (inside := options.get(name)) is not None:
+            given |= translated(inside.to_diff_dict() if hasattr(inside, "to_diff_dict") else _named(name, inside))
     own: dict[str, Any] = {}
     for name, value in options.items():
         if name in _REFUSED:
@@ -120,38 +124,60 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
                     raise UsageError(f"{known} is given twice, as {own[known]} and as {value}.")
                 value = [*_texts(own[known]), *_texts(value)]
             own[known] = own.get(known) if value is None else value
-    return given | own
+    return given | own | {name: _once(name, own[name], given[name]) for name in OF_LOADING & own.keys() & given.keys()}
+
+
+def _named(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UsageError(f"{name} must be a dict of options by name, not {value!r}.")
+    return dict(value)
+
+
+def _once(name: str, *said: Any) -> Any:
+    """The value of an option of loading, said in several places. Raises UsageError where they differ."""
+    first, *others = [value for value in said if value is not None] or [None]
+    for other in others:
+        if str(first).removeprefix("torch.") != str(other).removeprefix("torch."):
+            raise UsageError(f"{name} is given twice, as {first!r} and as {other!r}.", hint="Leave one of them out.")
+    return first
 
 
 def _texts(stop: Any) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop)
 
 
-def of_model_id(
-    backend: str, device: Any, model_kwargs: Mapping[str, Any], pipeline_kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The options of `from_model_id`, other than those of the same name, in hfpipe's words.
+def of_model_id(arguments: Mapping[str, Any], model_kwargs: Any, pipeline_kwargs: Any) -> dict[str, Any]:
+    """The options of `from_model_id` in hfpipe's words; `arguments` are those beside the two dicts.
 
-    Arguments of generation among `model_kwargs` are honoured, as transformers once did, and yield to `pipeline_kwargs`.
-    Raises UnsupportedOption for what hfpipe cannot honour, or does in another way.
+    Arguments of generation among `model_kwargs` are honoured, as transformers once did, and yield to `pipeline_kwargs`,
+    and these to `arguments`. Of loading each may stand in any of the three, but not with another value in another.
+    Raises UnsupportedOption for what hfpipe cannot honour, or does in another way, and UsageError.
     """
-    left, pipeline = dict(model_kwargs), dict(pipeline_kwargs)
-    generation = {name: left.pop(name) for name in tuple(left) if name in OF_TRANSFORMERS}
-    given: dict[str, Any] = {
-        name: left.pop(name) for name in ("device", "ov_config", "trust_remote_code", "revision") if name in left
-    }
-    if device is not None and "device" in given:
-        raise UsageError("device is given twice, once in model_kwargs.")
-    for name, hint in (_NOT_OF_LOADING | (_NOT_OF_OPENVINO if backend == "openvino" else {})).items():
+    own, left = translated(arguments), _named("model_kwargs", model_kwargs or {})
+    inside = translated(_named("pipeline_kwargs", pipeline_kwargs or {}))
+    if misplaced := sorted(inside.keys() & _MISPLACED):
+        raise UsageError(f"{', '.join(misplaced)} in pipeline_kwargs has no place.", hint="Give it as an argument.")
+    generation = translated({name: left.pop(name) for name in tuple(left) if name in OF_TRANSFORMERS})
+    said = {name: left.pop(name) for name in _OF_LOADING if name in left}
+    inside["dtype"] = _once("dtype", inside.get("dtype"), inside.pop("torch_dtype", None))
+    both = own.keys() | said.keys() | inside.keys()
+    loading = {name: _once(name, own.get(name), said.get(name), inside.get(name)) for name in OF_LOADING & both}
+    for names in (("dtype", "torch_dtype"), ("device_map",)):
+        # Other places say these as text; from_pretrained takes more.
+        elsewhere, theirs = loading.get(names[0]), [left.get(name) for name in names]
+        _once(names[0], elsewhere, *theirs)
+        if elsewhere is not None:
+            left = {name: value for name, value in left.items() if name not in names}
+    hints = _NOT_OF_LOADING | (_NOT_OF_OPENVINO if loading.get("backend") == "openvino" else {})
+    for name, hint in hints.items():
         value = left.pop(name, None)
         if value not in _OF_COURSE.get(name, (None, False)):
             raise UnsupportedOption(f"{name} in model_kwargs is not supported.", hint=hint)
     for name in _IGNORED:
         left.pop(name, None)
-    if "batch_size" in pipeline:
-        given["batch_size"] = pipeline.pop("batch_size")
-    given = {"device": device, **given, "model_kwargs": left}
-    return given | translated(generation) | translated(pipeline)
+    others = {name: value for name, value in (inside | own).items() if name not in OF_LOADING}
+    loading = {name: value for name, value in loading.items() if value is not None}
+    return generation | others | loading | {"model_kwargs": left}
 
 
 def of_pipeline(pipeline: Any) -> dict[str, Any]:

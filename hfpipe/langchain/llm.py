@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,7 +20,7 @@ from hfpipe.types import Completion, TextEvent
 if TYPE_CHECKING:
     from transformers import Pipeline
 
-_OF_LANGCHAIN = frozenset(("prompts", "stop", "callbacks", "tags", "metadata", "run_name", "run_id"))
+_OF_LANGCHAIN = frozenset(("callbacks", "tags", "metadata", "run_name", "run_id"))
 
 
 class HFPipe(LoadedModel, BaseLLM):
@@ -68,7 +69,8 @@ class HFPipe(LoadedModel, BaseLLM):
         if pipeline is not None:
             given: Any = {"template": "raw", **options}
             generator = wrap_pipeline(pipeline, given.pop("batch_size", None))
-            model = given.pop("model_id", model)
+            if (model := given.pop("model_id", model)) is not None:
+                generator.source = replace(generator.source, reference=str(model))
             options = cast("Options", of_pipeline(pipeline) | given)
         super().__init__(model, generator=generator, **options)
 
@@ -79,33 +81,33 @@ class HFPipe(LoadedModel, BaseLLM):
         task: str | None = None,
         backend: str = "default",
         device: int | str | None = None,
-        device_map: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         pipeline_kwargs: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         **options: Any,
     ) -> Self:
         """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text."""
-        given = of_model_id(backend, device, model_kwargs or {}, pipeline_kwargs or {})
-        given |= {"task": task, "backend": "auto" if backend == "default" else backend, "device_map": device_map}
-        if batch_size is not None:
-            given["batch_size"] = batch_size
-        return cls(model_id, **{"template": "raw", **given, **options})
+        options |= {"task": task, "backend": None if backend == "default" else backend, "device": device}
+        options |= {"device_map": device_map, "batch_size": batch_size}
+        return cls(model_id, **{"template": "raw", **of_model_id(options, model_kwargs, pipeline_kwargs)})
 
     @override
-    def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
+    def generate(self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any) -> LLMResult:
         # As fields, since the key of LangChain's cache has no options of a call.
-        model, theirs = self._split(kwargs)
-        return super(HFPipe, model).generate(*args, **theirs)
+        model, theirs = self._split(stop, kwargs)
+        return super(HFPipe, model).generate(prompts, list(model.stop) or None, *args, **theirs)
 
     @override
-    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
-        model, theirs = self._split(kwargs)
-        return await super(HFPipe, model).agenerate(*args, **theirs)
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        model, theirs = self._split(stop, kwargs)
+        return await super(HFPipe, model).agenerate(prompts, list(model.stop) or None, *args, **theirs)
 
-    def _split(self, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+    def _split(self, stop: list[str] | None, options: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
         theirs = {name: options.pop(name) for name in _OF_LANGCHAIN & options.keys()}
-        return self._called_with(options), theirs
+        return self._called_with(options, stop), theirs
 
     @override
     def _generate(

@@ -217,6 +217,66 @@ def test_the_same_thing_said_in_two_names_must_agree(loaded: HFPipe) -> None:
     assert loaded._called_with({"stop": ["a"], "stop_strings": "b"}).stop == ("a", "b")
 
 
+def test_stops_of_several_names_join_in_every_call(loaded: HFPipe) -> None:
+    """Also one that is bound by another name."""
+    whole = loaded.invoke(PROMPT)
+    first = whole[2:5]
+    expected = whole.partition(first)[0]
+    assert expected != whole
+    for bound, call in ((loaded, {"stop_strings": [first]}), (loaded.bind(stop_strings=[first]), {})):
+        call["stop"] = ["no such text"]
+        assert bound.invoke(PROMPT, **call) == "".join(bound.stream(PROMPT, **call)) == expected
+        assert bound.batch([PROMPT], **call) == [asyncio.run(bound.ainvoke(PROMPT, **call))] == [expected]
+    assert loaded.generate([PROMPT], ["no such text"], stop_strings=[first]).generations[0][0].text == expected
+    assert loaded.bind(stop=[first]).invoke(PROMPT, stop=["no such text"]) == whole, "a name said again is replaced"
+
+
+@pytest.mark.parametrize(
+    "bound", [{"max_tokens": 3}, {"max_new_tokens": 3}, {"pipeline_kwargs": {"max_new_tokens": 3}}]
+)
+@pytest.mark.parametrize("call", [{"max_tokens": 4}, {"max_new_tokens": 4}, {"pipeline_kwargs": {"max_new_tokens": 4}}])
+def test_an_option_of_a_call_wins_over_a_bound_one_by_any_name(loaded: HFPipe, bound: Any, call: Any) -> None:
+    expected = loaded.invoke(PROMPT, max_tokens=4)
+    llm = loaded.bind(stop=["no such text"]).with_config(tags=["short"]).bind(max_tokens=7).bind(**bound)
+    assert llm.invoke(PROMPT) == loaded.invoke(PROMPT, max_tokens=3) != expected
+    assert llm.invoke(PROMPT, **call) == "".join(llm.stream(PROMPT, **call)) == llm.batch([PROMPT], **call)[0]
+    assert llm.invoke(PROMPT, **call) == expected
+    tokens = len(numbers(loaded).token_ids)
+    assert llm.invoke(PROMPT, max_length=tokens + 4) == expected
+
+
+def test_a_model_never_answers_under_the_name_of_another(loaded: HFPipe, tiny_gpt2: Path) -> None:
+    said = "The model that is loaded is .*, not /no/such.\nLoad the other.*configurable_alternatives"
+    configurable = loaded.configurable_fields(model=ConfigurableField(id="m"))
+    assert configurable.with_config(configurable={"m": str(tiny_gpt2)}).invoke(PROMPT) == loaded.invoke(PROMPT)
+    for call in (
+        lambda: configurable.with_config(configurable={"m": "/no/such"}).invoke(PROMPT),
+        lambda: loaded.model_copy(update={"model": "/no/such"}).invoke(PROMPT),
+        lambda: list(loaded.model_copy(update={"model": "/no/such"}).stream(PROMPT)),
+        lambda: ChatHFPipe("/no/such", llm=loaded),
+    ):
+        with pytest.raises(UsageError, match=said):
+            call()
+    again = pickle.loads(pickle.dumps(loaded)).configurable_fields(max_tokens=ConfigurableField(id="n"))
+    assert again.with_config(configurable={"n": 2}).invoke(PROMPT) == loaded.invoke(PROMPT, max_tokens=2)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_fault_of_the_whole_batch_is_an_error_for_each_input(tiny_gpt2: Path, closed: bool) -> None:
+    llm = HFPipe(tiny_gpt2, backend="echo")
+    if closed:
+        llm.close()
+    options: Any = {} if closed else {"num_beams": 4}
+    error = BackendError if closed else UnsupportedOption
+    assert [type(one) for one in llm.batch(["a", "b"], return_exceptions=True, **options)] == [error] * 2
+    with pytest.raises(error):
+        llm.batch(["a", "b"], **options)
+    if closed:
+        chain = PromptTemplate.from_template("{x}") | llm
+        assert [type(one) for one in chain.batch([{"x": "a"}] * 2, return_exceptions=True)] == [error] * 2
+    assert [index for index, _ in llm.batch_as_completed(["a", "b"], return_exceptions=True, **options)] == [0, 1]
+
+
 # A pipeline that stands
 
 
@@ -251,7 +311,7 @@ def test_generation_among_model_kwargs_is_honoured_below_pipeline_kwargs(tiny_gp
     llm = HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs=kwargs)
     asked = numbers(llm)
     assert (asked.sampling.temperature, asked.max_tokens) == (0.0, 64 - len(asked.token_ids))
-    given = compat.of_model_id("default", None, kwargs, {"temperature": 0.5, "batch_size": 2})
+    given = compat.of_model_id({}, kwargs, {"temperature": 0.5, "batch_size": 2})
     assert (given["temperature"], given["batch_size"], given["model_kwargs"]) == (0.5, 2, {"torch_dtype": "float32"})
     with pytest.raises(UnsupportedOption, match="num_beams=4 is not supported"):
         HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs={"num_beams": 4})
@@ -293,6 +353,63 @@ def test_an_argument_of_loading_that_is_not_honoured_is_refused(
     assert "hf_secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "model_kwargs", "pipeline_kwargs", "said"),
+    [
+        ({"device": 0}, {}, {"device": "cpu"}, "device is given twice, as 0 and as 'cpu'"),
+        ({"device": 0}, {"device": "CPU"}, {}, "device is given twice, as 0 and as 'CPU'"),
+        ({"backend": "echo"}, {}, {"backend": "torch"}, "backend is given twice, as 'echo' and as 'torch'"),
+        ({"task": "text-generation"}, {}, {"task": "summarization"}, "task is given twice"),
+        ({"device_map": "auto"}, {"device_map": "cpu"}, {}, "device_map is given twice"),
+        ({"device_map": "auto"}, {}, {"device_map": "cpu"}, "device_map is given twice"),
+        ({"dtype": "float16"}, {"torch_dtype": "float32"}, {}, "dtype is given twice, as 'float16' and as 'float32'"),
+        ({}, {"dtype": "float16", "torch_dtype": "float32"}, {}, "dtype is given twice"),
+        ({}, {"dtype": "float16"}, {"torch_dtype": "float32"}, "dtype is given twice"),
+        ({}, {}, {"dtype": "float16", "torch_dtype": "float32"}, "dtype is given twice"),
+        ({"batch_size": 2}, {}, {"batch_size": 3}, "batch_size is given twice, as 2 and as 3"),
+        ({"batch_size": 2}, {"batch_size": 3}, {}, "batch_size is given twice"),
+        ({"ov_config": {"A": "1"}}, {"ov_config": {"A": "2"}}, {}, "ov_config is given twice"),
+        ({}, {}, {"model": "b"}, "model in pipeline_kwargs has no place"),
+        ({}, {}, {"model_kwargs": {}}, "model_kwargs in pipeline_kwargs has no place"),
+        ({}, {}, {"tokenizer": "b"}, "Unknown option tokenizer"),
+        ({}, {}, "x", "pipeline_kwargs must be a dict of options by name, not 'x'"),
+        ({}, {}, [1], r"pipeline_kwargs must be a dict of options by name, not \[1\]"),
+        ({}, {}, {1: 2}, "pipeline_kwargs must be a dict"),
+        ({}, "x", {}, "model_kwargs must be a dict of options by name, not 'x'"),
+        ({}, [1], {}, "model_kwargs must be a dict"),
+        ({}, {}, {"generation_config": "x"}, "generation_config must be a dict of options by name, not 'x'"),
+    ],
+)
+def test_an_option_of_loading_is_given_once_and_by_its_own_type(
+    arguments: dict[str, Any], model_kwargs: Any, pipeline_kwargs: Any, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        HFPipe.from_model_id("no/model", model_kwargs=model_kwargs, pipeline_kwargs=pipeline_kwargs, **arguments)
+
+
+def test_options_of_loading_are_honoured_wherever_they_stand(tiny_gpt2: Path) -> None:
+    import torch
+
+    places = [
+        ({"device": torch.device("cpu"), "dtype": torch.bfloat16, "batch_size": 2}, {}, {"dtype": "bfloat16"}),
+        ({}, {"device": torch.device("cpu"), "dtype": "bfloat16", "batch_size": 2}, {"torch_dtype": torch.bfloat16}),
+        ({}, {}, {"device": -1, "torch_dtype": torch.bfloat16, "batch_size": 2, "task": "text-generation"}),
+        ({"device_map": {"": "cpu"}, "batch_size": 2}, {"torch_dtype": torch.bfloat16}, {"backend": "torch"}),
+        ({}, {"torch_dtype": "bfloat16"}, {"device_map": {"": "cpu"}, "batch_size": 2}),
+    ]
+    for arguments, of_model, of_pipeline in places:
+        llm = HFPipe.from_model_id(str(tiny_gpt2), model_kwargs=of_model, pipeline_kwargs=of_pipeline, **arguments)
+        info = llm.generator.backend.info
+        assert (info.device, info.dtype, llm.generator.backend.batch_size) == ("cpu", "bfloat16", 2)
+    assert HFPipe.from_model_id(str(tiny_gpt2), pipeline_kwargs={"backend": "echo"}).invoke("one") == "one"
+    with pytest.raises(UsageError, match="device is given twice, as 'cpu' and as 0"):
+        HFPipe(tiny_gpt2, device="cpu", pipeline_kwargs={"device": 0})
+    with pytest.raises(UsageError, match="device_map is given twice"):
+        HFPipe(tiny_gpt2, device_map={"": "cpu"}, model_kwargs={"device_map": "auto"})
+    with pytest.raises(UsageError, match="openvino backend cannot honour --model-kwarg device_map"):
+        HFPipe(tiny_gpt2, backend="openvino", device_map={"": "cpu"})
+
+
 def test_quantization_config_needs_its_package_and_says_so(tiny_gpt2: Path) -> None:
     from transformers import BitsAndBytesConfig
 
@@ -321,7 +438,7 @@ def test_a_pickle_loads_the_model_again_in_the_other_process(tiny_gpt2: Path, mo
     again = pickle.loads(pickle.dumps(llm))
     assert again.generator is not llm.generator
     assert again.generator.loading == LoadOptions(backend="torch", dtype="bfloat16", batch_size=2)
-    assert (again.max_tokens, again.stop, again.model) == (5, ("xyz",), tiny_gpt2.name)
+    assert (again.max_tokens, again.stop, again.model) == (5, ("xyz",), str(tiny_gpt2))
     assert again.invoke(PROMPT) == llm.invoke(PROMPT)
     bound = PromptTemplate.from_template("{x}") | llm.bind(stop=["\n"])
     first, second = pickle.loads(pickle.dumps((bound, ChatHFPipe(llm=llm))))
