@@ -108,6 +108,7 @@ class LoadedModel(BaseModel):
                 raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
             reporter = loading.pop("reporter", None)
             generator = open_generator(str(model), _checked(lambda: _LOAD_OPTIONS.validate_python(loading)), reporter)
+            model = generator.source.reference
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
         self._check_name()
