@@ -226,8 +226,9 @@ def keyword_options(given: Mapping[str, Any], known: Iterable[str]) -> dict[str,
     for name in ("device", "dtype"):
         if isinstance(value := options.get(name), int) or type(value).__module__ == "torch":
             options[name] = str(value).removeprefix("torch.")
-    if isinstance(options.get("device_map"), Mapping):
-        places, theirs = options.pop("device_map"), options.get("model_kwargs") or {}
+    theirs = options.get("model_kwargs") or {}
+    if isinstance(options.get("device_map"), Mapping) and isinstance(theirs, Mapping):
+        places = options.pop("device_map")
         if theirs.get("device_map", places) != places:
             raise UsageError(f"device_map is given twice, as {places} and as {theirs['device_map']}.")
         options["model_kwargs"] = {**theirs, "device_map": places}

@@ -159,7 +159,8 @@ def of_model_id(arguments: Mapping[str, Any], model_kwargs: Any, pipeline_kwargs
         raise UsageError(f"{', '.join(misplaced)} in pipeline_kwargs has no place.", hint="Give it as an argument.")
     generation = translated({name: left.pop(name) for name in tuple(left) if name in OF_TRANSFORMERS})
     said = {name: left.pop(name) for name in _OF_LOADING if name in left}
-    inside["dtype"] = _once("dtype", inside.get("dtype"), inside.pop("torch_dtype", None))
+    for one in (own, inside):
+        one["dtype"] = _once("dtype", one.get("dtype"), one.pop("torch_dtype", None))
     both = own.keys() | said.keys() | inside.keys()
     loading = {name: _once(name, own.get(name), said.get(name), inside.get(name)) for name in OF_LOADING & both}
     for names in (("dtype", "torch_dtype"), ("device_map",)):

@@ -364,6 +364,7 @@ def test_an_argument_of_loading_that_is_not_honoured_is_refused(
         ({"device_map": "auto"}, {}, {"device_map": "cpu"}, "device_map is given twice"),
         ({"dtype": "float16"}, {"torch_dtype": "float32"}, {}, "dtype is given twice, as 'float16' and as 'float32'"),
         ({}, {"dtype": "float16", "torch_dtype": "float32"}, {}, "dtype is given twice"),
+        ({"torch_dtype": "float16"}, {}, {"dtype": "float32"}, "dtype is given twice"),
         ({}, {"dtype": "float16"}, {"torch_dtype": "float32"}, "dtype is given twice"),
         ({}, {}, {"dtype": "float16", "torch_dtype": "float32"}, "dtype is given twice"),
         ({"batch_size": 2}, {}, {"batch_size": 3}, "batch_size is given twice, as 2 and as 3"),
@@ -406,6 +407,8 @@ def test_options_of_loading_are_honoured_wherever_they_stand(tiny_gpt2: Path) ->
         HFPipe(tiny_gpt2, device="cpu", pipeline_kwargs={"device": 0})
     with pytest.raises(UsageError, match="device_map is given twice"):
         HFPipe(tiny_gpt2, device_map={"": "cpu"}, model_kwargs={"device_map": "auto"})
+    with pytest.raises(UsageError, match="must be"):
+        HFPipe(tiny_gpt2, device_map={"": "cpu"}, model_kwargs="x")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="openvino backend cannot honour --model-kwarg device_map"):
         HFPipe(tiny_gpt2, backend="openvino", device_map={"": "cpu"})
 
