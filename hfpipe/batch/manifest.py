@@ -43,10 +43,8 @@ def used(
 ) -> dict[str, Any]:
     """What the results depend on, as it is used and not as it was asked for: an option that is left out is equal to
     one that says what happens without it."""
-    preferred = source.generation_config
     where = {"identity": identity(source.folder)} if isinstance(source, ModelSource) else {"url": source.url}
-    # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
-    sampling = replace(options, do_sample=True)
+    of_generation = _resolved(options, source.generation_config) if isinstance(source, ModelSource) else _sent(options)
     return {
         "hfpipe_version": metadata.version("hfpipe"),
         "model": {**where, "reference": source.reference},
@@ -58,12 +56,26 @@ def used(
         "system": template.system,
         "add_special_tokens": template.add_special_tokens,
         **{name: getattr(loading, name) for name in _OF_LOADING},
+        **of_generation,
+    }
+
+
+def _resolved(options: GenerationOptions, preferred: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a generation here."""
+    # A record with a top_p of its own is sampled, although the others may not be: --temp 0 is then no default.
+    sampling = replace(options, do_sample=True)
+    return {
         **{field.name: setting(field.name, options, preferred) for field in fields(GenerationOptions)},
         "seed": options.seed,
         "stop": options.stop,
         "temperature": resolve_sampling(options, preferred).temperature,
         "temperature_if_a_record_samples": resolve_sampling(sampling, preferred).temperature,
     }
+
+
+def _sent(options: GenerationOptions) -> dict[str, Any]:
+    """Those that a server is sent; of what is left out, only it knows the default."""
+    return {**asdict(options), "max_tokens": setting("max_tokens", options, {})}
 
 
 def of_engine(info: BackendInfo) -> dict[str, Any]:
