@@ -11,9 +11,10 @@ HFPipeError              exit 1
 │   ├── DownloadError             the network, the index or the Hub failed; run again to resume
 │   └── UnsupportedModel          the model exists, and cannot be run
 ├── ContextLengthError            the prompt does not fit the model's context
-├── ConversionError               a conversion in a child process failed
-└── BackendError                  the engine failed
-    └── OutOfMemory
+├── BackendError                  the engine failed
+│   ├── ServerUnavailable         no request is answered now: the server is gone, or takes no more
+│   └── OutOfMemory
+└── ConversionError               a conversion in a child process failed
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class ConversionError(HFPipeError): ...
 
 
 class BackendError(HFPipeError): ...
+
+
+class ServerUnavailable(BackendError): ...
 
 
 class OutOfMemory(BackendError): ...

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Line
 from hfpipe.batch.records import Record, described
-from hfpipe.errors import HFPipeError
+from hfpipe.errors import AccessDenied, HFPipeError, ModelNotFound, ServerUnavailable, UsageError
 from hfpipe.generator import FailedRequest
 from hfpipe.types import Completion, TextRequest
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # How many records, from the oldest unfinished one on, may be in flight or wait for it: a long answer is not to hold up
 # the engine, and memory is to be bounded.
 AHEAD = 4096
+
+# So many answers in a row that a server did not begin end the batch; and how many wait to see whether it is there.
+_NOT_BEGUN, _HELD = 3, 100
 
 # The exit code of a batch that is finished, with failed records.
 RECORDS_FAILED = 3
@@ -87,6 +90,9 @@ def results(
     None among the `lines` means that none is ready, as in Backend.stream. What is wrong with one record, also where
     `ask` raises it, is its result, and the others are answered. So are those before a place at which the input cannot
     be read, before that error is raised. Raises TooManyErrors once more than `max_errors` have failed.
+
+    A model that no request can reach ends the batch with its error, and what it did not answer has no result: at once
+    where a server denies access or does not have it, else where several records in a row find the server unavailable.
     """
     # From the oldest unfinished one on, by index: a record in flight, or its result.
     waiting: dict[int, tuple[bytes, Record | bytes]] = {}
@@ -111,7 +117,7 @@ def results(
         except HFPipeError as error:
             unreadable = error
 
-    for index, answer in stream_batch(requests()):
+    for index, answer in _while_reachable(stream_batch(requests())):
         digest, record = waiting[index]
         assert isinstance(record, Record)
         waiting[index] = digest, form.result_line(record, answer)
@@ -136,3 +142,29 @@ def results(
             )
     if unreadable:
         raise unreadable
+
+
+def _while_reachable(answers: Iterable[tuple[int, Completion]]) -> Iterator[tuple[int, Completion]]:
+    """The answers, but for those that a server did not give as it was unavailable: they wait for one that it gives, and
+    that shows that the fault was theirs. Raises the error of a server that gives none."""
+    waiting: list[tuple[int, Completion]] = []
+    down: HFPipeError | None = None
+    not_begun = 0
+    for index, answer in answers:
+        error = answer.error
+        if isinstance(error, AccessDenied | ModelNotFound):
+            raise error
+        waiting.append((index, answer))
+        if isinstance(error, ServerUnavailable):
+            down = error
+            not_begun += not answer.text
+            if not_begun == _NOT_BEGUN:
+                raise error
+        # A wrong record says nothing of the server.
+        elif not isinstance(error, UsageError):
+            down, not_begun = None, 0
+        if down is None or len(waiting) == _HELD:
+            yield from waiting
+            waiting.clear()
+    if down:
+        raise down

@@ -12,7 +12,16 @@ from hfpipe.batch import order
 from hfpipe.batch.formats import Format, OpenAIFormat
 from hfpipe.batch.lines import Line
 from hfpipe.batch.order import Summary, TooManyErrors
-from hfpipe.errors import BackendError, ContextLengthError, HFPipeError, OutOfMemory, UsageError
+from hfpipe.errors import (
+    AccessDenied,
+    BackendError,
+    ContextLengthError,
+    HFPipeError,
+    ModelNotFound,
+    OutOfMemory,
+    ServerUnavailable,
+    UsageError,
+)
 from hfpipe.generator import FailedRequest
 from hfpipe.text.templates import PromptTemplate, parse_template
 from hfpipe.types import Completion, GenerationOptions, Usage
@@ -205,3 +214,58 @@ def test_what_breaks_ends_the_run_after_what_is_finished(source, engine):
     assert texts(itertools.islice(made, 2)) == ["Q0", "Q1"]
     with pytest.raises(HFPipeError, match="gone"):
         next(made)
+
+
+# Servers
+
+
+def served(*said):
+    """What is written of answers in this order, and how the batch ended: a text is one, or what came of one that broke
+    off."""
+
+    def stream(requests):
+        for index, (_, one) in enumerate(zip(requests, said, strict=False)):
+            text, error = one if isinstance(one, tuple) else (one, None)
+            yield index, Completion("", text, "error" if error else "stop", error=error)
+
+    written = []
+    try:
+        written.extend(map(json.loads, results(questions(len(said)), stream)))
+    except HFPipeError as error:
+        return [one["error"] and one["error"]["message"] for one in written], error
+    return [one["error"] and one["error"]["message"] for one in written], None
+
+
+GONE = ("", ServerUnavailable("Gone."))
+CUT = ("half", ServerUnavailable("Cut."))
+WRONG = ("", UsageError("Wrong."))
+BROKEN = ("", BackendError("Broke."))
+
+
+@pytest.mark.parametrize("error", [AccessDenied("No."), ModelNotFound("None.")])
+def test_a_model_that_no_request_can_reach_ends_the_batch_at_once(error):
+    assert served("a", ("", error), "b") == ([None], error)
+
+
+@pytest.mark.parametrize(
+    ("said", "written", "ended"),
+    [
+        (["a", GONE, GONE, GONE, "b"], [None], "Gone."),
+        # In flight as it went away, and never answered.
+        (["a", CUT, CUT, GONE, CUT, GONE, GONE], [None], "Gone."),
+        # It came back.
+        (["a", GONE, CUT, GONE, "b"], [None, "Gone.", "Cut.", "Gone.", None], None),
+        ([GONE, GONE, BROKEN, GONE, GONE, "a"], ["Gone.", "Gone.", "Broke.", "Gone.", "Gone.", None], None),
+        # Nothing that the server said is between them.
+        ([WRONG, GONE, WRONG, GONE, WRONG, GONE, "a"], ["Wrong."], "Gone."),
+        # Nothing came after it.
+        ([GONE], [], "Gone."),
+        (["a", WRONG, GONE, WRONG], [None, "Wrong."], "Gone."),
+        # A server that answers, and cuts each answer.
+        (["a", *[CUT] * 250], [None, *["Cut."] * 200], "Cut."),
+    ],
+)
+def test_a_server_that_is_unavailable_ends_the_batch_without_results_for_what_it_did_not_answer(said, written, ended):
+    found, error = served(*said)
+    assert found == written
+    assert (error and error.message) == ended
