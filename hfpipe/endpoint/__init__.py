@@ -20,9 +20,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from hfpipe.backends.base import as_backend_error
-from hfpipe.endpoint.protocol import CHAT, TEXT, body, meaning, own_options
-from hfpipe.endpoint.server import Address, Server
-from hfpipe.errors import BackendError, HFPipeError, UnsupportedOption, UsageError
+from hfpipe.endpoint.address import Address
+from hfpipe.endpoint.protocol import CHAT, TEXT, body, is_empty, is_off, meaning, own_options
+from hfpipe.endpoint.server import Server
+from hfpipe.errors import BackendError, HFPipeError, ServerUnavailable, UnsupportedOption, UsageError
 from hfpipe.generator import FailedRequest, TextGenerator, open_generator
 from hfpipe.process import start_thread
 from hfpipe.text.decoder import StopScanner
@@ -131,17 +132,18 @@ class Endpoint(TextGenerator):
             request = replace(request, options=replace(request.options, temperature=0.0))
         start, options = time.perf_counter(), request.options
         path = CHAT if isinstance(request.prompt, Conversation) else TEXT
-        await self._check(request, path)
+        own = await self._own(request, path)
         seed = options.seed
         if seed is None and options.temperature:
             seed = random.SystemRandom().getrandbits(31)
         scanner, first, last = StopScanner(options.stop), 0.0, 0.0
         usage = reason = None
-        stopped = False
-        async with aclosing(self._server.parts(path, body(self.source.reference, request, seed))) as parts:
+        stopped, unfinished = False, ""
+        async with aclosing(self._server.parts(path, body(self.source.reference, request, seed, own))) as parts:
             try:
                 async for one in parts:
                     usage, reason = one.usage or usage, one.finish_reason or reason
+                    unfinished = one.unfinished or unfinished
                     if one.text:
                         last = time.perf_counter()
                         first = first or last
@@ -156,28 +158,33 @@ class Endpoint(TextGenerator):
                     raise
         if not stopped and reason is None:
             hint = "Run it again; the server's log may say why."
-            raise BackendError(f"{self._server.name} ended the stream before the answer was finished.", hint=hint)
+            raise ServerUnavailable(f"{self._server.name} ended the stream before the answer was finished.", hint=hint)
         rest = "" if stopped else scanner.feed("", True)[0]
         timing = Timing(start, first or start, last or start)
         seed = seed if options.temperature != 0 else None
-        tell(TextEvent(request.id, rest, "stop" if stopped else reason, usage, timing, seed=seed))
+        error = None
+        if unfinished and not stopped:
+            error = BackendError(unfinished, hint="Ask in other words, or another model.")
+        tell(TextEvent(request.id, rest, "stop" if stopped else reason, usage, timing, error, seed))
 
-    async def _check(self, request: TextRequest, path: str) -> None:
-        """Raise an HFPipeError for what the server cannot honour."""
-        if not request.prompt:
+    async def _own(self, request: TextRequest, path: str) -> dict[str, Any]:
+        """What is sent beside the plain protocol. Raises an HFPipeError for what the server cannot honour."""
+        if is_empty(request.prompt):
             raise UsageError("The prompt is empty.")
         if path == TEXT and self._server.address.is_hub:
             raise UnsupportedOption(
                 "The Hub's inference providers take conversations only.",
                 hint="Use --template chat, or name a server with --endpoint URL.",
             )
-        if own := own_options(request):
-            taken = await self._server.takes(path)
-            for name in own.keys() - taken:
+        own = own_options(request)
+        taken = await self._server.takes(path) if own else frozenset[str]()
+        for name in own.keys() - taken:
+            if not is_off(name, own[name]):
                 raise UnsupportedOption(
                     f"{self._server.name} cannot honour {meaning(name)}.",
                     hint="Leave it out: the server's openapi.json does not say that it takes that.",
                 )
+        return {name: own[name] for name in own.keys() & taken}
 
     def _translated(self, error: Exception) -> HFPipeError:
         """Without the traceback of the loop, whose values are what the server sent."""

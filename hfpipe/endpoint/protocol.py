@@ -12,7 +12,7 @@ from typing import Any
 from hfpipe.errors import BackendError
 from hfpipe.sampling import setting
 from hfpipe.text.templates import Conversation
-from hfpipe.types import FinishReason, TextRequest, Usage
+from hfpipe.types import FinishReason, Sampling, TextRequest, Usage
 
 CHAT, TEXT = "chat/completions", "completions"
 DONE = "[DONE]"
@@ -37,6 +37,11 @@ _REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens"), "length"),
 }
+# Ends that leave the answer unfinished, and what they say.
+_UNFINISHED = {
+    "content_filter": "The server's filter ended the answer.",
+    **dict.fromkeys(("tool_calls", "function_call"), "The model called a tool, and hfpipe offers it none."),
+}
 # No event is as long as that many characters: a server that never ends a line would fill the memory.
 _LONGEST = 16_000_000
 _LINE_END = re.compile("\r\n|\n|\r")
@@ -47,8 +52,10 @@ class EventReader:
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
-        self._line = ""
+        # Of the unfinished line, and the lines of data of the unfinished event; how many characters they have.
+        self._pieces: list[str] = []
         self._data: list[str] = []
+        self._line_length = self._data_length = 0
         # Whether the last line ended in a \r, of which a \n that follows is the second half.
         self._returned = False
 
@@ -59,25 +66,34 @@ class EventReader:
             text = text.removeprefix("\n")
             self._returned = False
         self._returned = self._returned or text.endswith("\r")
-        *lines, self._line = _LINE_END.split(self._line + text)
-        if len(self._line) + sum(map(len, self._data)) > _LONGEST:
-            raise BackendError(f"an event of more than {_LONGEST:,} characters")
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name == "data":
-                self._data.append(value.removeprefix(" "))
-            elif not line and self._data:
-                yield "\n".join(self._data)
-                self._data.clear()
+        for number, piece in enumerate(_LINE_END.split(text)):
+            if number:
+                yield from self._end_line()
+            self._pieces.append(piece)
+            self._line_length += len(piece)
+            if self._line_length + self._data_length > _LONGEST:
+                raise BackendError(f"an event of more than {_LONGEST:,} characters")
+
+    def _end_line(self) -> Iterator[str]:
+        line = "".join(self._pieces)
+        self._pieces, self._line_length = [], 0
+        name, _, value = line.partition(":")
+        if name == "data":
+            self._data.append(value.removeprefix(" "))
+            self._data_length += len(value)
+        elif not line and self._data:
+            yield "\n".join(self._data)
+            self._data, self._data_length = [], 0
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one event adds to an answer."""
+    """What one event adds to an answer; `unfinished` says why one with the finish_reason "error" has no more."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    unfinished: str = ""
 
 
 def part(data: str) -> Part:
@@ -108,6 +124,8 @@ def part(data: str) -> Part:
     said = choice.get("finish_reason")
     if not said:
         return Part(text, usage=usage)
+    if said in _UNFINISHED:
+        return Part(text, "error", usage, _UNFINISHED[said])
     if said not in _REASONS:
         raise BackendError(f"an end of the answer with finish_reason {said!r}")
     return Part(text, _REASONS[said], usage)
@@ -143,12 +161,25 @@ def meaning(name: str) -> str:
     return _OWN[name]
 
 
-def body(model: str, request: TextRequest, seed: int | None) -> dict[str, Any]:
-    """What is posted to CHAT for a conversation, and to TEXT for other prompts."""
+def is_off(name: str, value: Any) -> bool:
+    """Whether one of `own_options` asks for nothing."""
+    return bool(value == getattr(Sampling(), name, None))
+
+
+def is_empty(prompt: str) -> bool:
+    """Of a conversation: whether it has nothing beside the system's words."""
+    if isinstance(prompt, Conversation):
+        return not any(one["content"] for one in prompt.messages if one["role"] != "system")
+    return not prompt
+
+
+def body(model: str, request: TextRequest, seed: int | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What is posted to CHAT for a conversation, and to TEXT for other prompts; `own` are those of `own_options` that
+    the server takes."""
     options, prompt = request.options, request.prompt
     asked = {"messages": list(prompt.messages)} if isinstance(prompt, Conversation) else {"prompt": prompt}
     given = {name: value for name in _PLAIN if (value := getattr(options, name)) is not None}
-    given |= own_options(request)
+    given |= own
     if seed is not None:
         given["seed"] = seed
     if options.stop:

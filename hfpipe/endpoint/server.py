@@ -1,23 +1,23 @@
-"""A server by HTTP: where it is, the token that it gets, retries, deadlines, and its failures in words."""
+"""A server by HTTP: retries, deadlines, and its failures in words."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from hfpipe.endpoint.address import TOKEN, Address
 from hfpipe.endpoint.protocol import CHAT, DONE, EventReader, Part, message_of, part, schema_properties
 from hfpipe.errors import (
     AccessDenied,
@@ -25,17 +25,12 @@ from hfpipe.errors import (
     ContextLengthError,
     HFPipeError,
     ModelNotFound,
-    UsageError,
+    ServerUnavailable,
     nearest,
 )
 
-# Where huggingface_hub's InferenceClient sends conversations, and the Hub chooses among the providers of a model.
-HUB = "https://router.huggingface.co/v1"
-TOKEN = "HFPIPE_ENDPOINT_TOKEN"
-_HUB_TOKEN = "HF_TOKEN"
-# These get the token of the Hub.
-_OF_THE_HUB = re.compile(r"(.+\.)?(huggingface\.co|endpoints\.huggingface\.cloud)")
-_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
+T = TypeVar("T")
+
 # The last is between the end of an answer and that of its response.
 _CONNECT_S, _BETWEEN_BYTES_S, _END_S = 10.0, 120.0, 0.5
 _ATTEMPTS, _FIRST_PAUSE_S = 5, 0.5
@@ -49,32 +44,7 @@ _TOO_LONG = re.compile(
 )
 
 
-class Secret:
-    """A token, which no repr and no traceback shows."""
-
-    __slots__ = ("_value", "name")
-
-    def __init__(self, value: str, name: str) -> None:
-        if not (value.isascii() and value.isprintable() and " " not in value):
-            raise UsageError(f"The token in {name} has characters that no token has.", hint="Set it anew.")
-        self._value, self.name = value, name
-
-    def __repr__(self) -> str:
-        return f"<the token in {self.name}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A token is not pickled.")
-
-    def authorize(self, request: httpx.Request) -> httpx.Request:
-        """For httpx, as auth."""
-        request.headers["Authorization"] = f"Bearer {self._value}"
-        return request
-
-    def hide(self, text: str) -> str:
-        return text.replace(self._value, "***")
-
-
-class Unavailable(BackendError):
+class Retryable(BackendError):
     """The server may answer if it is asked again, after `wait_s` where it says when."""
 
     def __init__(self, message: str, *, hint: str | None = None, wait_s: float | None = None) -> None:
@@ -82,56 +52,8 @@ class Unavailable(BackendError):
         self.wait_s = wait_s
 
 
-class Address:
-    """The URL of a server as the user gave it, None for the providers of the Hub. `shown` has no query, which may hold
-    a secret.
-
-    It may end in /v1, in the path of a request, or in the name of the server. Raises UsageError.
-    """
-
-    def __init__(self, given: str | None) -> None:
-        try:
-            parts = urlsplit(HUB if given is None else given.strip())
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            valid = False
-        if not valid:
-            hint = "It looks like https://host/v1 or http://127.0.0.1:8000/v1."
-            raise UsageError("--endpoint is not the URL of a server.", hint=hint)
-        if parts.username is not None or parts.password is not None:
-            hint = f"Set the token as {TOKEN}, where no list of processes shows it."
-            raise UsageError("--endpoint must not have a user or a password in its URL.", hint=hint)
-        path = re.sub(r"/+(chat/)?completions$", "", parts.path.rstrip("/")).rstrip("/")
-        self._parts: SplitResult = parts._replace(path=path or "/v1", fragment="")
-        self.host = str(parts.hostname)
-        self.is_hub = given is None
-        self.is_encrypted = parts.scheme == "https"
-        self.is_loopback = bool(_LOOPBACK.fullmatch(self.host))
-
-    @property
-    def shown(self) -> str:
-        return urlunsplit(self._parts._replace(query=""))
-
-    def of(self, path: str) -> str:
-        """The URL of a request; a path that begins with / is the server's, whatever the prefix is."""
-        base = self._parts.path
-        return urlunsplit(self._parts._replace(path=path if path.startswith("/") else f"{base}/{path}"))
-
-    def token(self) -> Secret | None:
-        """From the environment, or for a server of Hugging Face also from where `hf auth login` keeps it. Raises
-        UsageError where it would be read on its way."""
-        secret = None
-        if not self.is_hub and (own := os.environ.get(TOKEN, "").strip()):
-            secret = Secret(own, TOKEN)
-        elif self.is_hub or _OF_THE_HUB.fullmatch(self.host):
-            from huggingface_hub import constants, get_token
-
-            if value := get_token():
-                secret = Secret(value, _HUB_TOKEN if os.environ.get(_HUB_TOKEN) else constants.HF_TOKEN_PATH)
-        if secret and not (self.is_encrypted or self.is_loopback):
-            message = f"The token in {secret.name} would go to {self.host} unencrypted."
-            raise UsageError(message, hint=f"Use https:// in --endpoint, or unset {secret.name}.")
-        return secret
+class Unavailable(Retryable, ServerUnavailable):
+    """It may answer later; until then it answers no other request either."""
 
 
 class Server:
@@ -166,7 +88,7 @@ class Server:
 
     async def parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """What is posted to `path` answered, up to its end or where it breaks off. Raises an HFPipeError."""
-        response = await self._begun(path, body)
+        response = await self._retried(lambda: self._post(path, body))
         reader, pieces = EventReader(), response.aiter_bytes()
         try:
             async for data in pieces:
@@ -185,23 +107,24 @@ class Server:
             await response.aclose()
 
     async def takes(self, path: str) -> frozenset[str]:
-        """What a request may hold, by the server's openapi.json; nothing where it has none."""
+        """What a request may hold, by the server's openapi.json; nothing where it has none. Raises BackendError where
+        the server cannot be asked."""
         if path not in self._takes:
-            self._takes[path] = schema_properties(await self._get("/openapi.json"), path)
+            self._takes[path] = schema_properties(await self._retried(lambda: self._get("/openapi.json")), path)
         return self._takes[path]
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _begun(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        """A response that is a stream of events, asked for again where the server may answer later, and in time."""
+    async def _retried(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the server is asked for, asked for again where it may answer later, and in time."""
         end = time.monotonic() + self._timeout_s
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._post(path, body)
-            except Unavailable as error:
+                return await ask()
+            except Retryable as error:
                 pause_s = error.wait_s
                 if pause_s is None:
                     # Of all who were refused together, not all ask again together.
@@ -240,14 +163,18 @@ class Server:
         if status == httpx.codes.OK:
             what = "a web page" if kind == "text/html" else kind or "something without a type"
             hint = "Check the URL: that of an OpenAI server mostly ends in /v1."
-            return BackendError(f"{self.name} answered with {what}, not with a stream of events.", hint=hint)
+            return ServerUnavailable(f"{self.name} answered with {what}, not with a stream of events.", hint=hint)
         said = "" if kind == "text/html" else self._line(message_of(_json(data)) or data.decode("utf-8", "replace"))
-        message = f"{self.name} answered {status} {response.reason_phrase}".rstrip() + (f": {said}" if said else ".")
+        message, wait_s = f"{self.name} answered {status} {response.reason_phrase}".rstrip(), None
+        if status == _TOO_MANY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            wait_s = _seconds(response.headers.get("Retry-After"))
+        message += f", to wait {wait_s:,.0f} s" if wait_s else ""
+        message += f": {said}" if said else "."
         if response.is_redirect:
             target = urlsplit(response.headers.get("Location", ""))
             place = urlunsplit((target.scheme, target.netloc.rpartition("@")[2], target.path, "", ""))
             hint = f"Nothing is sent there unasked. If it is right, give it as --endpoint: {self._line(place)}"
-            return BackendError(f"{self.name} redirects to another place ({status}).", hint=hint)
+            return ServerUnavailable(f"{self.name} redirects to another place ({status}).", hint=hint)
         if status in _DENIED:
             return AccessDenied(message, hint=self._about_token())
         if status == httpx.codes.NOT_FOUND:
@@ -256,14 +183,16 @@ class Server:
             hint = "Try again later; the server's log may say more."
             if status == _TOO_MANY:
                 hint = "Try again later, or ask for less at once (--batch-size)."
-            return Unavailable(message, hint=hint, wait_s=_seconds(response.headers.get("Retry-After")))
+            # Some servers fail so for what is wrong with one request.
+            kind_of = Retryable if status == httpx.codes.INTERNAL_SERVER_ERROR else Unavailable
+            return kind_of(message, hint=hint, wait_s=wait_s)
         if _TOO_LONG.search(data.decode("utf-8", "replace")):
             hint = "Shorten the prompt, ask for fewer tokens (-n), or choose a model with a longer context."
             return ContextLengthError(message, hint=hint)
         return BackendError(message, hint="The server does not take this request: leave out what it names.")
 
     def _about_token(self) -> str:
-        if self.address.is_hub or _OF_THE_HUB.fullmatch(self.address.host):
+        if self.address.is_hugging_face:
             where = "make one at https://huggingface.co/settings/tokens, then `hf auth login` or HF_TOKEN"
         else:
             where = f"the server's operator has one; set it as {TOKEN}"
@@ -272,14 +201,15 @@ class Server:
     async def _not_found(self, message: str, path: str, model: str) -> HFPipeError:
         """Whether it is the model or the place that does not exist, by the models that the server lists."""
         known: list[str] | None = None
-        match await self._get("models"):
-            case {"data": list(models)}:
-                known = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
+        with suppress(BackendError):
+            match await self._get("models"):
+                case {"data": list(models)}:
+                    known = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
         if path != CHAT and (known is None or model in known):
             hint = "The server may take conversations only (--template chat), or the URL is wrong."
-            return BackendError(message, hint=hint)
+            return ServerUnavailable(message, hint=hint)
         if known is None:
-            return BackendError(message, hint="Check the URL: that of an OpenAI server mostly ends in /v1.")
+            return ServerUnavailable(message, hint="Check the URL: that of an OpenAI server mostly ends in /v1.")
         if model in known:
             return BackendError(message, hint="The server has this model; its log may say what failed.")
         more = f", and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""
@@ -288,11 +218,11 @@ class Server:
         return ModelNotFound(f"{self.name} has no model {model!r}.", hint=hint)
 
     async def _get(self, path: str) -> Any:
-        """The JSON at a path; None where there is none."""
+        """The JSON at a path; None where there is none. Raises BackendError where the server cannot be asked."""
         try:
             response = await self._client.get(self.address.of(path))
-        except httpx.HTTPError:
-            return None
+        except httpx.HTTPError as error:
+            raise self._broken(error) from None
         return _json(response.content) if response.status_code == httpx.codes.OK else None
 
     def _broken(self, error: httpx.HTTPError) -> BackendError:
@@ -303,7 +233,7 @@ class Server:
             return Unavailable(f"{self.name} cannot be reached: {reason}", hint=hint)
         if isinstance(error, httpx.TimeoutException):
             hint = "The server may be overloaded: its log may say more."
-            return BackendError(f"{self.name} sent nothing for {self._idle_s:g} s.", hint=hint)
+            return ServerUnavailable(f"{self.name} sent nothing for {self._idle_s:g} s.", hint=hint)
         hint = "Run it again; the server's log may say why."
         return Unavailable(f"{self.name} broke off: {reason}", hint=hint)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.cli.shell import end_by, run_hfpipe, started, wait_for
-from tests.endpoint.servers import MODEL, LoopbackServer, after_text, cut, silent, status
+from tests.endpoint.servers import MODEL, LoopbackServer, after_text, choice, cut, silent, status
 from tests.test_import_time import loaded
 
 
@@ -55,6 +55,17 @@ def test_what_an_answer_was_until_it_broke_off_is_written(server):
     assert ended.out == b"half "
     assert "broke off" in ended.error
     assert ended.hint
+
+
+def test_what_came_before_a_filter_ended_the_answer_is_written(server):
+    def fault(handler):
+        handler.event(choice("", "content_filter"))
+        handler.chunk(b"")
+
+    server.faults.append(after_text(fault))
+    ended = run_hfpipe("run", MODEL, "hi", "--endpoint", server.url)
+    assert (ended.code, ended.out) == (1, b"half ")
+    assert ended.error == "The server's filter ended the answer."
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,7 @@ def test_batch_asks_for_eight_at_once(server, batch):
 
 
 def test_batch_resumes_after_a_kill(server, batch, tmp_path):
-    """Each record is answered once, but for those that were in flight."""
+    """Each record is answered once, but for those that were in flight or waited for an older one."""
     server.pause_s = 0.03
     lines = [{"prompt": f"a {i}"} for i in range(40)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -201,7 +212,7 @@ def test_batch_resumes_after_a_kill(server, batch, tmp_path):
     assert ended.code == 0, ended
     assert output.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
     assert [one["text"] for one in results] == [f"a {i}" for i in range(40)]
-    assert len(server.bodies) <= 40 + 8
+    assert len(server.bodies) <= 40 + 16
 
 
 def test_batch_retries_the_failed_ones(server, batch):
@@ -222,8 +233,56 @@ def test_batch_refuses_to_resume_on_another_server_or_model(server, batch):
         assert server.url in ended.error
         assert other.url in ended.error
         assert other.asked == []
-    assert "different temperature" in batch("--temp", "0.5")[0].error
+    for option, value, name in [("--temp", "0", "temperature"), ("--top-p", "1", "top_p"), ("--top-k", "0", "top_k")]:
+        assert f"different {name} (then: none, now: {value}" in batch(option, value)[0].error
+    assert batch("-n", "256")[0].code == 0
     assert batch("--endpoint", server.url + "/?key=1")[0].code == 0
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_batch_ends_at_once_where_access_is_denied_and_resumes(server, batch, code):
+    server.faults += [status(code)] * 30
+    lines = [{"prompt": f"a {i}"} for i in range(30)]
+    ended, results = batch(lines=lines)
+    assert (ended.code, results) == (1, [])
+    assert f"answered {code}" in ended.error
+    assert "HFPIPE_ENDPOINT_TOKEN" in ended.hint
+    assert len(server.bodies) <= 16
+    server.faults.clear()
+    ended, results = batch()
+    assert ended.code == 0
+    assert [one["text"] for one in results] == [f"a {i}" for i in range(30)]
+
+
+def test_a_server_that_fails_for_a_record_does_not_end_the_batch(server, batch):
+    """As one does whose chat template refuses a conversation."""
+    server.faults += [status(500, Retry_After="0")] * 5 * 4
+    ended, results = batch("--batch-size", "1", lines=[{"prompt": "a"}] * 4)
+    assert ended.code == 3
+    assert ["answered 500" in one["error"]["message"] for one in results] == [True] * 4
+
+
+def test_batch_ends_where_the_server_has_no_such_model(server, batch):
+    server.models = ("org/other",)
+    ended, results = batch(lines=[{"prompt": "a"}] * 30)
+    assert (ended.code, results) == (1, [])
+    assert ended.error == f"{server.url} has no model '{MODEL}'."
+    assert len(server.bodies) <= 16
+
+
+def test_batch_ends_where_the_server_goes_away_and_resumes(server, batch):
+    """After the retries of a few records, with what it has; those in flight have no result."""
+    server.faults += [None] * 4 + [after_text(cut)] + [status(503, Retry_After="0")] * 400
+    lines = [{"prompt": f"a {i}"} for i in range(60)]
+    ended, results = batch("--batch-size", "1", lines=lines)
+    assert ended.code == 1
+    assert "answered 503" in ended.error
+    assert [one["text"] for one in results] == [f"a {i}" for i in range(4)]
+    assert len(server.bodies) == 4 + 1 + 3 * 5
+    server.faults.clear()
+    ended, results = batch()
+    assert ended.code == 0
+    assert [one["text"] for one in results] == [f"a {i}" for i in range(60)]
 
 
 def test_batch_refuses_what_needs_an_exact_run(server, batch):

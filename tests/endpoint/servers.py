@@ -5,7 +5,7 @@
         assert server.bodies == [...]
 
 The good side answers a prompt with the words of its last message, a word an event, and ends before a stop string. What
-is in `faults` is taken first, one a request: a function that gets the handler.
+is in `faults` is taken first, one a request: a function that gets the handler, or None.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoopbackServer:
     """`asked` are the paths and headers of what was posted, `bodies` its JSON. `own` are options beside the plain
     protocol that its openapi.json has. With `ignores_stops` it answers past stop strings; an event waits `pause_s`."""
 
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Fault | None] = field(default_factory=list)
     own: Mapping[str, str] | None = None
     ignores_stops: bool = False
     counts: bool = True

@@ -10,7 +10,7 @@ import hfpipe
 from hfpipe.errors import BackendError, UnsupportedOption, UsageError
 from hfpipe.generator import open_generator
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, Usage
-from tests.endpoint.servers import MODEL, LoopbackServer, after_text, silent, status
+from tests.endpoint.servers import MODEL, LoopbackServer, after_text, choice, silent, status
 
 
 @pytest.fixture
@@ -182,6 +182,44 @@ def test_one_that_fails_leaves_the_others_alone(server, load):
 def test_an_empty_prompt_is_an_event(load):
     (answer,) = load().generate([TextRequest("1", "")])
     assert answer.error.message == "The prompt is empty."
+
+
+@pytest.mark.parametrize("template", ["chat", "raw"])
+def test_an_empty_prompt_of_a_batch_is_refused_in_its_place(server, template):
+    system = "Be brief." if template == "chat" else None
+    llm = hfpipe.load(MODEL, endpoint=server.url, system=system, template=template)
+    answers = llm.batch(["a", ""], return_exceptions=True)
+    assert answers[0] == "a"
+    assert answers[1].message == "The prompt is empty."
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [("content_filter", "server's filter ended"), ("tool_calls", "The model called a tool")]
+)
+def test_what_came_before_an_end_without_an_answer_is_kept(server, load, reason, message):
+    def fault(handler):
+        handler.event(choice("rest", reason, chat=False))
+        handler.event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+        handler.chunk(b"data: [DONE]\n\n")
+        handler.chunk(b"")
+
+    server.faults.append(after_text(fault))
+    (answer,) = load().generate([TextRequest("1", "a", GenerationOptions(stop=("rest of it",)))])
+    assert (answer.text, answer.finish_reason, answer.usage) == ("half rest", "error", Usage(1, 2))
+    assert message in answer.error.message
+    assert answer.error.hint
+
+
+def test_an_option_that_is_off_asks_for_nothing(server, load):
+    """Where the server takes it, it is sent: the server's default may be another."""
+    off = GenerationOptions(top_k=0, min_p=0.0, repetition_penalty=1.0)
+    assert [answer.text for answer in load().generate([TextRequest("1", "a", off)])] == ["a"]
+    assert {"top_k", "min_p", "repetition_penalty"}.isdisjoint(server.bodies[-1])
+    server.own = {"top_k": "integer"}
+    assert [answer.text for answer in load().generate([TextRequest("1", "a", off)])] == ["a"]
+    assert server.bodies[-1]["top_k"] == 0
+    assert {"min_p", "repetition_penalty"}.isdisjoint(server.bodies[-1])
 
 
 def test_leaving_a_stream_ends_its_connections(server, load):

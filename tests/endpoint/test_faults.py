@@ -9,9 +9,10 @@ from email.utils import format_datetime
 import pytest
 
 from hfpipe.endpoint import server as servers
-from hfpipe.errors import AccessDenied, BackendError, ContextLengthError, ModelNotFound, UsageError
+from hfpipe.endpoint.address import Address
+from hfpipe.errors import AccessDenied, ContextLengthError, ModelNotFound, ServerUnavailable, UsageError
 from hfpipe.generator import open_generator
-from hfpipe.types import LoadOptions, TextRequest
+from hfpipe.types import GenerationOptions, LoadOptions, TextRequest
 from tests.endpoint.servers import (
     MODEL,
     LoopbackServer,
@@ -87,7 +88,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(server):
     begun = time.monotonic()
     error = failure(server, status(429, Retry_After="3600"), timeout=5)
     assert time.monotonic() - begun < 4
-    assert "429" in error.message
+    assert "answered 429 Too Many Requests, to wait 3,600 s: made 429" in error.message
     assert "--batch-size" in error.hint
 
 
@@ -152,6 +153,15 @@ def test_a_server_that_is_not_there(server):
     error = failure(server, url=url)
     assert error.message.startswith(f"{url} cannot be reached: ")
     assert "whether the server runs" in error.hint
+
+
+def test_what_a_dead_server_takes_is_not_known(server):
+    """It is not that it cannot honour the option."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    with open_generator(MODEL, LoadOptions(endpoint=url)) as generator:
+        (answer,) = generator.generate([TextRequest("1", "a", GenerationOptions(top_k=4))])
+    assert isinstance(answer.error, ServerUnavailable)
 
 
 def test_a_server_that_speaks_something_else(server):
@@ -299,11 +309,12 @@ def test_a_url_that_cannot_be_used_is_not_repeated(url):
     ],
 )
 def test_where_a_url_leads(given, shown):
-    address = servers.Address(given)
+    address = Address(given)
     assert address.shown == shown
     assert address.of("completions").partition("?")[0] == f"{shown}/completions"
     assert ("s3cret" in address.of("completions")) == ("s3cret" in given)
 
 
 def test_errors_of_this_module_are_of_the_tree():
-    assert issubclass(servers.Unavailable, BackendError)
+    assert issubclass(servers.Unavailable, ServerUnavailable)
+    assert not issubclass(servers.Retryable, ServerUnavailable)

@@ -1,13 +1,14 @@
 """The OpenAI protocol as values: events however they are cut, what they say, and what a request holds."""
 
 import json
+import time
 from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfpipe.endpoint.protocol import EventReader, Part, body, own_options, part, schema_properties
+from hfpipe.endpoint.protocol import EventReader, Part, body, is_empty, own_options, part, schema_properties
 from hfpipe.errors import BackendError
 from hfpipe.text.templates import Conversation
 from hfpipe.types import GenerationOptions, TextRequest, Usage
@@ -49,6 +50,16 @@ def test_an_event_without_an_end_does_not_fill_the_memory():
         list(chain.from_iterable(map(reader.feed, data)))
 
 
+@pytest.mark.parametrize("piece", [b"x" * 4096, b"data: " + b"x" * 4096 + b"\n"])
+def test_the_longest_event_is_read_in_linear_time(piece):
+    """In the small pieces in which it comes, as one line or as many."""
+    reader = EventReader()
+    begun = time.process_time()
+    with pytest.raises(BackendError, match="more than 16,000,000 characters"):
+        list(chain.from_iterable(reader.feed(piece) for _ in range(5000)))
+    assert time.process_time() - begun < 3
+
+
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
@@ -56,6 +67,11 @@ def test_an_event_without_an_end_does_not_fill_the_memory():
         (choice("a", "length"), Part("a", "length")),
         (choice("", "eos_token", chat=False), Part("", "stop")),
         (choice("a", ""), Part("a")),
+        (choice("a", "content_filter"), Part("a", "error", unfinished="The server's filter ended the answer.")),
+        (
+            {"choices": [{"delta": {"content": None, "tool_calls": []}, "finish_reason": "tool_calls"}]},
+            Part("", "error", unfinished="The model called a tool, and hfpipe offers it none."),
+        ),
         ({"choices": [{"delta": {"role": "assistant"}}]}, Part()),
         ({"choices": [{"delta": {"content": None, "reasoning_content": "Hm."}}]}, Part()),
         ({"choices": [{"delta": None, "finish_reason": "stop"}]}, Part(finish_reason="stop")),
@@ -75,7 +91,7 @@ def test_what_an_event_says(event, expected):
         ("[]", "an event without choices"),
         ('{"choices": 1}', "an event without choices"),
         ('{"choices": ["x"]}', "a choice that is not of the OpenAI protocol"),
-        ('{"choices": [{"text": "x", "finish_reason": "content_filter"}]}', "with finish_reason 'content_filter'"),
+        ('{"choices": [{"text": "x", "finish_reason": "boredom"}]}', "with finish_reason 'boredom'"),
         ('{"error": {"message": "out of memory"}}', "an error: out of memory"),
         ('{"error": "overloaded"}', "an error: overloaded"),
     ],
@@ -88,18 +104,19 @@ def test_an_event_that_is_wrong_says_why(data, reason):
 def test_a_request_of_the_plain_protocol():
     options = GenerationOptions(max_tokens=5, temperature=0.5, top_p=0.9, stop=("a", "b", "c", "d", "e"))
     messages = [{"role": "user", "content": "hi"}]
-    assert body("m", TextRequest("1", Conversation(messages, {}), options), 3) == {
+    assert body("m", TextRequest("1", Conversation(messages, {}), options), 3, {"top_k": 4}) == {
         "model": "m",
         "messages": messages,
         "max_tokens": 5,
         "temperature": 0.5,
         "top_p": 0.9,
         "seed": 3,
+        "top_k": 4,
         "stop": ["a", "b", "c", "d"],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    plain = body("m", TextRequest("1", "hi"), None)
+    plain = body("m", TextRequest("1", "hi"), None, {})
     assert plain["prompt"] == "hi"
     assert plain["max_tokens"] == 256
     assert {"temperature", "seed", "stop", "messages"}.isdisjoint(plain)
@@ -126,3 +143,13 @@ def test_what_a_server_says_that_it_takes():
     assert schema_properties(described, "chat/completions") == {"top_k"}
     assert schema_properties(described, "embeddings") == frozenset()
     assert schema_properties(None, "completions") == frozenset()
+
+
+def test_a_conversation_with_the_systems_words_alone_is_empty():
+    def conversation(*contents):
+        return Conversation([{"role": role, "content": text} for role, text in contents], {})
+
+    assert is_empty("")
+    assert is_empty(conversation(("user", "")))
+    assert is_empty(conversation(("system", "Be brief."), ("user", "")))
+    assert not is_empty(conversation(("user", "hi"), ("assistant", "")))

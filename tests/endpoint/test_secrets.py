@@ -13,7 +13,9 @@ import pytest
 from huggingface_hub.inference._providers import get_provider_helper
 
 import hfpipe
+from hfpipe.endpoint import address
 from hfpipe.endpoint import server as servers
+from hfpipe.endpoint.address import Address
 from hfpipe.endpoint.protocol import CHAT, body
 from hfpipe.errors import HFPipeError, UnsupportedOption
 from hfpipe.text.templates import Conversation
@@ -110,18 +112,18 @@ def test_no_manifest_and_no_result_shows_it(server, tmp_path):
 def test_the_hub_is_asked_as_its_own_client_asks_it():
     """For the provider that InferenceClient calls auto."""
     messages = [{"role": "user", "content": "hi"}]
-    ours = body(MODEL, TextRequest("1", Conversation(messages, {})), None)
+    ours = body(MODEL, TextRequest("1", Conversation(messages, {})), None, {})
     parameters = {name: value for name, value in ours.items() if name not in ("model", "messages")}
     helper = get_provider_helper("auto", task="conversational", model=MODEL)
     theirs = helper.prepare_request(inputs=messages, parameters=parameters, headers={}, model=MODEL, api_key="hf_x")
-    assert theirs.url == servers.Address(None).of(CHAT)
+    assert theirs.url == Address(None).of(CHAT)
     assert theirs.json == ours
     assert theirs.headers["authorization"] == "Bearer hf_x"
 
 
 @pytest.mark.parametrize("place", ["HF_TOKEN", "the store"])
 def test_without_a_url_the_hub_answers_with_its_own_token(server, monkeypatch, tmp_path, place):
-    monkeypatch.setattr(servers, "HUB", server.url)
+    monkeypatch.setattr(address, "HUB", server.url)
     (tmp_path / "token").write_text("hf_stored")
     variables = {"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_given" if place == "HF_TOKEN" else ""}
     with settings(**variables):
@@ -152,4 +154,4 @@ def test_the_hubs_token_goes_to_hugging_face_alone(monkeypatch, url, gets):
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.delenv("HFPIPE_ENDPOINT_TOKEN", raising=False)
     assert "HFPIPE_ENDPOINT_TOKEN" not in os.environ
-    assert (servers.Address(url).token() is not None) == gets
+    assert (Address(url).token() is not None) == gets
