@@ -226,6 +226,7 @@ def test_leaving_a_stream_ends_its_connections(server, load):
     server.pause_s = 0.02
     stream = load().stream([TextRequest(str(i), "a b c " * 500) for i in range(3)])
     next(stream)
+    assert server.wait_until(lambda: server.running == 3)
     stream.close()
     assert server.wait_until(lambda: server.running == 0 and server.left == 3)
 
