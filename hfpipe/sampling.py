@@ -107,6 +107,9 @@ class Rules:
         return banned
 
 
+NO_RULES = Rules()
+
+
 def end_token_ids(*configs: Mapping[str, Any]) -> frozenset[int]:
     """The end-of-sequence ids that any config names: only one may know what ends a turn."""
     found = [config.get("eos_token_id") for config in configs]

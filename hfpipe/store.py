@@ -67,13 +67,17 @@ def writing(place: Path, *, variable: str = "HFPIPE_CACHE") -> Iterator[None]:
 
 def unwritable(place: Path, error: OSError, *, variable: str = "FILE") -> HFPipeError:
     """The error of a place that could not be written, as one that says what to do."""
-    elsewhere = _ELSEWHERE.get(variable, f"set {variable} to another folder")
+    elsewhere = _elsewhere(variable)
     if is_disk_full(error):
         hint = f"Free some space, or {elsewhere}, and run it again."
         return HFPipeError(f"The disk of {place} is full.", hint=hint)
     # The user has not asked for a lock file.
     named = place if ".hfpipe-" in str(error.filename) else error.filename or place
     return HFPipeError(f"Cannot write to {named}: {error.strerror}.", hint=f"{elsewhere[0].upper()}{elsewhere[1:]}.")
+
+
+def _elsewhere(variable: str) -> str:
+    return _ELSEWHERE.get(variable, f"set {variable} to another folder")
 
 
 def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE_CACHE") -> None:
@@ -84,7 +88,7 @@ def require_space(folder: Path, size: int, what: str, *, variable: str = "HFPIPE
     if free < size:
         raise HFPipeError(
             f"{what} needs {size_text(size)}, and the disk of {folder} has {size_text(free)} left.",
-            hint=f"Free some space, or {_ELSEWHERE.get(variable, f'set {variable} to another folder')}.",
+            hint=f"Free some space, or {_elsewhere(variable)}.",
         )
 
 

@@ -18,11 +18,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
 from huggingface_hub import close_session, constants
+from typing_extensions import Self
+
+from tests.loopback import Loopback
 
 
 @contextmanager
@@ -61,7 +64,7 @@ class Request:
 
 
 @dataclass
-class LoopbackHub:
+class LoopbackHub(Loopback):
     """Serves the files of `repos` (id -> folder), at the branch `main` and at the commit that `commit` gives.
 
     `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"), or to (200, page). Each GET of a file
@@ -76,25 +79,18 @@ class LoopbackHub:
     pause_s: float = 0.0
     requests: list[Request] = field(default_factory=list)
 
-    def __enter__(self) -> LoopbackHub:
+    def __enter__(self) -> Self:
         self.resume = threading.Event()
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.resume.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__exit__(*error)
 
     @property
     def url(self) -> str:
         """For HF_ENDPOINT."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return self.address
 
     def commit(self, repo: str) -> str:
         """The repo's only commit: 40 hexadecimal digits over its name and its files."""
@@ -116,7 +112,7 @@ class LoopbackHub:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    hub: LoopbackHub
+    owner: LoopbackHub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -132,14 +128,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         agent = self.headers.get("User-Agent", "")
-        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), token, agent))
+        self.owner.requests.append(Request(self.command, path, self.headers.get("Range"), token, agent))
         tree = _TREE.fullmatch(path)
         match = tree or _API.fullmatch(path) or _FILE.fullmatch(path)
-        if not match or match["id"] not in {*self.hub.repos, *self.hub.refuse}:
+        if not match or match["id"] not in {*self.owner.repos, *self.owner.refuse}:
             return self._refuse(404, "RepoNotFound")
-        if match["id"] in self.hub.refuse:
-            return self._refuse(*self.hub.refuse[match["id"]])
-        if match["revision"] not in {None, "main", self.hub.commit(match["id"])}:
+        if match["id"] in self.owner.refuse:
+            return self._refuse(*self.owner.refuse[match["id"]])
+        if match["revision"] not in {None, "main", self.owner.commit(match["id"])}:
             return self._refuse(404, "RevisionNotFound")
         if tree:
             return self._tree(match["id"], (match["under"] or "/")[1:])
@@ -149,31 +145,31 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, code.encode() if status == 200 else b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
     def _info(self, repo: str) -> None:
-        siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.hub.files(repo)]
-        info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings}
+        siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.owner.files(repo)]
+        info = {"id": repo, "modelId": repo, "sha": self.owner.commit(repo), "siblings": siblings}
         info |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": ["transformers"]}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _tree(self, repo: str, under: str) -> None:
         """All files below a folder."""
-        files = [(name, path) for name, path in self.hub.files(repo) if name.startswith(under)]
+        files = [(name, path) for name, path in self.owner.files(repo) if name.startswith(under)]
         if not files:
             return self._refuse(404, "EntryNotFound")
         listed = [{"type": "file", "path": name, "size": path.stat().st_size, "oid": name} for name, path in files]
         return self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
     def _file(self, id: str, revision: str, file: str) -> None:
-        path = dict(self.hub.files(id)).get(file)
+        path = dict(self.owner.files(id)).get(file)
         if path is None:
             return self._refuse(404, "EntryNotFound")
         data = path.read_bytes()
         headers = {
             "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-            "X-Repo-Commit": self.hub.commit(id),
+            "X-Repo-Commit": self.owner.commit(id),
             "Accept-Ranges": "bytes",
         }
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not wanted or not self.hub.ranges:
+        if not wanted or not self.owner.ranges:
             return self._send(200, data, headers)
         start = int(wanted[1])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -187,13 +183,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.hub.cuts and len(data) > 1000:
-            self.wfile.write(data[: self.hub.cuts.pop(0)])
+        if self.owner.cuts and len(data) > 1000:
+            self.wfile.write(data[: self.owner.cuts.pop(0)])
             self.close_connection = True
             return
         half = len(data) // 2
         self.wfile.write(data[:half])
         if half > 500:
-            self.hub.resume.wait(self.hub.pause_s)
+            self.owner.resume.wait(self.owner.pause_s)
         with suppress(ConnectionError):
             self.wfile.write(data[half:])
+
+
+LoopbackHub.handler = _Handler

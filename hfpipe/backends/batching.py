@@ -7,6 +7,7 @@ import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.drawing import draw, penalize
 from hfpipe.backends.scheduling import Engine, Flight, Stream
 from hfpipe.errors import HFPipeError
-from hfpipe.sampling import Rules
+from hfpipe.sampling import NO_RULES, Rules
 from hfpipe.types import ModelSource, TokenEvent, TokenRequest
 
 # Batches' worth of requests among which those of similar length are looked for.
@@ -26,16 +27,16 @@ _LOOK_AHEAD = 8
 class Row(Flight):
     """A request with the random generator of its own, so that it draws the same whatever else is in the batch."""
 
-    rules = Rules()
+    rules = NO_RULES
 
-    def __init__(self, request: TokenRequest) -> None:
-        super().__init__(request)
-        self.random = np.random.default_rng(request.sampling.seed)
+    @cached_property
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(self.request.sampling.seed)
 
     @property
     def banned(self) -> set[int]:
         """The tokens that may not come next."""
-        return self.rules.banned(self.request, self.token_ids)
+        return set() if self.rules is NO_RULES else self.rules.banned(self.request, self.token_ids)
 
     def take(self, token: int) -> TokenEvent:
         event = super().take(token)
@@ -65,7 +66,7 @@ class BatchEngine(Engine):
     """
 
     # Of an encoder-decoder model: what its own settings say of each answer, and what each answer begins with.
-    rules = Rules()
+    rules = NO_RULES
     start: tuple[int, ...] = ()
 
     def __init__(self, batch_size: int) -> None:

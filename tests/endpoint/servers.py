@@ -16,15 +16,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.loopback import Loopback
 
 MODEL = "org/model"
 Fault = Callable[["Handler"], None]
 
 
 @dataclass
-class LoopbackServer:
+class LoopbackServer(Loopback):
     """`asked` are the paths and headers of what was posted, `bodies` its JSON. `own` are options beside the plain
     protocol that its openapi.json has. With `ignores_stops` it answers past stop strings; an event waits `pause_s`."""
 
@@ -46,23 +48,12 @@ class LoopbackServer:
     most: int = 0
     left: int = 0
 
-    def __enter__(self) -> LoopbackServer:
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        handler = type("ThisHandler", (Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
+        return f"{self.address}/v1"
 
     def count(self, change: int) -> None:
         with self._lock:
@@ -247,3 +238,6 @@ def slow(handler: Handler) -> None:
             time.sleep(0.02)
     except OSError:
         handler.owner.gone()
+
+
+LoopbackServer.handler = Handler
