@@ -1,37 +1,26 @@
-"""What the LLM and the chat model share: a loaded model, options that every call may override, and many answers at once
-from one stream of the engine, without threads."""
+"""What the LLM and the chat model share: a loaded model, and options that every call may override."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 from abc import abstractmethod
-from collections import abc
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.caches import BaseCache
-from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun, Callbacks
-from langchain_core.globals import get_llm_cache
-from langchain_core.language_models.base import LanguageModelInput
-from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.prompt_values import StringPromptValue
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.callbacks import Callbacks
+from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self, Unpack
 
-from hfpipe.errors import BackendError, HFPipeError, UsageError
-from hfpipe.generator import FailedRequest, TextGenerator, open_generator
+from hfpipe.errors import UsageError
+from hfpipe.generator import TextGenerator, open_generator
 from hfpipe.langchain.compat import STOPS, translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
     OF_LOADING,
-    Completion,
     GenerationFields,
     GenerationOptions,
     LoadFields,
@@ -92,10 +81,6 @@ class LoadedModel(BaseModel):
     variables: Mapping[str, Any] = Field(default_factory=dict)
     add_special_tokens: bool | None = None
 
-    # LangChain's names of the methods that make a prompt of what this kind of model takes, and begin its run.
-    _takes: ClassVar[str]
-    _begins: ClassVar[str]
-
     def __init__(
         self, model: str | Path | None = None, *, generator: TextGenerator | None = None, **options: Unpack[Options]
     ) -> None:
@@ -153,97 +138,6 @@ class LoadedModel(BaseModel):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream_batch(self, requests: Iterable[TextRequest | None]) -> abc.Generator[tuple[int, Completion], None, None]:
-        """Answer `requests`, pulled as the engine has room, and yield each with its index as it is finished.
-
-        One that fails is a Completion with its error. None among the requests has no index: it means that none is
-        ready, as in Backend.stream. Closing the generator cancels what is in flight. No callbacks run.
-        """
-        index = itertools.count()
-        numbered = (request and replace(request, id=str(next(index))) for request in requests)
-        for completion in self.generator.generate(numbered):
-            yield int(completion.id), completion
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """All in one batch of the engine, where LangChain's default is a thread for each. With `return_exceptions` an
-        input that fails has its error in its place; else the first error ends the batch."""
-        if self._is_cached() and not return_exceptions:
-            answers: list[Any] = cast("Any", super()).batch(inputs, config, **kwargs)
-            return answers
-        found = dict(self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs))
-        return [found[index] for index in range(len(inputs))]
-
-    async def abatch(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """As batch, in a thread."""
-        return await asyncio.to_thread(self.batch, *args, **kwargs)
-
-    def batch_as_completed(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> abc.Generator[tuple[int, Any], None, None]:
-        """Each answer with its index as it is finished. `max_concurrency` bounds how many are in flight."""
-        if self._is_cached():
-            # LangChain's own way, which asks the cache.
-            theirs = cast("Any", super()).batch_as_completed
-            yield from theirs(inputs, config, return_exceptions=return_exceptions, **kwargs)
-            return
-        runs: dict[int, CallbackManagerForLLMRun] = {}
-        left = set(range(len(inputs)))
-
-        def requests(called: Self) -> Iterator[TextRequest | None]:
-            for index, own in enumerate(get_config_list(config, len(inputs)) if inputs else ()):
-                while len(runs) >= (own.get("max_concurrency") or len(inputs)):
-                    yield None
-                runs[index], request = called._begin(inputs[index], own, kwargs)
-                yield request
-
-        try:
-            for index, completion in self.stream_batch(requests(self._called_with(kwargs))):
-                run = runs.pop(index)
-                left.remove(index)
-                if completion.error:
-                    run.on_llm_error(completion.error)
-                    if not return_exceptions:
-                        raise completion.error
-                    yield index, completion.error
-                else:
-                    generation = self._said(completion)
-                    run.on_llm_end(LLMResult(generations=[[generation]]))
-                    yield index, generation.message if isinstance(generation, ChatGeneration) else generation.text
-        except HFPipeError as error:
-            # Of an option, or of the engine: each that has no answer has it.
-            if not return_exceptions:
-                raise
-            for index in sorted(left):
-                if index in runs:
-                    runs.pop(index).on_llm_error(error)
-                yield index, error
-        finally:
-            for run in runs.values():
-                run.on_llm_error(BackendError("The batch was left before this answer was finished."))
-
-    async def abatch_as_completed(self, *args: Any, **kwargs: Any) -> AsyncIterator[tuple[int, Any]]:
-        """As batch_as_completed, in a thread."""
-        answers, loop = self.batch_as_completed(*args, **kwargs), asyncio.get_running_loop()
-        # One thread: an answer that a cancelled task no longer waits for is finished before `answers` is closed.
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                while (answer := await loop.run_in_executor(thread, next, answers, None)) is not None:
-                    yield answer
-            finally:
-                await loop.run_in_executor(thread, answers.close)
-
     def _stream(
         self, prompt: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[Any]:
@@ -271,10 +165,6 @@ class LoadedModel(BaseModel):
             **{name: getattr(self, name) for name in sorted(_OF_A_CALL)},
         }
 
-    def _is_cached(self) -> bool:
-        cache = getattr(self, "cache", None)
-        return cache is not False and (bool(cache) or get_llm_cache() is not None)
-
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:
         """This model with the options of a call as its own. Raises UsageError for one that is not known."""
         given = dict(options) if stop is None else {**options, "stop": stop}
@@ -285,37 +175,6 @@ class LoadedModel(BaseModel):
             # The model's own max_tokens would hide it.
             update.setdefault("max_tokens", None)
         return self.model_copy(update=update)
-
-    def _answers(self, requests: Iterable[TextRequest]) -> list[Completion]:
-        """In the order of `requests`. Raises the first error."""
-        completions = [completion for _, completion in sorted(self.stream_batch(requests), key=lambda pair: pair[0])]
-        for completion in completions:
-            if completion.error:
-                raise completion.error
-        return completions
-
-    def _begin(
-        self, one: LanguageModelInput, config: RunnableConfig, options: Mapping[str, Any]
-    ) -> tuple[CallbackManagerForLLMRun, TextRequest]:
-        """Tell the callbacks of `config` that a run begins, and give its request."""
-        model: Any = self
-        prompt = getattr(StringPromptValue(text=str(one)), self._takes)()
-        try:
-            prompt = getattr(model._convert_input(one), self._takes)()
-            request = self._request(prompt)
-        except HFPipeError as error:
-            request = FailedRequest("", "", error=error)
-        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
-            request = FailedRequest("", "", error=UsageError(f"Invalid input: {error}"))
-        callbacks, tags = config.get("callbacks"), config.get("tags")
-        metadata = {**(config.get("metadata") or {}), **model._get_ls_params(**options)}
-        manager = CallbackManager.configure(
-            callbacks, model.callbacks, model.verbose, tags, model.tags, metadata, model.metadata
-        )
-        about: dict[str, Any] = {"invocation_params": {**self._identifying_params, **options}, "options": dict(options)}
-        about |= {"name": config.get("run_name"), "run_id": config.get("run_id"), "batch_size": 1}
-        (run,) = getattr(manager, self._begins)(model._serialized, [prompt], **about)
-        return run, request
 
     def _prompt_template(self, template: str | None) -> PromptTemplate:
         tokenizer, source, name = self.generator.tokenizer, self.generator.source, self.chat_template_name

@@ -17,13 +17,14 @@ from typing_extensions import Unpack, override
 from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
+from hfpipe.langchain.batching import BatchedModel
 from hfpipe.langchain.llm import HFPipe
 from hfpipe.types import Completion, TextEvent
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
 
-class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stream calls prompt is messages here
+class ChatHFPipe(BatchedModel, BaseChatModel):  # type: ignore[misc] # what _stream calls prompt is messages here
     """A local model with a chat template as a LangChain chat model.
 
     Messages in a row from the same role are joined, since many templates insist on turns. A last message of the
@@ -66,7 +67,8 @@ class ChatHFPipe(LoadedModel, BaseChatModel):  # type: ignore[misc] # what _stre
         if llm is not None:
             defaults: Any = asdict(llm._options)
             model, generator, options = model or llm.model, llm.generator, {**defaults, **options}
-        super().__init__(model, generator=generator, **options)
+        # By name: type checkers see the constructor that pydantic would make of a class between.
+        LoadedModel.__init__(self, model, generator=generator, **options)
 
     @override
     def _generate(

@@ -14,6 +14,7 @@ from typing_extensions import Self, Unpack, override
 
 from hfpipe.generator import TextGenerator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
+from hfpipe.langchain.batching import BatchedModel
 from hfpipe.langchain.compat import of_model_id, of_pipeline
 from hfpipe.types import Completion, TextEvent
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _OF_LANGCHAIN = frozenset(("callbacks", "tags", "metadata", "run_name", "run_id"))
 
 
-class HFPipe(LoadedModel, BaseLLM):
+class HFPipe(BatchedModel, BaseLLM):
     """A local model as a LangChain LLM: text in, text out.
 
     Where the model has a chat template, a prompt is what the user says in it, as in `hfpipe run`; else the model
@@ -72,7 +73,8 @@ class HFPipe(LoadedModel, BaseLLM):
             if (model := given.pop("model_id", model)) is not None:
                 generator.source = replace(generator.source, reference=str(model))
             options = cast("Options", of_pipeline(pipeline) | given)
-        super().__init__(model, generator=generator, **options)
+        # By name: type checkers see the constructor that pydantic would make of a class between.
+        LoadedModel.__init__(self, model, generator=generator, **options)
 
     @classmethod
     def from_model_id(
