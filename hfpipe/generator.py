@@ -56,8 +56,9 @@ class FailedRequest(TextRequest):
 class TextGenerator(AbstractContextManager["TextGenerator"]):
     """What answers prompts of text: a loaded model (Generator), or one that a server runs (hfpipe.endpoint.Endpoint).
 
-    `info` says what it runs on, `why` why this backend was chosen, `load_s` how long loading took. The `tokenizer` is
-    None where only a server has it.
+    `info` says what it runs on, `why` why this backend was chosen, `load_s` how long loading took, `loading` how it was
+    loaded (None: by somebody else), `batch_size` how many requests are in flight at once. The `tokenizer` is None where
+    only a server has it.
     """
 
     source: ModelSource | HostedModel
@@ -65,9 +66,14 @@ class TextGenerator(AbstractContextManager["TextGenerator"]):
     info: BackendInfo
     why: str
     load_s: float
+    loading: LoadOptions | None
     # What goes before each prompt, and what the answers of an encoder-decoder model begin with.
     prefix: str = ""
     decoder_ids: tuple[int, ...] = ()
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int: ...
 
     @abstractmethod
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
@@ -124,6 +130,10 @@ class Generator(TextGenerator):
         self._ends = end_token_ids(source.generation_config, config, config.get("text_config") or {})
         self._stops = stop_strings(source.generation_config)
         self._ends |= self._special_stops([tokenizer.special_tokens.get("eos_token", ""), *self._stops])
+
+    @property
+    def batch_size(self) -> int:
+        return self.backend.batch_size
 
     def stream(self, requests: Iterable[TextRequest | None]) -> Iterator[TextEvent]:
         answers: dict[str, _Answer] = {}

@@ -23,6 +23,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     info: BackendInfo
+    # How many requests are in flight at once.
+    batch_size: int = 1
 
     # Of a backend from another package: the model formats that it runs, and the load options that it honours beside
     # the common. Those of hfpipe have them in BACKENDS, so that the engine need not be imported for them.

@@ -81,8 +81,6 @@ class Engine(Backend):
     """A backend that keeps its requests as Flights, from when they are pulled until their last event."""
 
     flight: ClassVar[type[Flight]] = Flight
-    # How many requests are in flight at once.
-    batch_size: int
     _vocabulary: int | None = None
 
     def __init__(self) -> None:

@@ -30,8 +30,8 @@ from hfpipe.text.decoder import StopScanner
 from hfpipe.text.templates import Conversation
 from hfpipe.types import BackendInfo, HostedModel, LoadOptions, TextEvent, TextRequest, Timing
 
-# Requests at once, and how long one of them may take.
-_AT_ONCE, _TIMEOUT_S = 8, 600.0
+# How long a request may take.
+_TIMEOUT_S = 600.0
 # While no request is ready, how often one is asked for.
 _ASK_S = 0.05
 # How long the connections may take to be closed.
@@ -49,15 +49,16 @@ class Endpoint(TextGenerator):
     """A model that a server runs, and that answers prompts as a loaded one does."""
 
     tokenizer = None
+    batch_size = 8
 
     def __init__(self, source: HostedModel, options: LoadOptions, *, why: str = "", load_s: float = 0.0) -> None:
         address = Address(options.endpoint)
         self.source = source
-        self._loading = options
+        self.loading = options
         self.why = why
         self.load_s = load_s
         self.info = BackendInfo("endpoint", address.host, "unknown", {"url": address.shown})
-        self._at_once = options.batch_size or _AT_ONCE
+        self.batch_size = options.batch_size or self.batch_size
         self._timeout_s = options.timeout or _TIMEOUT_S
         self._server = Server(address, self._timeout_s)
         self._loop = asyncio.new_event_loop()
@@ -74,7 +75,7 @@ class Endpoint(TextGenerator):
         try:
             while flights or not ended:
                 wait_s = None
-                while not ended and len(flights) < self._at_once:
+                while not ended and len(flights) < self.batch_size:
                     request = next(source, _NO_MORE)
                     ended = request is _NO_MORE
                     if request is None:
@@ -101,7 +102,7 @@ class Endpoint(TextGenerator):
 
     def __reduce__(self) -> Any:
         """Unpickling connects again, with the token of where that is done."""
-        return open_generator, (self.source.reference, self._loading)
+        return open_generator, (self.source.reference, self.loading)
 
     def _send(self, number: int, request: TextRequest, put: Callable[[tuple[int, TextEvent]], None]) -> Future[None]:
         """Have the loop answer a request; its last event comes whatever happens."""

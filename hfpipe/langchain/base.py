@@ -16,7 +16,7 @@ from typing_extensions import Self, Unpack
 
 from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator, open_generator
-from hfpipe.langchain.compat import STOPS, translated
+from hfpipe.langchain.compat import SECRETS, STOPS, as_pipeline_kwargs, of_constructor, translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -80,11 +80,13 @@ class LoadedModel(BaseModel):
     chat_template_name: str | None = None
     variables: Mapping[str, Any] = Field(default_factory=dict)
     add_special_tokens: bool | None = None
+    # Given, it sets other fields, and it is read from them.
+    pipeline_kwargs: Mapping[str, Any] | None = Field(default=None, exclude=True, repr=False, frozen=True)
 
     def __init__(
         self, model: str | Path | None = None, *, generator: TextGenerator | None = None, **options: Unpack[Options]
     ) -> None:
-        given = _checked_generation(cast("dict[str, Any]", options), {*_LOADING, *type(self).model_fields})
+        given = _checked_generation(of_constructor(options), {*_LOADING, *type(self).model_fields})
         loading = {name: given.pop(name) for name in _LOADING & given.keys()}
         if generator is not None and loading:
             raise UsageError(f"{', '.join(sorted(loading))} has no effect: the model is loaded already.")
@@ -96,7 +98,29 @@ class LoadedModel(BaseModel):
             model = generator.source.reference
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
+        self.__dict__.pop("pipeline_kwargs")
         self._check_name()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "pipeline_kwargs":
+            return as_pipeline_kwargs(asdict(self._options))
+        return cast("Any", super()).__getattr__(name)
+
+    @property
+    def model_id(self) -> str:
+        """`model`, by LangChain's name of it."""
+        return self.model
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """The arguments of from_pretrained that the model was loaded with, without secrets."""
+        loading = self.generator.loading
+        return {name: value for name, value in (loading.model_kwargs if loading else {}).items() if name not in SECRETS}
+
+    @property
+    def batch_size(self) -> int:
+        """How many requests the engine has in flight at once."""
+        return self.generator.batch_size
 
     def _check_name(self) -> None:
         """Raise UsageError where answers would come under the name of another model: LangChain's configurable_fields
@@ -170,7 +194,7 @@ class LoadedModel(BaseModel):
         given = dict(options) if stop is None else {**options, "stop": stop}
         if not given:
             return self
-        update = _checked_generation(given, _OF_A_CALL)
+        update = _checked_generation(translated(given), _OF_A_CALL)
         if "max_length" in update:
             # The model's own max_tokens would hide it.
             update.setdefault("max_tokens", None)
@@ -219,9 +243,8 @@ def generation_info(answer: TextEvent) -> dict[str, Any]:
 
 
 def _checked_generation(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """As keyword_options, also by the names of transformers. Raises UsageError also for a value of generation that is
-    wrong."""
-    given = keyword_options(translated(options), known)
+    """As keyword_options. Raises UsageError also for a value of generation that is wrong."""
+    given = keyword_options(options, known)
     GenerationOptions(**{name: given[name] for name in OF_GENERATION & given.keys()})
     return given
 

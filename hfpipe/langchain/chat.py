@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -18,6 +18,7 @@ from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.batching import BatchedModel
+from hfpipe.langchain.compat import of_constructor, over
 from hfpipe.langchain.llm import HFPipe
 from hfpipe.types import Completion, TextEvent
 
@@ -65,8 +66,8 @@ class ChatHFPipe(BatchedModel, BaseChatModel):  # type: ignore[misc] # what _str
         **options: Unpack[Options],
     ) -> None:
         if llm is not None:
-            defaults: Any = asdict(llm._options)
-            model, generator, options = model or llm.model, llm.generator, {**defaults, **options}
+            model, generator = model or llm.model, llm.generator
+            options = cast("Options", over(asdict(llm._options), of_constructor(options)))
         # By name: type checkers see the constructor that pydantic would make of a class between.
         LoadedModel.__init__(self, model, generator=generator, **options)
 

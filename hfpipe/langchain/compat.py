@@ -95,6 +95,7 @@ _NOT_OF_OPENVINO = {
 }
 # Values that ask for what hfpipe does anyway: it exports where that is needed, and loads in little memory.
 _OF_COURSE = {"use_safetensors": (None, True), **dict.fromkeys(("token", "use_auth_token"), (None, True, False))}
+SECRETS = ("token", "use_auth_token")
 # Of loading: what model_kwargs may hold beside the arguments of from_pretrained, and what pipeline_kwargs may not.
 _OF_LOADING = ("device", "ov_config", "trust_remote_code", "revision", "batch_size")
 _MISPLACED = frozenset(("model", "model_kwargs", "generator", "pipeline", "reporter"))
@@ -103,28 +104,45 @@ _IGNORED = ("low_cpu_mem_usage", "export", "compile", "dynamic_shapes")
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a model or of a call by hfpipe's names, None for what asks for nothing; a name that is not known here
-    stays as it is. What `pipeline_kwargs` and `generation_config` hold yields to what stands beside them.
+    stays as it is. `pipeline_kwargs` wins over what stands beside it, and that over `generation_config`.
 
-    Raises UnsupportedOption for what hfpipe cannot honour, UsageError for an option of loading that they contradict."""
-    given: dict[str, Any] = {}
-    for name in ("generation_config", "pipeline_kwargs"):
-        if (inside := options.get(name)) is not None:
-            given |= translated(inside.to_diff_dict() if hasattr(inside, "to_diff_dict") else _named(name, inside))
+    Raises UnsupportedOption for what hfpipe cannot honour, UsageError for what is given twice."""
     own: dict[str, Any] = {}
+    inside: dict[str, dict[str, Any]] = {"generation_config": {}, "pipeline_kwargs": {}}
     for name, value in options.items():
-        if name in _REFUSED:
+        if name in inside:
+            if value is not None:
+                values = value.to_diff_dict() if hasattr(value, "to_diff_dict") else _named(name, value)
+                inside[name] = translated(values)
+        elif name in _REFUSED:
             neutral, hint = _REFUSED[name]
             is_empty = isinstance(value, str | list | tuple | dict) and not value
             if value is not None and not is_empty and value != neutral:
                 raise UnsupportedOption(f"{name}={value!r} is not supported.", hint=hint)
-        elif name not in _HARMLESS and name not in ("generation_config", "pipeline_kwargs"):
+        elif name not in _HARMLESS:
             known = _RENAMED.get(name, name)
             if own.get(known) is not None and value is not None and own[known] != value:
                 if known != "stop":
                     raise UsageError(f"{known} is given twice, as {own[known]} and as {value}.")
                 value = [*_texts(own[known]), *_texts(value)]
             own[known] = own.get(known) if value is None else value
-    return given | own | {name: _once(name, own[name], given[name]) for name in OF_LOADING & own.keys() & given.keys()}
+    return over(over(inside["generation_config"], own), inside["pipeline_kwargs"])
+
+
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by hfpipe's names, of which those `above` win, max_length over a max_tokens that would hide it."""
+    hidden = {"max_tokens": None} if above.get("max_length") is not None and "max_tokens" in below else {}
+    return {
+        **below,
+        **hidden,
+        **{name: value for name, value in above.items() if value is not None or name not in below},
+    }
+
+
+def as_pipeline_kwargs(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of generation that say something, by transformers' names."""
+    names = {known: name for name, known in reversed(_RENAMED.items())}
+    return {names.get(name, name): value for name, value in generation.items() if value not in (None, ())}
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:
@@ -146,15 +164,17 @@ def _texts(stop: Any) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop)
 
 
-def of_model_id(arguments: Mapping[str, Any], model_kwargs: Any, pipeline_kwargs: Any) -> dict[str, Any]:
-    """The options of `from_model_id` in hfpipe's words; `arguments` are those beside the two dicts.
+def of_constructor(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a constructor, `model_kwargs` and `pipeline_kwargs` among them, in hfpipe's words.
 
-    Arguments of generation among `model_kwargs` are honoured, as transformers once did, and yield to `pipeline_kwargs`,
-    and these to `arguments`. Of loading each may stand in any of the three, but not with another value in another.
+    Arguments of generation among `model_kwargs` are honoured, as transformers once did, and yield to those beside it,
+    and these to `pipeline_kwargs`. Each of loading may be in any of the three, but not with another value in another.
     Raises UnsupportedOption for what hfpipe cannot honour, or does in another way, and UsageError.
     """
-    own, left = translated(arguments), _named("model_kwargs", model_kwargs or {})
-    inside = translated(_named("pipeline_kwargs", pipeline_kwargs or {}))
+    arguments = dict(options)
+    left = _named("model_kwargs", arguments.pop("model_kwargs", None) or {})
+    inside = translated(_named("pipeline_kwargs", arguments.pop("pipeline_kwargs", None) or {}))
+    own = translated(arguments)
     if misplaced := sorted(inside.keys() & _MISPLACED):
         raise UsageError(f"{', '.join(misplaced)} in pipeline_kwargs has no place.", hint="Give it as an argument.")
     generation = translated({name: left.pop(name) for name in tuple(left) if name in OF_TRANSFORMERS})
@@ -176,9 +196,8 @@ def of_model_id(arguments: Mapping[str, Any], model_kwargs: Any, pipeline_kwargs
             raise UnsupportedOption(f"{name} in model_kwargs is not supported.", hint=hint)
     for name in _IGNORED:
         left.pop(name, None)
-    others = {name: value for name, value in (inside | own).items() if name not in OF_LOADING}
-    loading = {name: value for name, value in loading.items() if value is not None}
-    return generation | others | loading | {"model_kwargs": left}
+    given = over(over(generation, own), inside) | loading | {"model_kwargs": left or None}
+    return {name: value for name, value in given.items() if value is not None or name not in OF_LOADING}
 
 
 def of_pipeline(pipeline: Any) -> dict[str, Any]:

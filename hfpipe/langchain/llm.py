@@ -15,7 +15,7 @@ from typing_extensions import Self, Unpack, override
 from hfpipe.generator import TextGenerator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.batching import BatchedModel
-from hfpipe.langchain.compat import of_model_id, of_pipeline
+from hfpipe.langchain.compat import of_pipeline
 from hfpipe.types import Completion, TextEvent
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class HFPipe(BatchedModel, BaseLLM):
         """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text."""
         options |= {"task": task, "backend": None if backend == "default" else backend, "device": device}
         options |= {"device_map": device_map, "batch_size": batch_size}
-        return cls(model_id, **{"template": "raw", **of_model_id(options, model_kwargs, pipeline_kwargs)})
+        options |= {"model_kwargs": model_kwargs, "pipeline_kwargs": pipeline_kwargs}
+        return cls(model_id, **{"template": "raw", **options})
 
     @override
     def generate(self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any) -> LLMResult:

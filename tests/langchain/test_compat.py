@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from langchain_core.runnables import ConfigurableField
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextGenerationPipeline, pipeline
 from transformers.generation.utils import GenerationMixin
 
+import hfpipe
 from hfpipe import ChatHFPipe, HFPipe
 from hfpipe.errors import BackendError, ContextLengthError, UnsupportedOption, UsageError
 from hfpipe.generator import open_generator
@@ -180,6 +182,52 @@ def test_options_are_set_by_with_config_and_configurable_fields(loaded: HFPipe) 
     assert either.with_config(configurable={"which": "short"}).invoke(PROMPT) == expected
 
 
+# Attributes
+
+
+def test_the_attributes_of_langchains_pipeline_say_what_is_so(tiny_gpt2: Path) -> None:
+    kwargs = {"temperature": 0, "attn_implementation": "eager", "token": None}
+    made = {"model_kwargs": kwargs, "pipeline_kwargs": {"max_new_tokens": 5, "stop_strings": ["x"]}, "batch_size": 2}
+    for llm in (HFPipe.from_model_id(str(tiny_gpt2), "text-generation", **made), ChatHFPipe(tiny_gpt2, **made)):
+        assert (llm.model_id, llm.batch_size) == (llm.model, 2) == (str(tiny_gpt2), 2)
+        assert llm.model_kwargs == {"attn_implementation": "eager"}
+        assert llm.pipeline_kwargs == {"max_new_tokens": 5, "temperature": 0, "stop_strings": ("x",)}
+        llm.seed = 3
+        same = [type(llm)(generator=llm.generator, pipeline_kwargs=llm.pipeline_kwargs), llm.model_copy()]
+        same += [pickle.loads(pickle.dumps(llm))]
+        assert all(one.pipeline_kwargs == llm.pipeline_kwargs for one in same)
+        assert llm.pipeline_kwargs["seed"] == 3
+        assert "pipeline_kwargs" not in llm.model_dump()
+        with pytest.raises(ValueError, match="frozen"):
+            llm.pipeline_kwargs = {"seed": 4}
+        with pytest.raises(AttributeError, match="no_such"):
+            llm.no_such  # noqa: B018
+        secret = {**llm.generator.loading.model_kwargs, "token": "hf_secret"}
+        llm.generator.loading = replace(llm.generator.loading, model_kwargs=secret)
+        assert llm.model_kwargs == {"attn_implementation": "eager"}
+
+
+def test_attributes_of_what_hfpipe_has_not_loaded_itself(pipe: Callable[..., Any]) -> None:
+    wrapped = HFPipe(pipeline=pipe(max_length=14, batch_size=3))
+    assert (wrapped.batch_size, wrapped.model_kwargs, wrapped.pipeline_kwargs["max_length"]) == (3, {}, 14)
+    with HFPipe("org/name", endpoint="http://127.0.0.1:9/v1", batch_size=5) as hosted:
+        assert (hosted.model_id, hosted.batch_size, hosted.model_kwargs) == ("org/name", 5, {})
+
+
+@pytest.mark.parametrize("given", [{"max_new_tokens": 3}, {"max_length": 14}, {"stop_strings": ["row"], "top_k": 1}])
+def test_pipeline_kwargs_is_a_configurable_field(loaded: HFPipe, given: dict[str, Any]) -> None:
+    """It wins over the model's own options, as in a call."""
+    llm = loaded.configurable_fields(
+        pipeline_kwargs=ConfigurableField(id="kwargs"), max_tokens=ConfigurableField(id="length")
+    )
+    expected = loaded.invoke(PROMPT, pipeline_kwargs=given)
+    assert llm.with_config(configurable={"kwargs": given}).invoke(PROMPT) == expected != llm.invoke(PROMPT)
+    assert llm.with_config(configurable={"length": 4}).invoke(PROMPT) == loaded.invoke(PROMPT, max_tokens=4)
+    assert llm.invoke(PROMPT) == loaded.invoke(PROMPT)
+    (default,) = [spec.default for spec in llm.config_specs if spec.id == "kwargs"]
+    assert default == loaded.pipeline_kwargs == {"max_new_tokens": 12}
+
+
 # Refused
 
 
@@ -311,10 +359,31 @@ def test_generation_among_model_kwargs_is_honoured_below_pipeline_kwargs(tiny_gp
     llm = HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs=kwargs)
     asked = numbers(llm)
     assert (asked.sampling.temperature, asked.max_tokens) == (0.0, 64 - len(asked.token_ids))
-    given = compat.of_model_id({}, kwargs, {"temperature": 0.5, "batch_size": 2})
+    given = compat.of_constructor({"model_kwargs": kwargs, "pipeline_kwargs": {"temperature": 0.5, "batch_size": 2}})
     assert (given["temperature"], given["batch_size"], given["model_kwargs"]) == (0.5, 2, {"torch_dtype": "float32"})
     with pytest.raises(UnsupportedOption, match="num_beams=4 is not supported"):
         HFPipe.from_model_id(str(tiny_gpt2), "text-generation", model_kwargs={"num_beams": 4})
+
+
+@pytest.mark.parametrize("make", [HFPipe, hfpipe.load, ChatHFPipe, HFPipe.from_model_id], ids=repr)
+def test_model_kwargs_and_pipeline_kwargs_mean_the_same_to_every_constructor(
+    tiny_gpt2: Path, make: Callable[..., Any]
+) -> None:
+    kwargs = {"temperature": 0, "max_length": 64, "device": "cpu", "torch_dtype": "bfloat16", "low_cpu_mem_usage": True}
+    llm = make(str(tiny_gpt2), model_kwargs=kwargs, pipeline_kwargs={"top_k": 3, "batch_size": 2}, seed=1)
+    assert llm.pipeline_kwargs == {"temperature": 0, "max_length": 64, "top_k": 3, "seed": 1}
+    assert (llm.batch_size, llm.generator.info.dtype) == (2, "bfloat16")
+    with pytest.raises(UnsupportedOption, match="load_in_8bit in model_kwargs"):
+        make(str(tiny_gpt2), model_kwargs={"load_in_8bit": True})
+    with pytest.raises(UsageError, match="device is given twice"):
+        make(str(tiny_gpt2), device=0, model_kwargs={"device": "cpu"})
+
+
+def test_a_chat_model_over_an_llm_has_its_options_beneath_its_own(loaded: HFPipe) -> None:
+    for own in ({"max_tokens": 3}, {"max_new_tokens": 3}, {"pipeline_kwargs": {"max_new_tokens": 3}}):
+        assert ChatHFPipe(llm=loaded, **own).max_tokens == 3
+    assert ChatHFPipe(llm=loaded, max_length=20).pipeline_kwargs == {"max_length": 20}
+    assert ChatHFPipe(llm=loaded).max_tokens == 12
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
