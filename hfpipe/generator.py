@@ -114,6 +114,7 @@ class Generator(TextGenerator):
         source: ModelSource,
         *,
         loading: LoadOptions | None = None,
+        encoder: PromptEncoder | None = None,
         why: str = "",
         load_s: float = 0.0,
     ) -> None:
@@ -121,7 +122,7 @@ class Generator(TextGenerator):
         self.info = backend.info
         self.tokenizer = tokenizer
         self.source = source
-        self.encoder = PromptEncoder(tokenizer, source)
+        self.encoder = encoder or PromptEncoder(tokenizer, source)
         self.prefix, self.decoder_ids = self.encoder.prefix, self.encoder.decoder_ids
         self.loading = loading
         self.why = why
@@ -148,7 +149,8 @@ class Generator(TextGenerator):
                 yield text
 
     def prepare(self, request: TextRequest, request_id: str) -> TokenRequest:
-        """The tokens of a prompt and the numbers of its generation. Raises where the prompt is empty or too long."""
+        """The tokens of a prompt and the numbers of its generation; its `max_tokens` are 0 where what the answer begins
+        with is all of it. Raises where the prompt is empty or too long."""
         if isinstance(request, FailedRequest):
             raise request.error
         source, options = self.source, request.options
@@ -169,9 +171,12 @@ class Generator(TextGenerator):
                 f"The prompt has {about}{len(token_ids)} tokens, and the context of {source.reference} is {limit}.",
                 hint="Shorten the prompt, or choose a model with a longer context.",
             )
+        # As in transformers, a forced first token, such as a language, is one of the answer.
+        forced = len(self.decoder_ids[1:])
+        before = len(self.decoder_ids or token_ids) - forced
         longest = int(setting("max_tokens", options, preferred))
         if options.max_length is not None and options.max_tokens is None:
-            longest = options.max_length - len(self.decoder_ids or token_ids)
+            longest = options.max_length - before
         if longest < 1:
             raise ContextLengthError(
                 f"The prompt has {len(token_ids)} tokens, and max_length={options.max_length} counts them too.",
@@ -181,7 +186,7 @@ class Generator(TextGenerator):
         if options.eos_token_id is not None:
             ends = end_token_ids({"eos_token_id": options.eos_token_id}) | self._special_stops(self._stops)
         ends = ends | self._special_stops(options.stop) if options.stop else ends
-        longest = min(longest, limit - len(self.decoder_ids or token_ids))
+        longest = min(longest, limit - before) - forced
         sampling = resolve_sampling(options, preferred)
         return TokenRequest(request_id, token_ids, longest, ends, sampling, self.decoder_ids)
 
@@ -204,7 +209,8 @@ class Generator(TextGenerator):
     def _admit(
         self, requests: Iterable[TextRequest | None], answers: dict[str, _Answer]
     ) -> Iterator[TokenRequest | None]:
-        """What the backend is given. In place of a bad prompt an empty one, which it refuses at once."""
+        """What the backend is given. In place of a bad prompt, and of one with nothing to generate, an empty one, which
+        it refuses at once."""
         for request in requests:
             if request is None:
                 yield None
@@ -217,8 +223,8 @@ class Generator(TextGenerator):
             decoder = IncrementalDecoder(self.tokenizer, tokens.decoder_ids or tokens.token_ids)
             stops = (*request.options.stop, *self._stops)
             scanner = StopScanner(stops) if stops else None
-            answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused)
-            yield tokens
+            answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused, len(tokens.decoder_ids[1:]))
+            yield tokens if tokens.max_tokens else replace(tokens, token_ids=(), max_tokens=1)
 
     def _special_stops(self, stops: Sequence[str]) -> frozenset[int]:
         """Stop strings that are special tokens: they have no text to be found in."""
@@ -228,7 +234,8 @@ class Generator(TextGenerator):
 
 @dataclass(slots=True)
 class _Answer:
-    """What is known of one answer while it is generated; `refused` is the error of a bad prompt."""
+    """What is known of one answer while it is generated; `refused` is the error of a bad prompt, and `generated` counts
+    a forced first token."""
 
     id: str
     request: TokenRequest
@@ -236,8 +243,8 @@ class _Answer:
     scanner: StopScanner | None
     start: float
     refused: HFPipeError | None
+    generated: int
     finished: bool = False
-    generated: int = 0
     first: float = 0.0
     last: float = 0.0
 
@@ -245,6 +252,8 @@ class _Answer:
         """The text that `event` makes final; nothing after a stop string, whatever the backend still sends."""
         if self.finished:
             return None
+        if not self.request.max_tokens:
+            event = TokenEvent(event.request_id, finish_reason="length")
         if error := self.refused or event.error:
             self.finished = True
             return TextEvent(self.id, finish_reason="error", error=error)
@@ -306,10 +315,11 @@ def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
     for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
         reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
-    PromptEncoder(tokenizer, source).check_language(source.reference)
+    encoder = PromptEncoder(tokenizer, source)
+    encoder.check_language(source.reference)
     backend = backends.load(found.choice.name, source, options, reporter)
-    load_s = time.perf_counter() - found.start
-    return Generator(backend, tokenizer, source, loading=options, why=found.choice.why, load_s=load_s)
+    why, load_s = found.choice.why, time.perf_counter() - found.start
+    return Generator(backend, tokenizer, source, loading=options, encoder=encoder, why=why, load_s=load_s)
 
 
 def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[TextGenerator]:

@@ -327,7 +327,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of tokens. The end-of-sequence token and those of a stop string count: they were generated."""
+    """Counts of tokens. The end-of-sequence token and those of a stop string count, since they were generated, and the
+    forced first token of some encoder-decoder models, such as a language, since transformers counts it."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -149,7 +149,7 @@ def _utf8(data: bytes, what: str) -> str:
 
 def _why_cut(usage: Mapping[str, int] | None, generator: TextGenerator) -> str:
     limit = generator.source.context_length
-    if usage and (len(generator.decoder_ids) or usage["prompt_tokens"]) + usage["completion_tokens"] == limit:
+    if usage and (len(generator.decoder_ids[:1]) or usage["prompt_tokens"]) + usage["completion_tokens"] == limit:
         return f"[stopped: the context of {limit} tokens is full]"
     return f"[stopped at {usage['completion_tokens'] if usage else 'the most'} tokens; -n raises it]"
 
@@ -164,7 +164,8 @@ def report(generator: TextGenerator, info: Mapping[str, Any]) -> dict[str, Any]:
     from hfpipe.machine import peak_memory
 
     counts, timing = info.get("usage"), Timing(**info["timing"])
-    usage = counts and Usage(counts["prompt_tokens"], counts["completion_tokens"])
+    # Rates leave out what the model did not generate.
+    usage = counts and Usage(counts["prompt_tokens"], counts["completion_tokens"] - len(generator.decoder_ids[1:]))
     prefill, decode = (timing.prefill_tps(usage), timing.decode_tps(usage)) if usage else (None, None)
     backend = generator.info
     return {

@@ -55,8 +55,8 @@ def for_task(source: ModelSource, options: LoadOptions) -> ModelSource:
         preferred |= specific.get(_SUMMARIZATION, {})
     prefix = str(preferred.pop("prefix", None) or "")
     if source.is_encoder_decoder and preferred.get("max_length") and not preferred.get("max_new_tokens"):
-        # transformers counts what the decoder begins with.
-        preferred["max_new_tokens"] = max(1, int(preferred["max_length"]) - len(source.decoder_start))
+        # transformers counts the decoder's start, too.
+        preferred["max_new_tokens"] = max(1, int(preferred["max_length"]) - 1)
     return replace(source, generation_config=preferred, task=Task(name, prefix, source_lang, target_lang))
 
 

@@ -111,9 +111,40 @@ def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
         limit = generator.source.context_length
         (completion,) = generator.generate([TextRequest("a", "x" * 80, GenerationOptions(max_tokens=500))])
         assert completion.usage.prompt_tokens > 40
-        assert completion.usage.completion_tokens == limit - 2
+        assert completion.usage.completion_tokens == limit - 1
         (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
         assert isinstance(completion.error, ContextLengthError)
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize("counted", ["max_tokens", "max_length"])
+@pytest.mark.parametrize("kind", tiny.SEQ2SEQ)
+def test_max_tokens_are_the_max_new_tokens_of_transformers(tiny_seq2seq, kind, counted):
+    """A forced first token counts, in the limit and in the usage, and can be all of an answer."""
+    language = {"m2m_100": "__de__", "mbart": "de_DE"}.get(kind)
+    with open_generator(str(tiny_seq2seq(kind)), LoadOptions(target_lang=language, batch_size=4)) as generator:
+        model = AutoModelForSeq2SeqLM.from_pretrained(generator.source.folder).eval()
+        forced = {"forced_bos_token_id": generator.tokenizer.added_tokens[language]} if language else {}
+        lengths = (1, 2, 3, 4, 9)
+        given = [GenerationOptions(**{counted: n + (counted == "max_length")}) for n in lengths]
+        requests = [TextRequest(str(n), tiny.SENTENCES[0], one) for n, one in zip(lengths, given, strict=True)]
+        completions = {one.id: one for one in generator.generate(requests)}
+        for request in requests:
+            tokens, n = generator.prepare(request, request.id), int(request.id)
+            ids = torch.tensor([tokens.token_ids])
+            mask, greedy = torch.ones_like(ids), {"do_sample": False, "num_beams": 1}
+            whole = model.generate(ids, attention_mask=mask, max_new_tokens=n, **forced, **greedy)[0].tolist()
+            found = [*tokens.decoder_ids]
+            if tokens.max_tokens:
+                found += answers(generator.backend, [tokens])[request.id]
+            # Where one token is forced to be the first and another the last, transformers takes the last.
+            if (kind, n) != ("bart", 1):
+                assert found == whole
+            completion = completions[request.id]
+            assert completion.error is None
+            assert completion.text == generator.tokenizer.decode(whole)
+            assert completion.usage.completion_tokens == len(whole) - 1
+            assert completion.finish_reason == ("length" if len(whole) == n + 1 else "stop")
 
 
 def test_a_decoder_without_state_is_refused(tiny_seq2seq_ov, tmp_path):

@@ -69,8 +69,8 @@ def test_a_model_of_one_task_does_that(tiny_seq2seq, tmp_path):
     source = for_task(models.resolve(str(folder)), LoadOptions())
     assert source.task.name == "summarization"
     assert source.generation_config["min_length"] == 5
-    # Less the two tokens that its decoder begins with.
-    assert source.generation_config["max_new_tokens"] == 18
+    # Less the token that its decoder starts with.
+    assert source.generation_config["max_new_tokens"] == 19
     with pytest.raises(UnsupportedOption, match="cannot do --task translation") as raised:
         for_task(models.resolve(str(folder)), LoadOptions(task="translation"))
     assert raised.value.hint == "It can do text2text-generation, summarization."
