@@ -133,6 +133,7 @@ class LoadOptions:
     exact: bool = False
     endpoint: str | None = None
     timeout: float | None = None
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.endpoint is not None and self.backend == "auto":
@@ -258,6 +259,7 @@ class LoadFields(TypedDict, total=False):
     exact: bool
     endpoint: str | None
     timeout: float | None
+    prompt_tokens: int | None
 
 
 class GenerationFields(TypedDict, total=False):

@@ -25,6 +25,8 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that spin while they wait make tiny models three times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Tests of it ask for it.
+        "HFPIPE_TUNE": "0",
         "HFPIPE_CACHE": os.path.join(_root(), "cache"),
         # The loopback Hub is asked without this machine's proxy.
         **{name: ",".join((os.environ.get(name, ""), "127.0.0.1")) for name in ("NO_PROXY", "no_proxy")},

@@ -13,9 +13,11 @@ from hfpipe.types import TASKS, LoadOptions, ModelFormat, ModelSource, Reporter,
 
 # Packages name their own backends in this group of entry points: a name, and the class as module:Class.
 GROUP = "hfpipe.backends"
+# The environment in which no load measures settings.
+UNTUNED = {"HFPIPE_TUNE": "0"}
 
 
-_ALWAYS = frozenset({"backend", "batch_size", "task"})
+_ALWAYS = frozenset({"backend", "batch_size", "task", "prompt_tokens"})
 _OF_A_FOLDER = frozenset({"source_lang", "target_lang", "revision", "trust_remote_code", "allow_pickle", "exact"})
 
 

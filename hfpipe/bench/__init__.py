@@ -33,6 +33,7 @@ def run(
     reference: str | None = None,
     loading: LoadOptions | None = None,
     reporter: Reporter | None = None,
+    tune: bool = False,
     verbose: bool = False,
     after_round: Callable[[Report], None] = lambda report: None,
 ) -> Report:
@@ -55,6 +56,7 @@ def run(
         reference: The source of OpenVINO folders, where it is not among the models.
         loading: Options of all engines.
         reporter: Is told of progress.
+        tune: Measure first which settings each OpenVINO model runs fastest with on this machine, and keep them.
         verbose: Have each line that a measuring process writes told, too.
         after_round: Is called with the unfinished report before the first round and after each.
 
@@ -73,7 +75,7 @@ def run(
     from hfpipe.bench.candidates import candidates
     from hfpipe.bench.quality import measure_quality, references
     from hfpipe.bench.report import Report, host
-    from hfpipe.bench.rounds import Rounds
+    from hfpipe.bench.rounds import Rounds, tune_each
     from hfpipe.bench.spec import Spec, Workload, read_prompts, read_text
     from hfpipe.endpoint import find
     from hfpipe.errors import UsageError
@@ -105,6 +107,8 @@ def run(
     reporter = reporter or Silent()
     with references(spec.loading, reporter, verbose=verbose) as score:
         given = candidates(spec, report, score if quality else None, reporter)
+        if tune:
+            tune_each(given, reporter, report.warnings.append, verbose=verbose)
         Rounds(spec, reporter, lambda: after_round(report), verbose).measure(given)
         if quality:
             measure_quality(given, score, reporter, report.warnings.append, texts=spec.texts, verbose=verbose)

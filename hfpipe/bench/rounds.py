@@ -13,6 +13,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from hfpipe.backends import UNTUNED
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.bench import hosted
 from hfpipe.bench.candidates import QUESTION, Candidate, Prompt, reason
@@ -112,13 +113,38 @@ class Rounds:
         given = {
             "reference": candidate.row.name,
             "folder": str(source.folder.absolute()) if isinstance(source, ModelSource) else source.reference,
-            "loading": asdict(replace(candidate.loading, batch_size=size)),
+            "loading": asdict(
+                replace(candidate.loading, batch_size=size, prompt_tokens=self.spec.workload.prompt_tokens)
+            ),
             "batch": size,
             **more,
         }
         reporter = self.reporter if self.verbose else None
         what = f"{what} {candidate.row.name}"
-        return dict(run_child(module, given, what=what, reporter=reporter, verbose=self.verbose))
+        return dict(run_child(module, given, what=what, reporter=reporter, verbose=self.verbose, environment=UNTUNED))
+
+
+def tune_each(
+    given: Sequence[Candidate], reporter: Reporter, warn: Callable[[str], None], *, verbose: bool = False
+) -> None:
+    """Keep for this machine what settings run each OpenVINO model fastest on the CPU."""
+    for one in given:
+        device, source = one.loading.device or "cpu", one.source
+        if isinstance(source, ModelSource) and source.format == "openvino" and device.lower() in ("-1", "cpu"):
+            reporter.stage(f"Measuring settings of {one.row.name}")
+            trust = one.loading.trust_remote_code
+            arguments = {"folder": str(source.folder.absolute()), "reference": one.row.name, "trust_remote_code": trust}
+            try:
+                run_child(
+                    "hfpipe.quality.tune_openvino",
+                    arguments,
+                    what=f"Measuring settings of {one.row.name}",
+                    reporter=reporter,
+                    verbose=verbose,
+                    environment=UNTUNED,
+                )
+            except HFPipeError as error:
+                warn(f"The settings of {one.row.name} were not measured: {error.message}")
 
 
 def drawn(seed: str, vocabulary: int, shapes: Sequence[tuple[int, int]]) -> list[Prompt]:

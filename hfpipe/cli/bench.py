@@ -65,6 +65,7 @@ _FORMATS += "model's own precision, int8 and int4."
 _MODELS = "Folders, Hub ids, pypi:PACKAGE, smollm2, or GGUF files."
 _BATCH = "Numbers of answers at once, separated by commas; one at a time is always measured."
 _PROMPTS = "Measure the prompts of a file of JSON lines, as batch reads it, instead of random ones."
+_TUNE = "Measure first which settings OpenVINO is fastest with on this machine, and keep them."
 _COMPARE = "Compare each with its source: perplexity, next tokens, answers."
 _TEXT = "The text to measure quality on. Default: hfpipe's own."
 _REFERENCE = "The source of an OpenVINO folder, where it is not among the MODELs."
@@ -87,6 +88,7 @@ def bench(
     batch: Annotated[Any, _what("--batch SIZES", _BATCH, parser=sizes)] = "1,8",
     repeats: Annotated[int, _what("--repeats -r N", "Rounds over all configurations.", min=1)] = 5,
     prompts: Annotated[Path | None, _what("--prompts FILE", _PROMPTS)] = None,
+    tune: Annotated[bool, _what("--tune", _TUNE)] = False,
     quality: Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")] = True,
     text: Annotated[Path | None, _quality("--text FILE", _TEXT)] = None,
     reference: Annotated[str | None, _quality("--reference MODEL", _REFERENCE)] = None,
@@ -135,6 +137,7 @@ def bench(
                     reference=reference,
                     loading=loading,
                     reporter=terminal,
+                    tune=tune,
                     verbose=verbose,
                     after_round=lambda report: shown.keep(report, terminal),
                 )

@@ -22,6 +22,8 @@ from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
 if TYPE_CHECKING:
     from hfpipe.generator import TextGenerator
 
+# Of a token, about.
+_CHARACTERS = 4
 _AS_IN = 'Give one, as in: hfpipe run smollm2 "What is EEG?"'
 
 
@@ -56,7 +58,8 @@ def run(
     silence(verbose=verbose)
     answer = Answer()
     with Terminal(quiet=quiet, verbose=verbose) as terminal:
-        llm = load_pipe(reference, replace(loading, backend=backend, batch_size=1), generation, terminal)
+        loading = replace(loading, backend=backend, batch_size=1, prompt_tokens=len(text or "") // _CHARACTERS)
+        llm = load_pipe(reference, loading, generation, terminal)
     from hfpipe.langchain import Recorder
 
     generator, plain = llm.generator, llm.generator.source.plain_template

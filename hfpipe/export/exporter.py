@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hfpipe import store
+from hfpipe.backends import UNTUNED
 from hfpipe.backends.openvino.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import ExportOptions, Report
@@ -180,7 +181,9 @@ def _verify(
         "trust_remote_code": plan.options.trust_remote_code,
     }
     what = f"The verification of {folder.name}"
-    measured = run_child("hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose)
+    measured = run_child(
+        "hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose, environment=UNTUNED
+    )
     return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
 
 

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino_genai as genai
-from numpy.typing import NDArray
 
 from hfpipe import backends
-from hfpipe.backends.base import Backend
-from hfpipe.backends.openvino import loading
-from hfpipe.errors import BackendError, ConversionError, HFPipeError
+from hfpipe.backends.openvino import loading, tuning
+from hfpipe.errors import ConversionError, HFPipeError
 from hfpipe.generator import Generator
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import held_out
-from hfpipe.quality.compare import Quality, Reference, read_reference
+from hfpipe.quality.compare import read_reference
 from hfpipe.quality.score_openvino import check_numbers, score
+from hfpipe.quality.tune_openvino import tune
 from hfpipe.text.tokenizer import load_tokenizer
-from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Reporter, TextRequest, TokenRequest
+from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest
 
 TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml")
 _PROMPT = "The capital of France is"
 _GREEDY = GenerationOptions(max_tokens=24, temperature=0.0)
-
-# The weights that share a scale when a product is computed in integers; OpenVINO's own choice on a CPU is 32.
-_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-_CANDIDATES: tuple[dict[str, str], ...] = ({}, {_GROUP: "64"}, {_GROUP: "128"})
-_ROUNDS = 3
-_PROMPT_TOKENS, _NEW_TOKENS = 256, 48
-# Less cannot be told from noise.
-_FASTER, _NOT_SLOWER = 1.05, 0.98
-# How much more of KL divergence than the format has cost, and what rounding alone may do.
-_MORE_KL, _NOISE_KL = 1.05, 5e-4
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -47,7 +34,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     folder, temporary = Path(arguments["folder"]), Path(arguments["temporary"])
     source, trust = Path(arguments["source_folder"]), arguments["trust_remote_code"]
     # What is measured is OpenVINO's own way, whatever an equal export was measured to run best with.
-    loading.keep_tuned(folder, {})
+    tuning.forget(folder)
     report: dict[str, Any] = {
         "answer": {"prompt": _PROMPT, "text": _answer(folder, temporary, trust_remote_code=trust)},
         "weights": loading.weight_shares(folder),
@@ -63,11 +50,11 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     quality = score(inspect_folder(folder, folder.name), LoadOptions(device="cpu"), reference, reporter)
     # Group sizes concern products of integers.
     if any(precision.startswith("int") for precision in report["weights"]):
-        reporter.stage("Measuring runtime options")
+        reporter.stage("Measuring settings for this machine")
         try:
-            tune(folder, quality, reference, temporary, reporter)
+            tune(inspect_folder(folder, folder.name), reference, quality.mean_kl, reporter)
         except HFPipeError as error:
-            reporter.note(f"Runtime options were not measured: {error.message}")
+            reporter.note(f"Settings were not measured: {error.message}")
     return report | {"quality": quality.as_dict() | {"reference_dtype": reference.dtype}}
 
 
@@ -105,55 +92,3 @@ def tokenizer_report(folder: Path, source: Path, *, trust_remote_code: bool = Fa
     theirs = genai.Tokenizer(str(folder))
     ids = {kind: theirs.encode(text, add_special_tokens=True).input_ids.data[0] for kind, text in texts.items()}
     return {"missing": [], "differing": [kind for kind in ids if ids[kind].tolist() != expected[kind]]}
-
-
-def tune(folder: Path, quality: Quality, reference: Reference, temporary: Path, reporter: Reporter) -> None:
-    """Find the properties that run the export fastest here, and change its results no more than its format has, and
-    keep them for this machine."""
-    source = inspect_folder(folder, folder.name)
-    speeds = _speeds(source, reference.vocabulary, temporary, reporter)
-    ratios = speeds / speeds[:, :1]
-    medians = np.median(ratios, axis=0)
-    for number in np.argsort(-medians.prod(axis=1)):
-        # Faster in every round at prompts or at generation, and slower at neither.
-        is_faster = ((ratios[:, number].min(axis=0) > 1) & (medians[number] >= _FASTER)).any()
-        if not is_faster or medians[number].min() < _NOT_SLOWER:
-            continue
-        properties, (prefill, decode) = _CANDIDATES[number], medians[number]
-        changed = score(source, LoadOptions(device="cpu", ov_config=properties), reference, reporter)
-        if changed.mean_kl <= quality.mean_kl * _MORE_KL + _NOISE_KL:
-            loading.keep_tuned(folder, properties)
-            reporter.note(
-                f"With {_GROUP}={properties[_GROUP]} this machine reads prompts {prefill:.2f} times as fast, and "
-                f"generates {decode:.2f} times as fast: hfpipe will use it here."
-            )
-            return
-
-
-def _speeds(source: ModelSource, vocabulary: int, temporary: Path, reporter: Reporter) -> NDArray[np.float64]:
-    """[round, candidate, 2]: prompt tokens and generated tokens a second. Each is loaded anew in each round, so that
-    one is in memory at a time."""
-    found = np.zeros((_ROUNDS, len(_CANDIDATES), 2))
-    for turn, place in enumerate(np.ndindex(found.shape[:2])):
-        reporter.progress("Measuring runtime options", turn, found.size // 2, "steps")
-        ov_config = {"CACHE_DIR": str(temporary), **_CANDIDATES[place[1]]}
-        backend = backends.load("openvino", source, LoadOptions(device="cpu", batch_size=1, ov_config=ov_config))
-        try:
-            found[place] = speed(backend, np.random.default_rng(turn).integers(vocabulary, size=_PROMPT_TOKENS))
-        finally:
-            backend.close()
-    return found
-
-
-def speed(backend: Backend, prompt: NDArray[np.int64]) -> tuple[float, float]:
-    """Prompt tokens and generated tokens a second. Raises HFPipeError where the engine fails."""
-    moments = [time.perf_counter()]
-    for event in backend.stream([TokenRequest("speed", tuple(prompt.tolist()), _NEW_TOKENS)]):
-        if event.error:
-            raise event.error
-        if event.token_ids:
-            moments.append(time.perf_counter())
-    if len(moments) < 3:
-        raise BackendError(f"The engine gave {len(moments) - 1} tokens of {_NEW_TOKENS}.")
-    begun, first, *_, last = moments
-    return len(prompt) / (first - begun), (len(moments) - 2) / (last - first)

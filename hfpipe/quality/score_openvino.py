@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from hfpipe.backends.openvino import loading, seq2seq
+from hfpipe.backends.openvino import loading, seq2seq, tuning
 from hfpipe.errors import UnsupportedModel
 from hfpipe.models.folder import openvino_models
 from hfpipe.quality.compare import Quality, Reference, Window, compare, log_softmax, reported
@@ -20,11 +20,18 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 def score(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
     """Compare an OpenVINO folder, compiled as the backend does for these options, with the reference. openvino sends
     telemetry as it is imported, unless silence_openvino_telemetry() was called before."""
+    return compare(reference, logits(source, options, reference.windows, reporter))
+
+
+def logits(
+    source: ModelSource, options: LoadOptions, windows: Sequence[Window], reporter: Reporter
+) -> Iterator[NDArray[Any]]:
+    """For each window what `_compiled` gives, of an OpenVINO folder compiled as the backend does for these options."""
     folder, device = source.folder, loading.check_device(options.device, reporter)
     with loading.readable(device, folder):
         logits_of = _compiled(folder, device, options)
-        read = reported(reference.windows, f"Scoring {folder.name}", reporter)
-        return compare(reference, (logits_of(window) for window in read))
+        for window in reported(windows, f"Scoring {folder.name}", reporter):
+            yield logits_of(window)
 
 
 def check_numbers(source: ModelSource, token_ids: Sequence[int]) -> None:
@@ -38,7 +45,7 @@ def check_numbers(source: ModelSource, token_ids: Sequence[int]) -> None:
 
 def _compiled(folder: Path, device: str, options: LoadOptions) -> Callable[[Window], NDArray[Any]]:
     """What gives, for a window, floats [scored tokens, vocabulary]: the logits of its targets, until the next one."""
-    used, _ = loading.properties(options, device, loading.tuned(folder, device))
+    used, _ = loading.properties(options, device, tuning.known(folder, device).get("chat"))
     if len(openvino_models(folder)) > 1:
         encoder, decoder = seq2seq.compiled(folder, device, used)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hfpipe.backends.openvino import loading
+from hfpipe.backends.openvino import loading, tuning
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.process import run_child
 from hfpipe.types import LoadOptions
@@ -73,9 +73,9 @@ def test_a_property_that_is_wrong(tiny_llama_ov):
 @pytest.mark.parametrize("key", loading.EXACT)
 def test_exact_is_three_properties(key):
     options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1, key: loading.EXACT[key]})
-    assert loading.properties(options, "CPU", {"A": "1"}) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
+    assert loading.properties(options, "CPU", tuning.Choice({"A": "1"})) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
     with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
-        loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU", {})
+        loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU")
 
 
 def test_what_this_machine_was_measured_to_run_best_with(tiny_llama_ov, tmp_path, monkeypatch):
@@ -83,10 +83,12 @@ def test_what_this_machine_was_measured_to_run_best_with(tiny_llama_ov, tmp_path
     monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
     folder, size = Path(shutil.copytree(tiny_llama_ov, tmp_path / "exported")), "DYNAMIC_QUANTIZATION_GROUP_SIZE"
     (folder / "hfpipe.json").write_text(f'{{"runtime": {{"{size}": "128"}}}}')
-    loading.keep_tuned(tiny_llama_ov, {size: "64"})
+    for shape in ("chat", "batch"):
+        tuning.keep(tiny_llama_ov, {shape: tuning.Choice({size: "64"}, 1.25)})
     found = runs(folder, {}, {"ov_config": {size: "32"}}, {"exact": True})
-    assert [one["detail"][size] for one in found[::2]] == ["64 (measured on this machine)", "32", "0"]
-    assert [one["detail"][size] for one in found[1::2]] == ["64 (measured on this machine)", "32", "0"]
+    why = "64 (measured on this machine: 1.25 times as fast)"
+    assert [one["detail"][size] for one in found[::2]] == [why, "32", "0"]
+    assert [one["detail"][size] for one in found[1::2]] == [why, "32", "0"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_what_this_machine_was_measured_to_run_best_with(tiny_llama_ov, tmp_path
 def test_a_cpu_quota_bounds_the_threads(monkeypatch, allowed, given, used):
     monkeypatch.setattr(loading.machine, "affinity", lambda: 2)
     monkeypatch.setattr(loading.machine, "processors", lambda: allowed)
-    found, reasons = loading.properties(LoadOptions(ov_config=given), "CPU", {})
+    found, reasons = loading.properties(LoadOptions(ov_config=given), "CPU")
     assert found.get("INFERENCE_NUM_THREADS") == used
     assert reasons.get("INFERENCE_NUM_THREADS") == ("the CPU quota" if used == "1" else None)
 
@@ -160,21 +162,21 @@ def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, t
         get_property=lambda *_: ["NUM_STREAMS"], compile_model=lambda *_: SimpleNamespace(get_property=values.get)
     )
     monkeypatch.setattr(loading.ov, "Core", lambda: core)
-    used, reasons = loading.properties(LoadOptions(), "CPU", {})
+    used, reasons = loading.properties(LoadOptions(), "CPU")
     why = f"{precision} with one thread crashes OpenVINO on this processor"
     assert used == ({"INFERENCE_PRECISION_HINT": "f32"} if needs else {})
     assert reasons == ({"INFERENCE_PRECISION_HINT": why} if needs else {})
     asked = LoadOptions(ov_config={"INFERENCE_PRECISION_HINT": precision})
     if needs:
         with pytest.raises(UsageError, match=f"INFERENCE_PRECISION_HINT={precision} cannot be used here: {why}"):
-            loading.properties(asked, "CPU", {})
+            loading.properties(asked, "CPU")
     else:
-        assert loading.properties(asked, "CPU", {}) == (asked.ov_config, {})
-    assert loading.properties(LoadOptions(exact=True), "CPU", {}) == (loading.EXACT, {})
+        assert loading.properties(asked, "CPU") == (asked.ov_config, {})
+    assert loading.properties(LoadOptions(exact=True), "CPU") == (loading.EXACT, {})
     assert loading.properties(LoadOptions(), "GPU.0", {}) == ({}, {})
     monkeypatch.setattr(loading.machine, "processors", lambda: 8)
     streams = LoadOptions(ov_config={"NUM_STREAMS": 8})
-    assert ("INFERENCE_PRECISION_HINT" in loading.properties(streams, "CPU", {})[0]) == needs
+    assert ("INFERENCE_PRECISION_HINT" in loading.properties(streams, "CPU")[0]) == needs
     monkeypatch.delattr(core, "compile_model")
     assert loading.properties(LoadOptions(), "CPU", {"KV_CACHE_PRECISION": "u8"})[0] == {"KV_CACHE_PRECISION": "u8"}
 

@@ -11,7 +11,7 @@ import torch
 from openvino import opset13 as ops
 
 from hfpipe import models, quality
-from hfpipe.backends.openvino import loading
+from hfpipe.backends.openvino import tuning
 from hfpipe.errors import BackendError, UnsupportedModel, UsageError
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality import score_openvino, score_torch
@@ -116,7 +116,7 @@ def test_a_model_as_a_backend_loads_it(tiny_llama, tiny_llama_ov, reference, opt
 def test_what_this_machine_runs_it_best_with_is_what_is_compared(tiny_llama_ov, reference, monkeypatch):
     with pytest.raises(UsageError, match="OpenVINO on CPU"):
         score(tiny_llama_ov, reference, ov_config={"NO_SUCH": "1"})
-    monkeypatch.setattr(loading, "tuned", lambda *_: {"NO_SUCH": "1"})
+    monkeypatch.setattr(tuning, "known", lambda *_: {"chat": tuning.Choice({"NO_SUCH": "1"})})
     with pytest.raises(UsageError, match="NO_SUCH"):
         score(tiny_llama_ov, reference)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from queue import SimpleQueue
@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.batching import BatchEngine
-from hfpipe.backends.openvino import loading
+from hfpipe.backends.openvino import loading, tuning
 from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
 from hfpipe.machine import available_memory
@@ -56,10 +56,25 @@ class OpenVINOBackend(Engine):
             # The rows of a static batch are computed together, and not to the last bit as alone.
             alone |= options.exact
         with loading.readable(device, folder):
-            used, reasons = loading.properties(options, device, loading.tuned(folder, device))
-            if alone:
-                used = loading.with_compile_cache(folder, device, used, reporter)
-            backend: Self = mode(str(folder), device, used, 1 if alone else options.batch_size)
+
+            def make(choice: tuning.Choice, *, is_kept: bool = True) -> tuple[Any, dict[str, Any], dict[str, str]]:
+                used, reasons = loading.properties(options, device, choice)
+                if alone and is_kept:
+                    used = loading.with_compile_cache(folder, device, used, reporter)
+                return mode(str(folder), device, used, 1 if alone else options.batch_size), used, reasons
+
+            def load(properties: Mapping[str, str]) -> OpenVINOBackend:
+                backend: OpenVINOBackend = make(tuning.Choice(properties), is_kept=False)[0]
+                return backend
+
+            choice = tuning.known(folder, device).get(tuning.shape_of(options), tuning.Choice())
+            backend: Self
+            backend, used, reasons = make(choice)
+            if tuning.is_due(folder, options, device):
+                vocabulary = vocabulary_size(source.config) or tuning.FEW_TOKENS
+                if better := tuning.at_first_load(folder, options, backend, load, vocabulary, reporter):
+                    backend.close()
+                    backend, used, reasons = make(better)
         if isinstance(backend, BatchEngine):
             backend.begin_as(source)
         backend._vocabulary = vocabulary_size(source.config)

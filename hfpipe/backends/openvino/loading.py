@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from openvino import opset13
 from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
+from hfpipe.backends.openvino.tuning import ISA_VARIABLES, Choice, processor
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UsageError
 from hfpipe.models.folder import openvino_models
 from hfpipe.types import LoadOptions, ModelSource, Reporter
@@ -25,14 +25,13 @@ from hfpipe.types import LoadOptions, ModelSource, Reporter
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
-_KEPT_COMPILE_CACHES, _KEPT_TUNINGS = 8, 100
+_KEPT_COMPILE_CACHES = 8
 
 # The flags of processors that have AMX for a precision.
 _AMX = {"bf16": "amx_bf16", "f16": "amx_fp16"}
 # So many processors are two threads at least, also where each core is two of them, unless properties say otherwise.
 _MANY = 8
 _NOT_OF_THREADS = {"INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "CACHE_DIR"}
-_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 # A constant in the model's xml, as OpenVINO writes it.
 _CONSTANT = re.compile(rb'name="([^"]*)" type="Const"[^>]*>\s*<data element_type="(\w+)"[^>]* size="(\d+)"')
@@ -45,10 +44,10 @@ _CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 _BYTES_PER_VALUE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.25}
 
 
-def properties(options: LoadOptions, device: str, tuned: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def properties(options: LoadOptions, device: str, tuned: Choice | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """What the engine is given: the user's ov_config over what is `tuned`, and the exact settings where they are asked
     for. With it, why those were chosen that the user did not set."""
-    given = options.ov_config
+    given, tuned = options.ov_config, tuned or Choice()
     for key, value in given.items():
         # openvino-genai would take these for arguments of its own.
         if key != key.upper() or not key or key == "ATTENTION_BACKEND" or value is None:
@@ -58,9 +57,9 @@ def properties(options: LoadOptions, device: str, tuned: Mapping[str, str]) -> t
             )
         if options.exact and str(value) != EXACT.get(key, str(value)):
             raise UsageError(f"--exact sets {key}={EXACT[key]}; --ov-config {key}={value} contradicts it.")
-    chosen, reasons = dict(EXACT if options.exact else tuned), dict[str, str]()
+    chosen, reasons = dict(EXACT if options.exact else tuned.properties), dict[str, str]()
     if not options.exact:
-        reasons = dict.fromkeys(tuned, "measured on this machine")
+        reasons = dict.fromkeys(tuned.properties, tuned.why)
     if device == "CPU" and machine.processors() < machine.affinity():
         # OpenVINO knows the affinity of the process, and no quota.
         chosen["INFERENCE_NUM_THREADS"] = str(machine.processors())
@@ -76,31 +75,6 @@ def properties(options: LoadOptions, device: str, tuned: Mapping[str, str]) -> t
     return used, {key: why for key, why in reasons.items() if key not in given}
 
 
-def tuned(folder: Path, device: str) -> dict[str, str]:
-    """What this machine was measured to run the model in `folder` best with: what `keep_tuned` was given last."""
-    known: dict[str, str] = {}
-    if device == "CPU":
-        with suppress(OSError, ValueError, HFPipeError):
-            known = json.loads(_tuning(folder).read_text())
-    return known
-
-
-def keep_tuned(folder: Path, properties: Mapping[str, str]) -> None:
-    """Have these properties be used from now on where this machine loads the model in `folder`, or a copy of it."""
-    # A cache that cannot be written costs speed, not the answer.
-    with suppress(OSError, HFPipeError):
-        file = _tuning(folder)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        store.replace_file(file, json.dumps(dict(properties)).encode())
-        store.keep_newest(file.parent, _KEPT_TUNINGS)
-
-
-def _tuning(folder: Path) -> Path:
-    model = [store.digest(file.with_suffix(end)) for file in openvino_models(folder) for end in (".xml", ".bin")]
-    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    return store.cache_root() / "tuning" / store.key_of(model, ov.__version__, processor, machine.processors())
-
-
 def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
     """Why arithmetic in 16 bits would fail on this processor; None where it works.
 
@@ -110,7 +84,7 @@ def _needs_f32(device: str, used: Mapping[str, Any]) -> str | None:
     """
     if device.startswith(("GPU", "NPU")) or str(used.get("INFERENCE_PRECISION_HINT")).lower() == "f32":
         return None
-    allowed = next(filter(None, map(os.environ.get, _ISA_VARIABLES)), "DEFAULT").upper()
+    allowed = next(filter(None, map(os.environ.get, ISA_VARIABLES)), "DEFAULT").upper()
     masked = not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
     flags = "" if machine.processors() >= _MANY and used.keys() <= _NOT_OF_THREADS else _processors()
     crashing = [precision for precision, flag in _AMX.items() if flag in flags]
@@ -210,12 +184,10 @@ def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], repor
     """
     if "CACHE_DIR" in used:
         return dict(used)
-    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    machine_state = [processor, machine.processors(), {name: os.environ.get(name) for name in _ISA_VARIABLES}]
     properties = {key: str(value) for key, value in used.items()}
     try:
         with store.writing(store.cache_root()):
-            key = store.key_of(store.identity(folder), ov.__version__, device, properties, machine_state)
+            key = store.key_of(store.identity(folder), device, properties, *processor())
             place = store.cache_folder(
                 "openvino-compiled", key, model=folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES
             )
