@@ -173,7 +173,7 @@ def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, t
     else:
         assert loading.properties(asked, "CPU") == (asked.ov_config, {})
     assert loading.properties(LoadOptions(exact=True), "CPU") == (loading.EXACT, {})
-    assert loading.properties(LoadOptions(), "GPU.0", {}) == ({}, {})
+    assert loading.properties(LoadOptions(), "GPU.0") == ({}, {})
     monkeypatch.setattr(loading.machine, "processors", lambda: 8)
     streams = LoadOptions(ov_config={"NUM_STREAMS": 8})
     assert ("INFERENCE_PRECISION_HINT" in loading.properties(streams, "CPU")[0]) == needs
