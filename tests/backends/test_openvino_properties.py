@@ -178,7 +178,9 @@ def test_f32_is_chosen_only_where_16_bits_crash(monkeypatch, flags, precision, t
     streams = LoadOptions(ov_config={"NUM_STREAMS": 8})
     assert ("INFERENCE_PRECISION_HINT" in loading.properties(streams, "CPU")[0]) == needs
     monkeypatch.delattr(core, "compile_model")
-    assert loading.properties(LoadOptions(), "CPU", {"KV_CACHE_PRECISION": "u8"})[0] == {"KV_CACHE_PRECISION": "u8"}
+    assert loading.properties(LoadOptions(), "CPU", tuning.Choice({"KV_CACHE_PRECISION": "u8"}))[0] == {
+        "KV_CACHE_PRECISION": "u8"
+    }
 
 
 # What a token takes
