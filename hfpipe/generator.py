@@ -298,7 +298,8 @@ def find_model(reference: str, options: LoadOptions, reporter: Reporter | None =
         return Found(
             import_module("hfpipe.endpoint").find(reference, options), backends.Choice("endpoint", "asked for"), start
         )
-    source = models.resolve(reference, revision=options.revision, allow_pickle=options.allow_pickle, reporter=reporter)
+    revision, pickles = options.revision, options.allow_pickle
+    source = models.resolve(reference, revision=revision, allow_pickle=pickles, reporter=reporter, access=options.hub)
     source = for_task(source, options)
     choice = backends.choose(options.backend, source.format)
     backends.check_options(choice.name, options)

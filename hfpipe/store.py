@@ -29,7 +29,11 @@ ENTRY = ".hfpipe-entry"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 # By what the user can choose; else it is a variable.
-_ELSEWHERE = {"OUTPUT": "choose another output folder", "FILE": "choose another file"}
+_ELSEWHERE = {
+    "OUTPUT": "choose another output folder",
+    "FILE": "choose another file",
+    "cache_dir": "choose another cache_dir",
+}
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 # What a model's answers depend on.
 _WEIGHT_FILES = (".safetensors", ".bin", ".xml")

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 from hfpipe.errors import HFPipeError, UsageError, nearest
 
@@ -108,6 +109,45 @@ class HostedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class HubAccess:
+    """How the Hub is asked for one model, beside what the environment says. With a `token` of False none is sent.
+
+    A pickle has no token: where it is read, that of the environment holds.
+    """
+
+    token: str | Literal[False] | None = field(default=None, repr=False)
+    cache_dir: Path | None = None
+    local_files_only: bool = False
+
+    def __reduce__(self) -> Any:
+        return HubAccess, (False if self.token is False else None, self.cache_dir, self.local_files_only)
+
+
+class ModelArguments(dict[str, Any]):
+    """The arguments of from_pretrained. Those that say how the Hub is asked are `hub` and no items: what shows, sends
+    or stores the items has no token. Raises UsageError for a wrong value, which it does not show of a token."""
+
+    def __init__(self, given: Any = (), hub: HubAccess | None = None) -> None:
+        super().__init__(given)
+        token, older = self.pop("token", None), self.pop("use_auth_token", None)
+        if token is not None and older is not None and token != older:
+            raise UsageError("token and use_auth_token in model_kwargs exclude each other.")
+        token = older if token is None else token
+        if token is not None and not isinstance(token, str | bool):
+            raise UsageError(f"token in model_kwargs must be text or a boolean, not {kind_of(token)}.")
+        if not isinstance(folder := self.pop("cache_dir", None), str | PathLike | None):
+            raise UsageError(f"cache_dir in model_kwargs must be a folder, not {folder!r}.")
+        if not isinstance(local := self.pop("local_files_only", None), bool | None):
+            raise UsageError(f"local_files_only in model_kwargs must be a boolean, not {local!r}.")
+        said = token.strip() or None if isinstance(token, str) else None if token else token
+        cache = Path(folder).expanduser().absolute() if folder else None
+        self.hub = hub or HubAccess(cast(Any, said), cache, bool(local))
+
+    def __reduce__(self) -> Any:
+        return ModelArguments, (dict(self), self.hub)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a model is loaded. None means: the backend's own default.
 
@@ -136,6 +176,10 @@ class LoadOptions:
     prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_kwargs, Mapping):
+            raise UsageError(f"model_kwargs must be a dict of options by name, not {kind_of(self.model_kwargs)}.")
+        if not isinstance(self.model_kwargs, ModelArguments):
+            object.__setattr__(self, "model_kwargs", ModelArguments(self.model_kwargs))
         if self.endpoint is not None and self.backend == "auto":
             object.__setattr__(self, "backend", "endpoint")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
@@ -149,6 +193,11 @@ class LoadOptions:
             raise UsageError(f"hfpipe does not do --task {self.task}.", hint=f"It does {', '.join(TASKS)}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
+
+    @property
+    def hub(self) -> HubAccess:
+        """What `model_kwargs` say of the Hub, with their `token`, `cache_dir` and `local_files_only`."""
+        return cast(ModelArguments, self.model_kwargs).hub
 
 
 _RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {

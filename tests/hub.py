@@ -70,6 +70,7 @@ class LoopbackHub(Loopback):
     `refuse` maps an id to (status, X-Error-Code), for example (403, "GatedRepo"), or to (200, page). Each GET of a file
     of more than 1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed.
     Without `ranges` the Range header counts for nothing. With `pause_s` a file waits so long after its first half.
+    Weights are redirected to the server `store`, as the Hub does, where there is one.
     """
 
     repos: Mapping[str, Path]
@@ -77,6 +78,7 @@ class LoopbackHub(Loopback):
     cuts: list[int] = field(default_factory=list)
     ranges: bool = True
     pause_s: float = 0.0
+    store: str | None = None
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -168,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": self.owner.commit(id),
             "Accept-Ranges": "bytes",
         }
+        if self.owner.store and file.endswith(".safetensors"):
+            linked = {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
+            return self._send(302, b"", {**headers, **linked, "Location": self.owner.store + self.path})
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if not wanted or not self.owner.ranges:
             return self._send(200, data, headers)

@@ -56,6 +56,7 @@ def test_every_number_is_checked():
             for wrong in (-1, [3, -1], "</s>", [True], 2.0)
         ),
         (LoadOptions, {"device": "0", "device_map": "auto"}, "device and device_map exclude each other"),
+        (LoadOptions, {"model_kwargs": [1]}, "model_kwargs must be a dict of options by name, not a list"),
         (LoadOptions, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
         (LoadOptions, {"batch_size": -3}, "batch_size must be at least 1, not -3"),
     ],

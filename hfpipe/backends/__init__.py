@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from hfpipe.backends.base import Backend
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
 from hfpipe.process import silence_openvino_telemetry
-from hfpipe.types import TASKS, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
+from hfpipe.types import TASKS, HubAccess, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
 # Packages name their own backends in this group of entry points: a name, and the class as module:Class.
 GROUP = "hfpipe.backends"
@@ -147,6 +147,12 @@ def check_options(name: str, options: LoadOptions) -> None:
     if not spec(name).formats and options.task not in (None, TASKS[0]):
         raise UnsupportedOption(
             f"The {name} backend cannot do --task {options.task!r}.", hint=f"The one task is {TASKS[0]}."
+        )
+    if not spec(name).formats and options.hub != HubAccess():
+        given = [one.name for one in fields(HubAccess) if getattr(options.hub, one.name) != one.default]
+        raise UnsupportedOption(
+            f"The {name} backend cannot honour {', '.join(given)} in model_kwargs.",
+            hint="Leave it out. The token of a server is set as HFPIPE_ENDPOINT_TOKEN, that of the Hub as HF_TOKEN.",
         )
     default = LoadOptions()
     for field in fields(LoadOptions):

@@ -178,8 +178,9 @@ def tokenize(spec: Spec, source: ModelSource) -> list[Prompt] | None:
 
 
 def _resolve(model: str, spec: Spec, reporter: Reporter) -> ModelSource:
-    revision, pickles = spec.revision(model), spec.loading.allow_pickle
-    return for_task(models.resolve(model, revision=revision, allow_pickle=pickles, reporter=reporter), spec.loading)
+    revision, pickles, access = spec.revision(model), spec.loading.allow_pickle, spec.loading.hub
+    source = models.resolve(model, revision=revision, allow_pickle=pickles, reporter=reporter, access=access)
+    return for_task(source, spec.loading)
 
 
 def _variants(source: ModelSource, spec: Spec) -> Iterator[tuple[str, str | None]]:

@@ -6,7 +6,7 @@ import json as jsonlib
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,7 +89,7 @@ def batch(
                 input,
                 path or _to_stdout(terminal),
                 reporter=terminal,
-                **asdict(loading),
+                **{one.name: getattr(loading, one.name) for one in fields(loading)},
                 **asdict(generation),
                 template=template,
                 variables=variables,

@@ -16,7 +16,7 @@ from typing_extensions import Self, Unpack
 
 from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator, open_generator
-from hfpipe.langchain.compat import SECRETS, STOPS, as_pipeline_kwargs, of_constructor, translated
+from hfpipe.langchain.compat import STOPS, as_pipeline_kwargs, of_constructor, translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -113,9 +113,9 @@ class LoadedModel(BaseModel):
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
-        """The arguments of from_pretrained that the model was loaded with, without secrets."""
+        """The arguments of from_pretrained that the model was loaded with, but for those of the Hub."""
         loading = self.generator.loading
-        return {name: value for name, value in (loading.model_kwargs if loading else {}).items() if name not in SECRETS}
+        return dict(loading.model_kwargs) if loading else {}
 
     @property
     def batch_size(self) -> int:

@@ -78,9 +78,6 @@ OF_TRANSFORMERS = OF_GENERATION | _RENAMED.keys() | _HARMLESS | _REFUSED.keys()
 _EXPORT = "Export with `hfpipe export MODEL --weight-format int8` (or int4), and load that folder."
 # Of from_pretrained: what hfpipe has another way for.
 _NOT_OF_LOADING = {
-    "cache_dir": "Set HF_HUB_CACHE (or HF_HOME) before Python starts.",
-    **dict.fromkeys(("token", "use_auth_token"), "Set HF_TOKEN, or log in with `hf auth login`."),
-    "local_files_only": "Set HF_HUB_OFFLINE=1 before Python starts.",
     "force_download": "`hfpipe models rm NAME` removes the copy in the cache.",
     "proxies": "Set HTTPS_PROXY.",
     "subfolder": "Name the folder itself as the model.",
@@ -94,8 +91,7 @@ _NOT_OF_OPENVINO = {
     "attn_implementation": "OpenVINO has its own attention: leave it out.",
 }
 # Values that ask for what hfpipe does anyway: it exports where that is needed, and loads in little memory.
-_OF_COURSE = {"use_safetensors": (None, True), **dict.fromkeys(("token", "use_auth_token"), (None, True, False))}
-SECRETS = ("token", "use_auth_token")
+_OF_COURSE = {"use_safetensors": (None, True)}
 # Of loading: what model_kwargs may hold beside the arguments of from_pretrained, and what pipeline_kwargs may not.
 _OF_LOADING = ("device", "ov_config", "trust_remote_code", "revision", "batch_size")
 _MISPLACED = frozenset(("model", "model_kwargs", "generator", "pipeline", "reporter"))
@@ -146,8 +142,10 @@ def as_pipeline_kwargs(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise UsageError(f"{name} must be a dict of options by name, not {value!r}.")
+    # The keys of a dict, whose values may be secret.
+    wrong = [key for key in value if not isinstance(key, str)] if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping) or wrong:
+        raise UsageError(f"{name} must be a dict of options by name, not {wrong!r}.")
     return dict(value)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hfpipe import store
 from hfpipe.errors import ModelError, ModelNotFound, UsageError, nearest
-from hfpipe.types import ModelSource, Reporter, Silent
+from hfpipe.types import HubAccess, ModelSource, Reporter, Silent
 
 __all__ = ["known_names", "resolve"]
 
@@ -23,11 +23,17 @@ _GGUF = "gguf-1"
 
 
 def resolve(
-    reference: str, *, revision: str | None = None, allow_pickle: bool = False, reporter: Reporter | None = None
+    reference: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    reporter: Reporter | None = None,
+    access: HubAccess | None = None,
 ) -> ModelSource:
     """The model that `reference` names, ready to be loaded from a local folder.
 
-    A folder or file that exists wins over any other meaning. `revision` is a branch, tag or commit of a Hub model.
+    A folder or file that exists wins over any other meaning. `revision` is a branch, tag or commit of a Hub model,
+    and `access` how the Hub is asked for it.
     Raises ModelError, or one of its kinds, and UsageError for a revision of what has none.
     """
     # Late, since names are completed without it.
@@ -56,7 +62,7 @@ def resolve(
     if is_hub_id(reference):
         from hfpipe.models import hub
 
-        return hub.resolve(reference, revision, allow_pickle, reporter)
+        return hub.resolve(reference, revision, allow_pickle, reporter, access or HubAccess())
     raise _not_a_model(reference)
 
 
@@ -72,11 +78,11 @@ def _has_form_of_hub_id(reference: str) -> bool:
     return ".." not in reference and "--" not in reference and reference[-1] not in "-."
 
 
-def known_names() -> list[str]:
+def known_names(cache: Path | None = None) -> list[str]:
     """Names that work without a download of the whole: the built-in ones, then the Hub models in the cache."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE)
+    cache = cache or Path(constants.HF_HUB_CACHE)
     entries = os.listdir(cache) if cache.is_dir() else []
     cached = (name.removeprefix("models--").replace("--", "/") for name in entries if name.startswith("models--"))
     return [*BUILT_IN, *sorted(cached)]

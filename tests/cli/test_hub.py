@@ -30,6 +30,15 @@ def test_a_hub_model_runs_as_written_and_then_offline(hub):
     assert (offline.code, offline.out, offline.err) == (0, b"hi\n", b"")
 
 
+@pytest.mark.parametrize("command", [("run", "org/name", "hi"), ("batch", "in.txt", "-m", "org/name")])
+def test_a_cache_dir_among_the_arguments_of_from_pretrained(hub, tmp_path, command):
+    (tmp_path / "in.txt").write_text("hi\n")
+    args = (*command, "-b", "echo", "-t", "raw", "--model-kwarg", "cache_dir=cache")
+    assert run_hfpipe(*args, env=hub.env, cwd=tmp_path).code == 0
+    assert (tmp_path / "cache" / "models--org--name").is_dir()
+    assert not (tmp_path / "hf").exists()
+
+
 def test_a_sharded_model_comes_with_a_bar_on_a_terminal(hub):
     args = ("run", "org/name", "hi", "-b", "echo", "-t", "raw")
     ended = run_hfpipe(*args, env=hub.env, tty="stderr")

@@ -402,9 +402,7 @@ def test_arguments_of_loading_reach_the_model(tiny_gpt2: Path, name: str, as_tex
 @pytest.mark.parametrize(
     ("backend", "kwargs", "said"),
     [
-        ("default", {"cache_dir": "/x"}, "cache_dir in model_kwargs is not supported.\nSet HF_HUB_CACHE"),
-        ("default", {"token": "hf_secret"}, "token in model_kwargs is not supported.\nSet HF_TOKEN"),
-        ("default", {"local_files_only": True}, "local_files_only in model_kwargs is not supported.\nSet HF_HUB_OFF"),
+        ("default", {"proxies": {"https": "x"}}, "proxies in model_kwargs is not supported.\nSet HTTPS_PROXY"),
         ("default", {"load_in_8bit": True}, "load_in_8bit in model_kwargs.*BitsAndBytesConfig"),
         ("default", {"use_safetensors": False}, "use_safetensors in model_kwargs.*allow_pickle=True"),
         ("default", {"revision": "v2"}, "has no revisions"),
@@ -417,9 +415,8 @@ def test_arguments_of_loading_reach_the_model(tiny_gpt2: Path, name: str, as_tex
 def test_an_argument_of_loading_that_is_not_honoured_is_refused(
     tiny_gpt2: Path, backend: str, kwargs: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"(?s){said}") as raised:
+    with pytest.raises(UsageError, match=f"(?s){said}"):
         HFPipe.from_model_id(str(tiny_gpt2), "text-generation", backend=backend, model_kwargs=kwargs)
-    assert "hf_secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_an_openvino_repository(hub, ask, repos):
 
 def test_what_huggingface_hub_downloads_itself_is_counted(ask, repos, monkeypatch):
     """As files behind Xet are."""
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: SimpleNamespace(etag=None))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, token: SimpleNamespace(etag=None))
     found = ask("gpt2")
     size = (repos["gpt2"] / "model.safetensors").stat().st_size
     assert Path(found["folder"], "model.safetensors").stat().st_size == size

@@ -23,7 +23,7 @@ _OWN_CACHE = ("recurrent_gemma",)
 _SDPA = "leave --attn out: sdpa, the default, is a part of torch."
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Of from_pretrained: what hfpipe itself decides.
-_OURS = ("local_files_only", "output_loading_info", "trust_remote_code", "use_safetensors")
+_OURS = ("output_loading_info", "trust_remote_code", "use_safetensors")
 
 
 def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Any:
