@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -98,6 +99,7 @@ def resolve(
         except (httpx.HTTPError, OSError) as error:
             if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
                 raise
+            _forget(error)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             hint = "Run it again to go on where it stopped."
             raise DownloadError(f"The download of {reference} was cut off: {reason}", hint=hint) from error
@@ -244,8 +246,16 @@ def _from_cache(repo: _Repository, allow_pickle: bool, reporter: Reporter, error
     return source
 
 
+def _forget(error: BaseException | None) -> None:
+    """Clear the variables of the frames that raised `error`: headers are among them, and some tools show them all."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _translated(repo: _Repository, error: Exception) -> HFPipeError:
     """huggingface_hub's words as one line and the next step."""
+    _forget(error)
     reference, revision, access = repo.reference, repo.revision, repo.access
     page, known = f"{constants.ENDPOINT}/{reference}", nearest(reference, known_names(repo.cache))
     cache = f"the cache {access.cache_dir}" if access.cache_dir else "the cache"

@@ -164,6 +164,30 @@ def test_no_error_and_no_traceback_shows_the_token(hub: LoopbackHub, caplog: pyt
             assert SECRET not in text + caplog.text
 
 
+def failed(model: str, access: HubAccess) -> HFPipeError:
+    """The error of a model, whose traceback begins here."""
+    try:
+        resolve(model, access=access)
+    except HFPipeError as error:
+        return error
+    raise AssertionError(model)
+
+
+@pytest.mark.parametrize("token", [SECRET, None])
+@pytest.mark.parametrize("model", ["org/private", "gpt2"])
+def test_no_traceback_with_the_values_of_all_variables_shows_a_token(
+    hub: LoopbackHub, token: str | None, model: str
+) -> None:
+    hub.cuts[:] = [1500, 0, 0, 0]
+    shown = "".join(
+        traceback.TracebackException.from_exception(failed(model, HubAccess(token)), capture_locals=True).format()
+    )
+    assert f"reference = {model!r}" in shown
+    assert SECRET not in shown
+    assert OF_THE_ENVIRONMENT not in shown
+    assert tokens(hub) == {token or OF_THE_ENVIRONMENT}
+
+
 def test_a_token_that_does_not_help_is_what_the_error_names(hub: LoopbackHub) -> None:
     with pytest.raises(AccessDenied) as raised:
         HFPipe("org/private", model_kwargs={"token": SECRET})
