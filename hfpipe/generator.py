@@ -289,8 +289,11 @@ def open_generator(reference: str, options: LoadOptions, reporter: Reporter | No
     return load_generator(find_model(reference, options, reporter), options, reporter)
 
 
-def find_model(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> Found:
-    """Find the model and choose the backend, before anything heavy is imported."""
+def find_model(
+    reference: str, options: LoadOptions, reporter: Reporter | None = None, *, resumed: str | None = None
+) -> Found:
+    """Find the model and choose the backend, before anything heavy is imported. Where two would do, it is the one that
+    answers are `resumed` with."""
     start = time.perf_counter()
     if options.backend != "auto":
         backends.check_options(options.backend, options)
@@ -301,7 +304,7 @@ def find_model(reference: str, options: LoadOptions, reporter: Reporter | None =
     revision, pickles = options.revision, options.allow_pickle
     source = models.resolve(reference, revision=revision, allow_pickle=pickles, reporter=reporter, access=options.hub)
     source = for_task(source, options)
-    choice = backends.choose(options.backend, source.format)
+    choice = backends.choose(options, source, reporter or Silent(), resumed=resumed)
     backends.check_options(choice.name, options)
     return Found(source, choice, start)
 

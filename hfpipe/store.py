@@ -345,6 +345,25 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
 
+def first_time(about: str, model: str) -> bool:
+    """Whether nobody was told of this for this model before. Raises OSError where that cannot be kept."""
+    place = cache_root() / "told"
+    place.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), (place / key_of(about, model)).open("x"):
+        keep_newest(place, _KEPT_DIGESTS)
+        return True
+    return False
+
+
+def has(kind: str, model: str) -> bool:
+    """Whether a folder of `kind` in the cache is of the model that the user calls so."""
+    for file in cache_root().glob(f"{kind}/[!.]*/{ENTRY}"):
+        with suppress(OSError, ValueError):
+            if json.loads(file.read_text(encoding="utf-8")).get("model") == model:
+                return True
+    return False
+
+
 def size_of(folder: Path) -> int:
     """The bytes of the files in a folder and below it. Raises FileNotFoundError where they are being removed."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

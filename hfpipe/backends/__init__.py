@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from hfpipe.backends.base import Backend
+from hfpipe.backends.openvino import optimum_cli
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
 from hfpipe.process import silence_openvino_telemetry
 from hfpipe.types import TASKS, HubAccess, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
@@ -66,25 +68,35 @@ _OF_OTHER_MEDIA = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The chosen backend and, for --stats, why."""
 
     name: str
     why: str
 
 
-def choose(requested: str, model_format: ModelFormat) -> Choice:
-    """The backend for a model of `model_format`; `requested` is its name or "auto"."""
-    if requested == "auto":
-        name = "openvino" if model_format == "openvino" else "torch"
-        return Choice(name, f"the folder holds {'an OpenVINO' if name == 'openvino' else 'a transformers'} model")
-    if model_format not in spec(requested).formats:
+def choose(options: LoadOptions, source: ModelSource, reporter: Reporter, *, resumed: str | None = None) -> Choice:
+    """The backend for a model, where `options` name none: OpenVINO for an OpenVINO folder, and on a CPU for a model of
+    which the cache has an export in its own precision; else torch. Answers that are `resumed` keep their backend."""
+    requested = options.backend
+    if requested != "auto":
+        check_format(requested, source.format)
+        return Choice(requested, "asked for")
+    if source.format == "openvino":
+        return Choice("openvino", "the folder holds an OpenVINO model")
+    on_cpu = options.device in (None, "-1", "cpu") and honours("openvino", options)
+    if resumed == "openvino" or (resumed is None and on_cpu and optimum_cli.is_exported(source, options, reporter)):
+        return Choice("openvino", "its OpenVINO export is in the cache")
+    return Choice("torch", "the folder holds a transformers model")
+
+
+def check_format(name: str, model_format: ModelFormat) -> None:
+    """Raise UnsupportedModel where the backend `name` does not run models of this format."""
+    if model_format not in spec(name).formats:
         raise UnsupportedModel(
-            f"The {requested} backend does not run {model_format} models.",
+            f"The {name} backend does not run {model_format} models.",
             hint="Leave --backend out to have the fitting one chosen.",
         )
-    return Choice(requested, "asked for")
 
 
 def spec(name: str) -> Spec:
@@ -139,6 +151,15 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
         if _OTHER_TASKS.search(architecture):
             raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)
     return engine(name).load(source, options, reporter or Silent())
+
+
+def honours(name: str, options: LoadOptions) -> bool:
+    """Whether the backend `name` can honour all options that are set."""
+    try:
+        check_options(name, options)
+    except UnsupportedOption:
+        return False
+    return True
 
 
 def check_options(name: str, options: LoadOptions) -> None:

@@ -162,11 +162,13 @@ class _Job:
         first = next(todo, None)
         form = self.options.get("format") or recognized(first, self.name)
         todo = chain([first] if first else [], todo)
-        found = None if self.generator else find_model(self.model, self.loading, self.reporter)
+        restart, found = self.options.get("restart", False), None
+        if not self.generator:
+            resumed = manifest.backend_of(self.output) if self.output and not restart else None
+            found = find_model(self.model, self.loading, self.reporter, resumed=resumed)
         settings = self._prepare(found, form)
         retry, journal = self.options.get("retry_errors"), None
         if self.output:
-            restart = self.options.get("restart", False)
             journal = stack.enter_context(Journal(self.output, settings, self.form, restart=restart))
             todo = journal.resume(todo)
             self.summary.existing = journal.count
@@ -268,7 +270,8 @@ class _Job:
         with ExitStack() as stack, self.output.open("rb") as written:
             chosen = answered(self._lines(stack), written, self.form, count)
         loading = replace(self.loading, exact=True, batch_size=1)
-        llm = self._llm(find_model(self.model, loading, self.reporter), loading)
+        found = find_model(self.model, loading, self.reporter, resumed=manifest.backend_of(self.output))
+        llm = self._llm(found, loading)
         self.reporter.stage(f"Answering {len(chosen)} records alone and exactly")
         self.summary.parity = compare(chosen, self.ask, llm)
         self.reporter.stage(None)

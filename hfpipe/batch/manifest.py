@@ -138,12 +138,9 @@ class Manifest:
 
     def _settings(self) -> dict[str, Any]:
         with self.path.open("rb") as file:
-            line = file.readline()
-        self._start = len(line)
-        with suppress(ValueError):
-            match json.loads(line):
-                case {"version": int(version), "settings": dict(settings)} if version == _VERSION:
-                    return settings
+            self._start = len(file.readline())
+        if settings := _saved(self.path):
+            return settings
         raise HFPipeError(
             f"{self._output} cannot be resumed: this version of hfpipe has no manifest of it in {self.path.name}.",
             hint=RESTART,
@@ -166,6 +163,22 @@ class Manifest:
         wanted = self._start + min(count, (size - self._start) // ENTRY) * ENTRY
         if size != wanted:
             os.ftruncate(self.descriptor, wanted)
+
+
+def backend_of(output: Path) -> str | None:
+    """The backend that the results of `output` are of; None where there are none."""
+    with suppress(OSError):
+        return (_saved(manifest_path(output)) or {}).get("backend")
+    return None
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    """The settings in a manifest of this version."""
+    with path.open("rb") as file, suppress(ValueError):
+        match json.loads(file.readline()):
+            case {"version": int(version), "settings": dict(settings)} if version == _VERSION:
+                return settings
+    return None
 
 
 def manifest_path(output: Path) -> Path:

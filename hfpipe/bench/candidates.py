@@ -86,7 +86,7 @@ def candidates(spec: Spec, report: Report, references: References | None, report
             check_room(source, spec.workload.prompt_tokens or 0, spec.workload.new_tokens)
             if source.folder not in tokenized:
                 tokenized[source.folder] = tokenize(spec, source)
-            backends.choose(backend, source.format)
+            backends.check_format(backend, source.format)
             loaded = source
             if weight_format:
                 label = f"{row.name} ({number} of {total})"

@@ -6,18 +6,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hfpipe import backends, store
 from hfpipe.cli import options as o
 from hfpipe.cli.startup import load_pipe, silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, tell
-from hfpipe.errors import UsageError
+from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.text.templates import Conversation, PromptTemplate, Template, parse_template, prompt_template
-from hfpipe.types import GenerationOptions, LoadOptions, Timing, Usage
+from hfpipe.types import GenerationOptions, LoadOptions, ModelSource, Timing, Usage
 
 if TYPE_CHECKING:
     from hfpipe.generator import TextGenerator
@@ -90,6 +92,20 @@ def run(
         terminal.note(_why_cut(measured["usage"], generator))
     if stats:
         tell(columns(as_rows(measured)))
+    if backend == "auto" and isinstance(generator.source, ModelSource) and generator.info.name == "torch":
+        _advise(generator.source, replace(loading, backend="openvino"), terminal)
+
+
+def _advise(source: ModelSource, loading: LoadOptions, terminal: Terminal) -> None:
+    """Say once for each model what would be faster on a CPU."""
+    if loading.device in (None, "-1", "cpu") and backends.honours("openvino", loading) and terminal.is_seen:
+        with suppress(HFPipeError, OSError):
+            if store.first_time("openvino", source.reference):
+                name = source.reference
+                terminal.note(
+                    f"OpenVINO is usually faster on a CPU. Run once with --backend openvino to export {name}; "
+                    "later runs then use the export."
+                )
 
 
 def _model_and_prompt(

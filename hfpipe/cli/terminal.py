@@ -88,6 +88,11 @@ class Terminal(AbstractContextManager["Terminal"]):
     def __exit__(self, *_: object) -> None:
         self.hold_still()
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether a person reads the notes, in a terminal."""
+        return self._draws
+
     def hold_still(self) -> None:
         """Draw nothing that moves from now on."""
         self._moves = False

@@ -1,15 +1,16 @@
 """Which backend runs a model, and what is said of options that it cannot honour."""
 
 import importlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from hfpipe import backends
+from hfpipe import backends, models, store
+from hfpipe.backends.openvino import optimum_cli
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError
-from hfpipe.types import LoadOptions, ModelSource
+from hfpipe.types import LoadOptions, ModelSource, Silent
 
 # A value other than the default for each option that a backend may not honour.
 SET = {
@@ -35,19 +36,57 @@ def source(*, architectures: tuple[str, ...] = ("LlamaForCausalLM",), **config: 
     return ModelSource("the/model", Path("nowhere"), "transformers", config, {}, None)
 
 
+def choose(name: str, model: ModelSource | None = None, resumed: str | None = None, **options: object):
+    return backends.choose(LoadOptions(name, **options), model or source(), Silent(), resumed=resumed)
+
+
 def test_what_is_chosen():
     """By auto for the format; else what is asked for, where it runs the format."""
-    assert backends.choose("auto", "openvino") == backends.Choice("openvino", "the folder holds an OpenVINO model")
-    assert backends.choose("auto", "transformers") == backends.Choice("torch", "the folder holds a transformers model")
+    folder = "the folder holds"
+    assert choose("auto", replace(source(), format="openvino")) == ("openvino", f"{folder} an OpenVINO model")
+    assert choose("auto") == ("torch", f"{folder} a transformers model")
     for name, spec in backends.BACKENDS.items():
         for model_format in spec.formats:
-            assert backends.choose(name, model_format) == backends.Choice(name, "asked for")
+            assert choose(name, replace(source(), format=model_format)) == (name, "asked for")
     with pytest.raises(UnsupportedModel, match="torch backend does not run openvino models") as raised:
-        backends.choose("torch", "openvino")
+        choose("torch", replace(source(), format="openvino"))
     assert "--backend" in raised.value.hint
 
 
-@pytest.mark.parametrize("call", [lambda: backends.choose("troch", "openvino"), lambda: backends.spec("troch")])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "openvino"),
+        ({"device": "-1"}, "openvino"),
+        ({"ov_config": {"NUM_STREAMS": "1"}}, "openvino"),
+        ({"exact": True}, "torch"),
+        ({"trust_remote_code": True}, "torch"),
+        ({"device": "0"}, "torch"),
+        ({"device_map": "auto"}, "torch"),
+        ({"dtype": "float32"}, "torch"),
+        ({"resumed": "torch"}, "torch"),
+    ],
+)
+def test_auto_runs_on_the_export_in_the_cache(tiny_llama, tmp_path, monkeypatch, options, name):
+    """On a CPU, where it can honour all options, and where it is the export that --backend openvino would use."""
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(optimum_cli, "run_export", lambda *_, **__: None)
+    model = replace(models.resolve(str(tiny_llama)), config={"dtype": "float16"})
+    assert choose("auto", model) == ("torch", "the folder holds a transformers model")
+    optimum_cli.own_export(model, LoadOptions(), Silent())
+    assert choose("auto", model, **options)[0] == name
+    monkeypatch.setattr(store, "identity", lambda *_, **__: "other weights")
+    assert choose("auto", model)[0] == "torch"
+
+
+def test_answers_that_are_resumed_keep_their_backend(tmp_path, monkeypatch):
+    """Also where the export has gone from the cache: it is made again."""
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path))
+    assert choose("auto", resumed="openvino")[0] == "openvino"
+    assert choose("auto", resumed="torch")[0] == "torch"
+
+
+@pytest.mark.parametrize("call", [lambda: choose("troch"), lambda: backends.spec("troch")])
 def test_an_unknown_name_lists_the_known(call):
     with pytest.raises(UsageError) as raised:
         call()
@@ -158,18 +197,18 @@ def parrot(tmp_path, monkeypatch) -> None:
 
 
 def test_a_backend_of_another_package(parrot):
-    assert backends.choose("parrot", "transformers") == backends.Choice("parrot", "asked for")
+    assert choose("parrot") == ("parrot", "asked for")
     assert backends.versions("parrot") == {"hfpipe-parrot": "1.5"}
     assert backends.load("parrot", source(), LoadOptions(device="-1")).name == "parrot"
     with pytest.raises(UnsupportedModel, match="parrot backend does not run openvino models"):
-        backends.choose("parrot", "openvino")
+        choose("parrot", replace(source(), format="openvino"))
     with pytest.raises(UnsupportedOption, match="parrot backend cannot honour --dtype"):
         backends.load("parrot", source(), LoadOptions(dtype="float32"))
     with pytest.raises(UsageError, match="known are auto, torch, openvino, echo, endpoint, parrot, broken") as raised:
         backends.spec("parot")
     assert raised.value.hint == "Did you mean 'parrot'?"
     with pytest.raises(BackendError, match="broken backend needs the package hfpipe_parrot_missing"):
-        backends.choose("broken", "transformers")
+        choose("broken")
 
 
 def test_other_packages_are_not_looked_at_for_a_backend_of_hfpipe(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from hfpipe import backends
 from hfpipe.backends.base import Backend
-from hfpipe.backends.openvino.loading import model_folder
+from hfpipe.backends.openvino.optimum_cli import own_export
 from hfpipe.sampling import end_token_ids
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import LoadOptions, Sampling, Silent, TokenRequest
@@ -166,4 +166,4 @@ def test_the_real_model_agrees_everywhere(smollm2):
         requests = requests_for(prompts, REAL_TOKENS, end_token_ids(smollm2.generation_config))
         with backends.load(engine, smollm2, LoadOptions(**options)) as backend:
             assert answers(backend, requests) == dict(zip("012", expected, strict=True)), options
-    assert model_folder(smollm2, LoadOptions(exact=True), Silent()).name.endswith("fp32")
+    assert own_export(smollm2, LoadOptions(exact=True), Silent()).name.endswith("fp32")

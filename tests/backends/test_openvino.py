@@ -12,7 +12,7 @@ import pytest
 
 from hfpipe import models
 from hfpipe.backends.base import Backend
-from hfpipe.backends.openvino import decoding, loading
+from hfpipe.backends.openvino import decoding, loading, optimum_cli
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory
 from hfpipe.types import LoadOptions, Silent, TokenEvent, TokenRequest
 from tests import tiny
@@ -165,7 +165,7 @@ def test_a_request_that_the_engine_does_not_take(monkeypatch, tiny_llama_ov, mod
 def test_a_transformers_folder_is_exported_once(tiny_llama, tiny_llama_ov):
     """tiny_llama_ov is that export."""
     reporter = Recorder()
-    assert loading.model_folder(models.resolve(str(tiny_llama)), LoadOptions(), reporter) == tiny_llama_ov
+    assert optimum_cli.own_export(models.resolve(str(tiny_llama)), LoadOptions(), reporter) == tiny_llama_ov
     assert reporter.notes == []
     with load(tiny_llama, 1) as backend:
         assert works(backend)
@@ -186,9 +186,9 @@ def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, ow
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "dtype": own}))
     asked = []
-    monkeypatch.setattr(loading, "run_export", lambda source, command, **more: asked.append(command))
+    monkeypatch.setattr(optimum_cli, "run_export", lambda source, command, **more: asked.append(command))
     reporter = Recorder()
-    folder = loading.model_folder(models.resolve(str(copy)), LoadOptions(exact=exact), reporter)
+    folder = optimum_cli.own_export(models.resolve(str(copy)), LoadOptions(exact=exact), reporter)
     assert [command[command.index("--weight-format") + 1] for command in asked] == [dtype]
     assert folder.name.endswith(dtype)
     assert f"({dtype}), once" in reporter.notes[0]
@@ -196,10 +196,10 @@ def test_the_precision_of_an_export(monkeypatch, cache, tiny_llama, tmp_path, ow
 
 def test_a_changed_model_is_exported_anew(monkeypatch, cache, tiny_llama, tmp_path):
     copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
-    monkeypatch.setattr(loading, "run_export", lambda *arguments, **more: None)
+    monkeypatch.setattr(optimum_cli, "run_export", lambda *arguments, **more: None)
 
     def folder() -> Path:
-        return loading.model_folder(models.resolve(str(copy)), LoadOptions(), Silent())
+        return optimum_cli.own_export(models.resolve(str(copy)), LoadOptions(), Silent())
 
     first = folder()
     assert folder() == first

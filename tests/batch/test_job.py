@@ -10,6 +10,7 @@ from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
 import hfpipe
+from hfpipe.backends.openvino import optimum_cli
 from hfpipe.batch.formats import recognized
 from hfpipe.batch.lines import Line
 from hfpipe.batch.order import TooManyErrors
@@ -343,6 +344,18 @@ def test_a_run_resumes_from_any_byte(model, source, output):
         existing = cut(output, share)
         summary = batch(model, source, output)
         assert (summary.answered, summary.existing, output.read_bytes()) == (9 - existing, existing, whole)
+
+
+def test_a_run_resumes_on_the_backend_that_started_it(tiny_gpt2, tmp_path, output, monkeypatch):
+    """Also where --backend auto would now choose the export that was made meanwhile."""
+    source = write(tmp_path / "q.jsonl", *[{"prompt": f"{number}"} for number in range(4)])
+    options = {"backend": "auto", "max_tokens": 2, "temperature": 0}
+    batch(tiny_gpt2, source, output, **options)
+    whole = output.read_bytes()
+    cut(output, 0.6)
+    monkeypatch.setattr(optimum_cli, "is_exported", lambda *_: True)
+    batch(tiny_gpt2, source, output, **options)
+    assert output.read_bytes() == whole
 
 
 def test_restart_keeps_the_old_results_aside(model, source, output):

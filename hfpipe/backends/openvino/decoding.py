@@ -21,6 +21,7 @@ from typing_extensions import Self
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.batching import BatchEngine
 from hfpipe.backends.openvino import loading, tuning
+from hfpipe.backends.openvino.optimum_cli import own_export
 from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
 from hfpipe.errors import BackendError, HFPipeError, OutOfMemory
 from hfpipe.machine import available_memory
@@ -47,7 +48,7 @@ class OpenVINOBackend(Engine):
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, reporter: Reporter) -> Self:
         device = loading.check_device(options.device, reporter)
-        folder = loading.model_folder(source, options, reporter)
+        folder = own_export(source, options, reporter)
         alone = options.batch_size == 1
         mode: type[Any] = SingleBackend if alone else PagedBackend
         if source.is_encoder_decoder:

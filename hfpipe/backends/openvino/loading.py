@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from openvino import opset13
 
 from hfpipe import machine, schema, store
 from hfpipe.backends.base import as_backend_error
-from hfpipe.backends.openvino.optimum_cli import EXPORTERS, export_command, own_format, run_export
 from hfpipe.backends.openvino.tuning import ISA_VARIABLES, Choice, processor
 from hfpipe.errors import BackendError, HFPipeError, ModelError, UsageError
 from hfpipe.models.folder import openvino_models
-from hfpipe.types import LoadOptions, ModelSource, Reporter
+from hfpipe.types import LoadOptions, Reporter
 
 # The settings with which greedy answers equal torch's in float32, whatever else is in flight.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -195,24 +193,6 @@ def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], repor
         reporter.note(f"{error.message} The model is compiled at each start, which takes longer. {error.hint}")
         return dict(used)
     return {"CACHE_DIR": str(place), **used}
-
-
-def model_folder(source: ModelSource, options: LoadOptions, reporter: Reporter) -> Path:
-    """The folder of the OpenVINO model: the source's own, or an export of it that is made once and kept."""
-    if source.format == "openvino":
-        return source.folder
-    dtype = "fp32" if options.exact else own_format(source)
-
-    def export(folder: Path) -> None:
-        reporter.note(f"Exporting {source.reference} for OpenVINO ({dtype}), once; the result is kept.")
-        # Text goes in as token ids, which tokenizer.json gives.
-        more = ["--disable-convert-tokenizer"]
-        command = export_command(source, folder, dtype, trust_remote_code=options.trust_remote_code, more=more)
-        run_export(source, command, reporter=reporter)
-
-    versions = {package: version(package) for package in EXPORTERS}
-    key = store.key_of(store.identity(source.folder, reporter=reporter), dtype, options.trust_remote_code, versions)
-    return store.build_once("openvino", f"{key}-{dtype}", export, model=source.reference, form=dtype, reporter=reporter)
 
 
 def weight_shares(folder: Path) -> dict[str, float]:
