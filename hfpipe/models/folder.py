@@ -126,7 +126,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return max(value, _stretched(config))
-    nested = config.get("text_config")
+    nested = config.get("text_config") or config.get("decoder")
     return context_length(nested) if isinstance(nested, Mapping) else None
 
 

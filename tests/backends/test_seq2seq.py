@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.generation import logits_process
 
 from hfpipe import models
@@ -114,6 +114,50 @@ def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
         assert completion.usage.completion_tokens == limit - 1
         (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
         assert isinstance(completion.error, ContextLengthError)
+
+
+_SMALL = {"vocab_size": tiny.VOCABULARY, "pad_token_id": 0, "eos_token_id": tiny.END, "decoder_start_token_id": 1}
+_BERT = {
+    "model_type": "bert",
+    **dict.fromkeys(("hidden_size", "intermediate_size"), 48),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 2),
+    "vocab_size": tiny.VOCABULARY,
+    "initializer_range": 0.5,
+    "max_position_embeddings": 96,
+}
+_T5 = {"d_model": 48, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3}
+_FFN = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+_LED = {
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 3),
+}
+_PROPHET = {f"num_{name}": value for name, value in _LED.items()}
+# Those with a way of their own to attend, to count positions, or to be put together; with the context of each.
+OTHERS = {
+    "encoder-decoder": ({"encoder": _BERT, "decoder": _BERT | {"is_decoder": True, "add_cross_attention": True}}, 96),
+    "led": ({"d_model": 48, "attention_window": 16, "init_std": 0.8, **_LED, **_FFN}, None),
+    "longt5": ({"local_radius": 8, "initializer_factor": 5.0, **_T5}, None),
+    "prophetnet": ({"hidden_size": 48, "max_position_embeddings": 96, "init_std": 0.8, **_PROPHET, **_FFN}, 96),
+    "switch_transformers": ({"num_experts": 2, "initializer_factor": 5.0, **_T5}, None),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_answer_as_in_transformers(tmp_path, kind):
+    given, context = OTHERS[kind]
+    config = AutoConfig.for_model(kind, **given, **_SMALL)
+    tiny.save_model(tmp_path, config, seed=3)
+    assert models.resolve(str(tmp_path)).context_length == context
+    prompts = [tuple(range(4, 4 + length)) for length in (40, 7, 23, 40)]
+    requests = [TokenRequest(str(i), ids, 9, ENDS) for i, ids in enumerate(prompts)]
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    with load("torch", tmp_path, batch_size=4) as backend:
+        found = answers(backend, requests)
+    for request in requests:
+        ids = torch.tensor([request.token_ids])
+        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": 9}
+        assert found[request.id] == model.generate(ids, attention_mask=torch.ones_like(ids), **greedy)[0, 1:].tolist()
+    assert found["0"] != found["1"] != found["2"]
 
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
