@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,24 +146,27 @@ def results(
 
 
 def _while_reachable(answers: Iterable[tuple[int, Completion]]) -> Iterator[tuple[int, Completion]]:
-    """The answers, but for those that a server did not give as it was unavailable: they wait for one that it gives, and
-    that shows that the fault was theirs. Raises the error of a server that gives none."""
+    """The answers, but for those that a server did not give as it was unavailable: they wait for one that it begins
+    later, and that shows that the fault was theirs. Raises the error of a server that begins none."""
     waiting: list[tuple[int, Completion]] = []
     down: HFPipeError | None = None
-    not_begun = 0
+    not_begun, since = 0, 0.0
     for index, answer in answers:
         error = answer.error
         if isinstance(error, AccessDenied | ModelNotFound):
             raise error
-        waiting.append((index, answer))
         if isinstance(error, ServerUnavailable):
+            waiting.append((index, answer))
+            since = since if down else time.perf_counter()
             down = error
             not_begun += not answer.text
             if not_begun == _NOT_BEGUN:
                 raise error
-        # A wrong record says nothing of the server.
-        elif not isinstance(error, UsageError):
-            down, not_begun = None, 0
+        else:
+            yield index, answer
+            # Neither a wrong record nor an answer that had begun says what the server does now.
+            if not isinstance(error, UsageError) and not (answer.timing and answer.timing.first_token < since):
+                down, not_begun = None, 0
         if down is None or len(waiting) == _HELD:
             yield from waiting
             waiting.clear()

@@ -24,7 +24,7 @@ from hfpipe.errors import (
 )
 from hfpipe.generator import FailedRequest
 from hfpipe.text.templates import PromptTemplate, parse_template
-from hfpipe.types import Completion, GenerationOptions, Usage
+from hfpipe.types import Completion, GenerationOptions, Timing, Usage
 
 FORM = Format(frozenset({"question"}))
 FAILURES = {
@@ -226,7 +226,8 @@ def served(*said):
     def stream(requests):
         for index, (_, one) in enumerate(zip(requests, said, strict=False)):
             text, error = one if isinstance(one, tuple) else (one, None)
-            yield index, Completion("", text, "error" if error else "stop", error=error)
+            timing = Timing(0, 0, 0) if text == "begun" else None
+            yield index, Completion("", text, "error" if error else "stop", timing=timing, error=error)
 
     written = []
     try:
@@ -258,6 +259,10 @@ def test_a_model_that_no_request_can_reach_ends_the_batch_at_once(error):
         ([GONE, GONE, BROKEN, GONE, GONE, "a"], ["Gone.", "Gone.", "Broke.", "Gone.", "Gone.", None], None),
         # Nothing that the server said is between them.
         ([WRONG, GONE, WRONG, GONE, WRONG, GONE, "a"], ["Wrong."], "Gone."),
+        # In flight as it went away, and answered all the same.
+        (["a", GONE, "begun", GONE, "begun", GONE], [None], "Gone."),
+        (["a", GONE, "begun", GONE, "b"], [None, "Gone.", None, "Gone.", None], None),
+        (["begun", "begun"], [None, None], None),
         # Nothing came after it.
         ([GONE], [], "Gone."),
         (["a", WRONG, GONE, WRONG], [None, "Wrong."], "Gone."),
