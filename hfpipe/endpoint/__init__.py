@@ -26,6 +26,7 @@ from hfpipe.endpoint.server import Server
 from hfpipe.errors import BackendError, HFPipeError, ServerUnavailable, UnsupportedOption, UsageError
 from hfpipe.generator import FailedRequest, TextGenerator, open_generator
 from hfpipe.process import start_thread
+from hfpipe.sampling import resolve_sampling
 from hfpipe.text.decoder import StopScanner
 from hfpipe.text.templates import Conversation
 from hfpipe.types import BackendInfo, HostedModel, LoadOptions, TextEvent, TextRequest, Timing
@@ -129,8 +130,9 @@ class Endpoint(TextGenerator):
 
     async def _answer(self, request: TextRequest, tell: Callable[[TextEvent], None]) -> None:
         """Tell the events of an answer as they come. Raises an HFPipeError."""
-        if request.options.do_sample is False:
-            request = replace(request, options=replace(request.options, temperature=0.0))
+        if request.options.do_sample is not None:
+            temperature = resolve_sampling(request.options, self.source.generation_config).temperature
+            request = replace(request, options=replace(request.options, temperature=temperature))
         start, options = time.perf_counter(), request.options
         path = CHAT if isinstance(request.prompt, Conversation) else TEXT
         own = await self._own(request, path)
@@ -178,14 +180,14 @@ class Endpoint(TextGenerator):
                 hint="Use --template chat, or name a server with --endpoint URL.",
             )
         own = own_options(request)
-        taken = await self._server.takes(path) if own else frozenset[str]()
+        taken = await self._server.takes(path) if own else {}
         for name in own.keys() - taken:
             if not is_off(name, own[name]):
                 raise UnsupportedOption(
                     f"{self._server.name} cannot honour {meaning(name)}.",
                     hint="Leave it out: the server's openapi.json does not say that it takes that.",
                 )
-        return {name: own[name] for name in own.keys() & taken}
+        return {taken[name]: own[name] for name in own.keys() & taken}
 
     def _translated(self, error: Exception) -> HFPipeError:
         """Without the traceback of the loop, whose values are what the server sent."""

@@ -30,6 +30,8 @@ _OWN = {
     "add_generation_prompt": "a last message of the assistant, to be continued",
     "add_special_tokens": "add_special_tokens=False",
 }
+# What llama.cpp's server takes of them, which publishes no openapi.json: by their names here, its names.
+_LLAMA_CPP = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
 # OpenAI's own limit; some servers refuse more. All of them are looked for here anyway.
 _MOST_STOPS = 4
 # Some servers' words for the same.
@@ -161,6 +163,15 @@ def meaning(name: str) -> str:
     return _OWN[name]
 
 
+def names_of_llama_cpp(models: Any) -> Mapping[str, str]:
+    """By the names of `own_options`, what llama.cpp's server calls those that it takes; empty where it is not that
+    which lists these `models`."""
+    match models:
+        case {"data": [{"owned_by": "llamacpp"}, *_]}:
+            return _LLAMA_CPP
+    return {}
+
+
 def is_off(name: str, value: Any) -> bool:
     """Whether one of `own_options` asks for nothing."""
     return bool(value == getattr(Sampling(), name, None))
@@ -175,11 +186,14 @@ def is_empty(prompt: str) -> bool:
 
 def body(model: str, request: TextRequest, seed: int | None, own: Mapping[str, Any]) -> dict[str, Any]:
     """What is posted to CHAT for a conversation, and to TEXT for other prompts; `own` are those of `own_options` that
-    the server takes."""
+    the server takes, by its names."""
     options, prompt = request.options, request.prompt
     asked = {"messages": list(prompt.messages)} if isinstance(prompt, Conversation) else {"prompt": prompt}
     given = {name: value for name in _PLAIN if (value := getattr(options, name)) is not None}
     given |= own
+    if "repeat_penalty" in own:
+        # Over the whole text, and not the last 64 tokens.
+        given["repeat_last_n"] = -1
     if seed is not None:
         given["seed"] = seed
     if options.stop:

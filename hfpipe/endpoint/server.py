@@ -18,7 +18,16 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from hfpipe.endpoint.address import TOKEN, Address
-from hfpipe.endpoint.protocol import CHAT, DONE, EventReader, Part, message_of, part, schema_properties
+from hfpipe.endpoint.protocol import (
+    CHAT,
+    DONE,
+    EventReader,
+    Part,
+    message_of,
+    names_of_llama_cpp,
+    part,
+    schema_properties,
+)
 from hfpipe.errors import (
     AccessDenied,
     BackendError,
@@ -84,7 +93,7 @@ class Server:
             raise BackendError(
                 f"{self.name} cannot be asked with the proxies and certificates as set.", hint=hint
             ) from error
-        self._takes: dict[str, frozenset[str]] = {}
+        self._takes: dict[str, Mapping[str, str]] = {}
 
     async def parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """What is posted to `path` answered, up to its end or where it breaks off. Raises an HFPipeError."""
@@ -106,11 +115,13 @@ class Server:
         finally:
             await response.aclose()
 
-    async def takes(self, path: str) -> frozenset[str]:
-        """What a request may hold, by the server's openapi.json; nothing where it has none. Raises BackendError where
-        the server cannot be asked."""
+    async def takes(self, path: str) -> Mapping[str, str]:
+        """What a request may hold beside the plain protocol, with the server's names for it, by its openapi.json;
+        nothing where it has none and is not llama.cpp's. Raises BackendError where the server cannot be asked."""
         if path not in self._takes:
-            self._takes[path] = schema_properties(await self._retried(lambda: self._get("/openapi.json")), path)
+            properties = schema_properties(await self._retried(lambda: self._get("/openapi.json")), path)
+            names = {name: name for name in properties}
+            self._takes[path] = names or names_of_llama_cpp(await self._retried(lambda: self._get("models")))
         return self._takes[path]
 
     async def aclose(self) -> None:

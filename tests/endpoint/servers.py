@@ -28,10 +28,12 @@ Fault = Callable[["Handler"], None]
 @dataclass
 class LoopbackServer(Loopback):
     """`asked` are the paths and headers of what was posted, `bodies` its JSON. `own` are options beside the plain
-    protocol that its openapi.json has. With `ignores_stops` it answers past stop strings; an event waits `pause_s`."""
+    protocol that its openapi.json has, and `owned_by` what it calls itself. With `ignores_stops` it answers past stop
+    strings; an event waits `pause_s`."""
 
     faults: list[Fault | None] = field(default_factory=list)
     own: Mapping[str, str] | None = None
+    owned_by: str = "made"
     ignores_stops: bool = False
     counts: bool = True
     pause_s: float = 0.0
@@ -83,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         self.owner.got.append(self.path)
         path = self.path.partition("?")[0]
         if path == "/v1/models":
-            return self.json({"object": "list", "data": [{"id": name} for name in self.owner.models]})
+            listed = [{"id": name, "owned_by": self.owner.owned_by} for name in self.owner.models]
+            return self.json({"object": "list", "data": listed})
         if path == "/openapi.json" and self.owner.own is not None:
             return self.json(openapi(self.owner.own))
         return self.json({"error": {"message": "Not Found"}}, 404)

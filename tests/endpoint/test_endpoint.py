@@ -222,6 +222,45 @@ def test_an_option_that_is_off_asks_for_nothing(server, load):
     assert {"min_p", "repetition_penalty"}.isdisjoint(server.bodies[-1])
 
 
+@pytest.mark.parametrize("template", ["chat", "raw"])
+def test_llama_cpp_is_known_by_what_it_says_and_asked_by_its_names(server, template):
+    """Its server publishes no openapi.json."""
+    server.owned_by = "llamacpp"
+    llm = hfpipe.load(MODEL, endpoint=server.url, template=template)
+    assert llm.invoke("a b", top_k=4, min_p=0.0, repetition_penalty=1.1, seed=7) == "a b"
+    sent = server.bodies[-1]
+    assert (sent["top_k"], sent["min_p"], sent["seed"]) == (4, 0, 7)
+    # Of all tokens, as elsewhere; by itself it looks at the last 64.
+    assert (sent["repeat_penalty"], sent["repeat_last_n"]) == (1.1, -1)
+    assert "repetition_penalty" not in sent
+    llm.invoke("a b", top_k=5)
+    assert "repeat_last_n" not in server.bodies[-1]
+    assert server.got == ["/openapi.json", "/v1/models"], "asked once"
+    with pytest.raises(UnsupportedOption, match="cannot honour eos_token_id"):
+        llm.invoke("a b", eos_token_id=3)
+    server.owned_by = "someone"
+    with pytest.raises(UnsupportedOption, match="cannot honour top_k"):
+        hfpipe.load(MODEL, endpoint=server.url, template=template).invoke("a b", top_k=5)
+
+
+def test_do_sample_says_whether_an_answer_is_drawn(server, load):
+    """Left out, it is the server's default."""
+
+    def sent(**options):
+        (answer,) = load().generate([TextRequest("1", "a", GenerationOptions(**options))])
+        assert answer.error is None
+        body = server.bodies[-1]
+        assert body.get("seed") == answer.seed
+        return body.get("temperature"), answer.seed is not None
+
+    assert sent() == (None, False)
+    assert sent(do_sample=True) == (1.0, True)
+    assert sent(do_sample=True, temperature=0.5) == (0.5, True)
+    assert sent(do_sample=True, temperature=0) == (0, False)
+    assert sent(do_sample=False) == (0, False)
+    assert sent(do_sample=False, temperature=0.5) == (0, False)
+
+
 def test_leaving_a_stream_ends_its_connections(server, load):
     server.pause_s = 0.02
     stream = load().stream([TextRequest(str(i), "a b c " * 500) for i in range(3)])
