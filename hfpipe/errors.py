@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ class HFPipeError(Exception):
     """Every error that a user can meet. A traceback shows the message, the details and the hint.
 
     Args:
-        message: What is wrong, in one line.
+        message: What is wrong, in one line. Here and in the hint an option has its name of the command line,
+            --target-lang, which a traceback shows as the keyword argument, target_lang.
         hint: What to do about it.
         details: Lines that help to find out more.
 
@@ -51,8 +53,8 @@ class HFPipeError(Exception):
         self.details = tuple(details)
 
     def __str__(self) -> str:
-        """The hint too, so that a traceback shows it."""
-        return "\n".join([self.message, *self.details, *([self.hint] if self.hint else [])])
+        """As Python shows it: with the hint, and with options named as keyword arguments."""
+        return "\n".join([_in_python(self.message), *self.details, *([_in_python(self.hint)] if self.hint else [])])
 
     def as_data(self) -> dict[str, Any]:
         """The error as values of JSON, for another process."""
@@ -108,6 +110,23 @@ class ServerUnavailable(BackendError): ...
 
 
 class OutOfMemory(BackendError): ...
+
+
+# An option in a message; not in a command, which has `backticks`.
+_OPTION = re.compile(r"`[^`]*`|(?P<aside> \(--?[a-z][a-z-]*\))|(?<![^\s(])--(?P<name>[a-z][a-z-]*)")
+_KEYWORDS = {"model_kwarg": "model_kwargs", "var": "variables"}
+
+
+def _in_python(text: str) -> str:
+    """A message with the names of keyword arguments, and without options in parentheses: words before them say it."""
+
+    def keyword(found: re.Match[str]) -> str:
+        if found["aside"]:
+            return ""
+        name = (found["name"] or "").replace("-", "_")
+        return _KEYWORDS.get(name, name) or found[0]
+
+    return _OPTION.sub(keyword, text)
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -159,7 +159,7 @@ def _death(code: int, what: str, lines: Sequence[str]) -> ConversionError:
         reason = f"it crashed with {signal.Signals(-code).name}"
     else:
         reason = said.pop() if said else f"exit status {code}"
-    hint = "--verbose or HFPIPE_DEBUG=1 shows more."
+    hint = "HFPIPE_DEBUG=1 (--verbose) shows more."
     return ConversionError(f"{what} failed: {reason}", details=said[-_SHOWN_LINES:], hint=hint)
 
 

@@ -269,7 +269,7 @@ def recognized(first: Line | None, name: str) -> str:
     elif content == b"{":
         hint = "Convert it: jq -c . writes each object in one line."
     else:
-        hint = "For plain text with one prompt a line, use --format text (format='text')."
+        hint = "For plain text with one prompt a line, use --format text."
     raise UsageError(f"{name} is not JSON lines: its first line is not a JSON object.", hint=hint)
 
 

@@ -25,7 +25,7 @@ from hfpipe.text.templates import PromptTemplate
 from hfpipe.types import BackendInfo, GenerationOptions, HostedModel, LoadOptions, ModelSource
 
 ENTRY = 8
-RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
+RESTART = "--restart starts over, and keeps the old file under another name."
 _LOST = bytes(ENTRY)
 _VERSION = 2
 _SHORT = 80

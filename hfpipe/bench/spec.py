@@ -112,7 +112,7 @@ class Spec:
         if self.repeats < 1:
             raise UsageError(f"repeats (--repeats) must be at least 1, not {self.repeats}.")
         if not self.quality and (self.texts or self.reference):
-            raise UsageError("--no-quality cannot be combined with --text or --reference.")
+            raise UsageError("quality=False (--no-quality) cannot be combined with --text or --reference.")
         for name in self.weight_formats:
             if name not in WEIGHT_FORMATS:
                 hint = nearest(name, WEIGHT_FORMATS) or f"Available: {', '.join(WEIGHT_FORMATS)}."

@@ -194,7 +194,7 @@ class Endpoint(TextGenerator):
         if isinstance(error, asyncio.TimeoutError):
             return BackendError(
                 f"{self._server.name} did not finish the answer in {self._timeout_s:g} s.",
-                hint="Ask for fewer tokens (-n), or give it longer (--timeout).",
+                hint="Ask for fewer tokens (-n), or give it a longer --timeout.",
             )
         return as_backend_error(error).with_traceback(None)
 

@@ -193,7 +193,7 @@ class Server:
         if status == _TOO_MANY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             hint = "Try again later; the server's log may say more."
             if status == _TOO_MANY:
-                hint = "Try again later, or ask for less at once (--batch-size)."
+                hint = "Try again later, or with a smaller --batch-size."
             # Some servers fail so for what is wrong with one request.
             kind_of = Retryable if status == httpx.codes.INTERNAL_SERVER_ERROR else Unavailable
             return kind_of(message, hint=hint, wait_s=wait_s)

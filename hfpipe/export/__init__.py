@@ -80,7 +80,7 @@ class ExportOptions:
             self._refuse("calibration text, which --data-free leaves out", *_OF_TEXT)
         for word in self.extra:
             if named := _RESERVED.match(word):
-                raise UsageError(f"{named[0]} is set by hfpipe and cannot be given after --.")
+                raise UsageError(f"`{named[0]}` is set by hfpipe and cannot be given after --.")
 
     def _refuse(self, needed: str, *names: str) -> None:
         for name in names:

@@ -93,7 +93,7 @@ def _not_a_model(reference: str) -> ModelNotFound:
         return ModelNotFound("The name of the model is empty.", hint=_FORMS)
     name, _, revision = reference.partition("@")
     if revision and _has_form_of_hub_id(name):
-        return ModelNotFound(f"{reference} is not a model's name.", hint=f"Write {name} --revision {revision}")
+        return ModelNotFound(f"{reference} is not a model's name.", hint=f"Write {name}, and --revision {revision}")
     if reference.startswith(("./", "../", "/", "~")) or reference.lower().endswith(".gguf"):
         return ModelNotFound(f"There is no folder or file {reference}.", hint=nearest(reference, known_names()))
     return ModelNotFound(f"{reference!r} is neither a folder nor the name of a model.", hint=_FORMS)

@@ -194,7 +194,7 @@ def prompt_template(
 
         chat = ChatTemplate(sources[name], tokenizer.special_tokens, model)
     elif sources and (template is None or template.kind == "chat"):
-        hint = "Choose one by its name (--chat-template-name)."
+        hint = "Choose one by its name with --chat-template-name."
         raise TemplateError(f"{model} has several chat templates: {known}.", hint=hint)
     return PromptTemplate(template or parse_template("chat" if chat else plain), model, chat, system, variables or {})
 

@@ -65,4 +65,4 @@ def test_what_the_exporter_says(found, case):
 def test_the_hint_is_the_next_step(found):
     assert found["code of its own"][2].startswith("--trust-remote-code")
     assert found["too new"][2].startswith("--backend torch")
-    assert found["an option"][2].startswith("optimum-cli export openvino --help")
+    assert found["an option"][2].startswith("`optimum-cli export openvino --help`")

@@ -74,7 +74,7 @@ def test_a_property_that_is_wrong(tiny_llama_ov):
 def test_exact_is_three_properties(key):
     options = LoadOptions(exact=True, ov_config={"NUM_STREAMS": 1, key: loading.EXACT[key]})
     assert loading.properties(options, "CPU", tuning.Choice({"A": "1"})) == ({"NUM_STREAMS": 1, **loading.EXACT}, {})
-    with pytest.raises(UsageError, match=f"--exact sets {key}={loading.EXACT[key]}; --ov-config {key}=64"):
+    with pytest.raises(UsageError, match=f"exact sets {key}={loading.EXACT[key]}; ov_config {key}=64"):
         loading.properties(LoadOptions(exact=True, ov_config={key: 64}), "CPU")
 
 

@@ -426,16 +426,16 @@ WRONG = [
     ({"attn": "paged|sdpa"}, "Unknown attention 'paged|sdpa'"),
     ({"attn": "xformers"}, "no attention of xformers.\nsdpa took its place"),
     ({"model_kwargs": {"attn_implementation": "xformers"}}, "no attention of xformers.\nsdpa took its place"),
-    ({"exact": True, "dtype": "bf16"}, "--exact computes in float32; the dtype bf16"),
-    ({"exact": True, "model_kwargs": {"torch_dtype": "bfloat16"}}, "--exact computes in float32; the dtype bfloat16"),
+    ({"exact": True, "dtype": "bf16"}, "exact computes in float32; the dtype bf16"),
+    ({"exact": True, "model_kwargs": {"torch_dtype": "bfloat16"}}, "exact computes in float32; the dtype bfloat16"),
     ({"model_kwargs": {"banana": 1}}, "banana in model_kwargs.*unexpected keyword argument 'banana'"),
     ({"model_kwargs": {"dtype": "banana"}}, "dtype in model_kwargs"),
     ({"model_kwargs": {"use_safetensors": False}}, "model_kwargs cannot set use_safetensors"),
     ({"model_kwargs": {"trust_remote_code": True}}, "model_kwargs cannot set trust_remote_code"),
-    ({"dtype": "fp32", "model_kwargs": {"torch_dtype": "float16"}}, "--dtype and dtype in model_kwargs"),
-    ({"attn": "sdpa", "model_kwargs": {"attn_implementation": "eager"}}, "--attn and attn_implementation"),
-    ({"device": "cpu", "model_kwargs": {"device_map": "auto"}}, "--device and device_map in model_kwargs"),
-    ({"device_map": "cpu", "model_kwargs": {"device_map": "auto"}}, "--device-map and device_map in model_kwargs"),
+    ({"dtype": "fp32", "model_kwargs": {"torch_dtype": "float16"}}, "dtype and dtype in model_kwargs"),
+    ({"attn": "sdpa", "model_kwargs": {"attn_implementation": "eager"}}, "attn and attn_implementation"),
+    ({"device": "cpu", "model_kwargs": {"device_map": "auto"}}, "device and device_map in model_kwargs"),
+    ({"device_map": "cpu", "model_kwargs": {"device_map": "auto"}}, "device_map and device_map in model_kwargs"),
 ]
 
 

@@ -147,7 +147,7 @@ def test_options_that_are_wrong(plain, source, tmp_path, options, said, hint):
 @pytest.mark.parametrize(
     ("input", "output", "said"),
     [
-        ("q.jsonl", None, r"needs an output file \(--output\)\.$"),
+        ("q.jsonl", None, r"needs an output file\.$"),
         ("-", "out", r"needs an input file that can be read twice: stdin is not one\.$"),
     ],
 )

@@ -169,7 +169,7 @@ def test_more_errors_than_are_allowed_end_it_after_their_results(allowed, come):
     made = results(source, max_errors=allowed)
     assert len(list(itertools.islice(made, come))) == come
     if allowed < 3:
-        with pytest.raises(TooManyErrors, match=f"--max-errors is {allowed}") as caught:
+        with pytest.raises(TooManyErrors, match=f"max_errors is {allowed}") as caught:
             next(made)
         assert caught.value.exit_code == 3
 

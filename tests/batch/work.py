@@ -9,7 +9,7 @@ from hfpipe.batch.lines import Lines, open_input
 from hfpipe.types import Completion, Usage
 
 FORM = Format(frozenset({"question"}))
-RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
+RESTART = "--restart starts over, and keeps the old file under another name."
 SETTINGS = {"model": "echo", "temperature": 0.5, "stop": ["\n"]}
 
 

@@ -102,9 +102,9 @@ def test_it_is_compared_with_an_engine_of_this_machine(server, tiny_llama):
 
 
 def test_what_it_cannot_honour_is_refused(server):
-    with pytest.raises(UnsupportedOption, match="The endpoint backend cannot honour --exact"):
+    with pytest.raises(UnsupportedOption, match="The endpoint backend cannot honour exact"):
         rows("endpoint", endpoint=server.url, exact=True)
-    with pytest.raises(UnsupportedOption, match="The torch backend cannot honour --endpoint"):
+    with pytest.raises(UnsupportedOption, match="The torch backend cannot honour endpoint"):
         rows("torch", endpoint=server.url)
 
 

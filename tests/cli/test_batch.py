@@ -8,7 +8,7 @@ import pytest
 import hfpipe
 from tests.cli.shell import run_hfpipe
 
-RESTART = "--restart (restart=True) starts over, and keeps the old file under another name."
+RESTART = "--restart starts over, and keeps the old file under another name."
 
 
 def batch(model, *args, **settings):

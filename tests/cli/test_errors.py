@@ -88,7 +88,7 @@ def test_a_wrong_value_from_the_environment_says_so(plain_model):
         ("org/name", "org/name is not in the cache, and HF_HUB_OFFLINE forbids", "Unset HF_HUB_OFFLINE"),
         ("./nowhere", "There is no folder or file ./nowhere.", ""),
         ("nowhere.gguf", "There is no folder or file nowhere.gguf.", ""),
-        ("gpt2@main", "gpt2@main is not a model's name.", "Write gpt2 --revision main"),
+        ("gpt2@main", "gpt2@main is not a model's name.", "Write gpt2, and --revision main"),
         ("", "The name of the model is empty.", "A model is a folder"),
         ("a b", "'a b' is neither a folder nor the name of a model.", "A model is a folder"),
     ],

@@ -187,7 +187,7 @@ def test_a_plan_writes_nothing(tiny_llama, tmp_path):
     [
         (["--weight-format", "int4", "--group-size", "128"], "Group size 128 does not divide 96, the width"),
         (["--weight-format", "int4", "--group-size", "big"], "'big' must be a number or auto."),
-        (["--", "--model", "x"], "--model is set by hfpipe and cannot be given after --."),
+        (["--", "--model", "x"], "`--model` is set by hfpipe and cannot be given after --."),
     ],
 )
 def test_wrong_usage(tiny_llama, tmp_path, args, error):

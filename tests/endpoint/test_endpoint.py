@@ -320,12 +320,12 @@ def test_the_first_text_is_not_held_back(server, load):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"top_k": 4}, r"top_k \(--top-k\)"),
+        ({"top_k": 4}, "top_k"),
         ({"eos_token_id": 4}, "eos_token_id"),
         ({"max_length": 64}, "max_length, which counts"),
-        ({"min_p": 0.1}, r"min_p \(--min-p\)"),
+        ({"min_p": 0.1}, "min_p"),
         ({"repetition_penalty": 1.2}, "repetition_penalty"),
-        ({"variables": {"enable_thinking": "false"}}, r"variables of the chat template \(--var\)"),
+        ({"variables": {"enable_thinking": "false"}}, "variables of the chat template"),
     ],
 )
 def test_what_the_server_does_not_say_that_it_takes_is_refused_by_name(server, options, named):
@@ -357,11 +357,10 @@ def test_what_no_endpoint_can_honour_is_refused_by_name(server):
         {"revision": "main"},
     ):
         (name,) = options
-        flag = "--" + name.replace("_", "-")
-        with pytest.raises(UnsupportedOption, match=f"The endpoint backend cannot honour {flag}"):
+        with pytest.raises(UnsupportedOption, match=f"The endpoint backend cannot honour {name}"):
             hfpipe.load(MODEL, endpoint=server.url, **options)
-    with pytest.raises(UnsupportedOption, match="The torch backend cannot honour --endpoint"):
+    with pytest.raises(UnsupportedOption, match="The torch backend cannot honour endpoint"):
         hfpipe.load(MODEL, endpoint=server.url, backend="torch")
-    with pytest.raises(UnsupportedOption, match="--chat-template-name"):
+    with pytest.raises(UnsupportedOption, match="chat_template_name"):
         hfpipe.load(MODEL, endpoint=server.url, chat_template_name="tool_use").invoke("hi")
     assert server.asked == []

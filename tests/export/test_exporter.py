@@ -398,5 +398,5 @@ def test_an_export_in_python(model, children):
     assert (report.made, report.verified, report.warnings) == (True, True, ())
     with pytest.raises(TypeError, match="bits"):
         hfpipe.export(model, bits=4)
-    with pytest.raises(UsageError, match="--awq needs --weight-format int4"):
+    with pytest.raises(UsageError, match="awq needs weight_format int4"):
         hfpipe.export(model, awq=True)

@@ -409,7 +409,7 @@ def test_arguments_of_loading_reach_the_model(tiny_gpt2: Path, name: str, as_tex
         ("default", {"no_such": 1}, "cannot load the model with no_such in model_kwargs"),
         ("openvino", {"quantization_config": {"bits": 4}}, "quantization_config in .*hfpipe export MODEL"),
         ("openvino", {"torch_dtype": "float16"}, "torch_dtype in model_kwargs.*INFERENCE_PRECISION_HINT"),
-        ("openvino", {"no_such": 1}, "openvino backend cannot honour --model-kwarg no_such"),
+        ("openvino", {"no_such": 1}, "openvino backend cannot honour model_kwargs no_such"),
     ],
 )
 def test_an_argument_of_loading_that_is_not_honoured_is_refused(
@@ -475,7 +475,7 @@ def test_options_of_loading_are_honoured_wherever_they_stand(tiny_gpt2: Path) ->
         HFPipe(tiny_gpt2, device_map={"": "cpu"}, model_kwargs={"device_map": "auto"})
     with pytest.raises(UsageError, match="must be"):
         HFPipe(tiny_gpt2, device_map={"": "cpu"}, model_kwargs="x")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="openvino backend cannot honour --model-kwarg device_map"):
+    with pytest.raises(UsageError, match="openvino backend cannot honour model_kwargs device_map"):
         HFPipe(tiny_gpt2, backend="openvino", device_map={"": "cpu"})
 
 

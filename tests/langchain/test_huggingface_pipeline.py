@@ -187,7 +187,7 @@ def test_a_device_that_is_not_here_is_a_clear_error() -> None:
     import openvino
 
     if "GPU" not in openvino.Core().available_devices:
-        with pytest.raises(BackendError, match=r"Device 'GPU' not found. Available: CPU.*\nLeave --device out"):
+        with pytest.raises(BackendError, match=r"Device 'GPU' not found. Available: CPU.*\nLeave device out"):
             HFPipe.from_model_id("gpt2", "text-generation", backend="openvino", model_kwargs={"device": "GPU"})
     with pytest.raises(UsageError, match="device and device_map exclude each other"):
         HFPipe.from_model_id("gpt2", "text-generation", device=0, device_map="auto")

@@ -84,7 +84,7 @@ def test_odd_names_are_refused_before_anything_is_asked(reference):
 def test_a_revision_in_the_name():
     with pytest.raises(ModelNotFound) as caught:
         resolve("gpt2@main")
-    assert caught.value.hint == "Write gpt2 --revision main"
+    assert caught.value.hint == "Write gpt2, and --revision main"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "model.bin"])

@@ -71,7 +71,7 @@ def test_a_model_of_one_task_does_that(tiny_seq2seq, tmp_path):
     assert source.generation_config["min_length"] == 5
     # Less the token that its decoder starts with.
     assert source.generation_config["max_new_tokens"] == 19
-    with pytest.raises(UnsupportedOption, match="cannot do --task translation") as raised:
+    with pytest.raises(UnsupportedOption, match="cannot do task translation") as raised:
         for_task(models.resolve(str(folder)), LoadOptions(task="translation"))
     assert raised.value.hint == "It can do text2text-generation, summarization."
 
@@ -79,9 +79,9 @@ def test_a_model_of_one_task_does_that(tiny_seq2seq, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "message", "hint"),
     [
-        ("t5", {"task": "text-generation"}, "cannot do --task text-generation", "It can do text2text-generation, su"),
-        ("marian", {"task": "summarization"}, "cannot do --task summarization", "It can do translation, text2text-g"),
-        ("pegasus", {"task": "translation"}, "cannot do --task translation", "It can do summarization, text2text-g"),
+        ("t5", {"task": "text-generation"}, "cannot do task text-generation", "It can do text2text-generation, su"),
+        ("marian", {"task": "summarization"}, "cannot do task summarization", "It can do translation, text2text-g"),
+        ("pegasus", {"task": "translation"}, "cannot do task translation", "It can do summarization, text2text-g"),
         ("t5", {"task": "translation"}, "from an unnamed language to an unnamed one", "en to de"),
         ("t5", {"task": "translation_en_to_fr"}, "does not translate from en to fr", "en to de"),
         ("t5", {"task": "translation_en_to_de", "target_lang": "fr"}, "contradict each other", None),
@@ -95,7 +95,7 @@ def test_a_task_that_a_model_does_not_have(asked, kind, options, message, hint):
 
 @pytest.mark.parametrize("task", ["summarization", "translation", "text2text-generation"])
 def test_a_decoder_only_model_generates_text(tiny_gpt2, task):
-    with pytest.raises(UnsupportedOption, match=f"cannot do --task {task}") as raised:
+    with pytest.raises(UnsupportedOption, match=f"cannot do task {task}") as raised:
         for_task(models.resolve(str(tiny_gpt2)), LoadOptions(task=task))
     assert raised.value.hint == "It can do text-generation."
     source = for_task(models.resolve(str(tiny_gpt2)), LoadOptions(target_lang="de"))

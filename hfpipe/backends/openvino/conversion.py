@@ -79,7 +79,7 @@ def _first_line(error: Exception) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"optimum-cli: {message}.", hint="optimum-cli export openvino --help lists its options.")
+        raise UsageError(f"optimum-cli: {message}.", hint="`optimum-cli export openvino --help` lists its options.")
 
 
 def _check_exportable(options: argparse.Namespace) -> None:
