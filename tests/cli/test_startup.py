@@ -1,9 +1,14 @@
 """Starting without what is not needed takes nothing away."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from hfpipe.cli import startup
 
 SCRIPT = """
 import gc, json, sys
@@ -31,3 +36,29 @@ def test_what_is_left_out_is_not_missed(tiny_gpt2: Path) -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     answer = hfpipe.load(str(tiny_gpt2), exact=True, max_tokens=12).invoke("The cat")
     assert json.loads(printed.splitlines()[-1]) == [True, [], answer, [2.0, 2.0], True]
+
+
+@pytest.mark.parametrize(
+    ("others", "processors", "own", "policy"),
+    [
+        ((1, 1), 2, 2, "PASSIVE"),
+        ((0, 1), 2, 2, None),
+        ((1, 0), 2, 2, None),
+        ((1, 1), 2, 1, None),
+        ((36, 40), 64, 8, None),
+        ((60, 60), 64, 8, "PASSIVE"),
+    ],
+)
+def test_torchs_threads_do_not_spin_on_a_busy_machine(monkeypatch, others, processors, own, policy):
+    """Where others have run at both looks, and there are not enough processors for them and for this process."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(own))
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(startup, "_AT_IMPORT", others[0])
+    monkeypatch.setattr(startup, "_others", lambda: others[1])
+    startup.silence(verbose=True)
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+    startup.silence(verbose=True)
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
