@@ -186,7 +186,9 @@ class Generator(TextGenerator):
         if options.eos_token_id is not None:
             ends = end_token_ids({"eos_token_id": options.eos_token_id}) | self._special_stops(self._stops)
         ends = ends | self._special_stops(options.stop) if options.stop else ends
-        longest = min(longest, limit - before) - forced
+        # LED takes long prompts, and no long answers.
+        room = min(limit, source.config.get("max_decoder_position_embeddings") or limit) - before
+        longest = min(longest, room) - forced
         sampling = resolve_sampling(options, preferred)
         return TokenRequest(request_id, token_ids, longest, ends, sampling, self.decoder_ids)
 

@@ -26,7 +26,10 @@ _OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".xml")
 # What another tool reads: the same weights once more, or an adapter beside them.
 _DUPLICATES = ("consolidated", "adapter_")
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length"),
+    "max_encoder_position_embeddings",
+)
 _POINTER = b"version https://git-lfs"
 _MERGE = "Merge the adapter with its base model first (peft: merge_and_unload)."
 

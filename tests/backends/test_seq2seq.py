@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hfpipe import models
 from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino.loading import EXACT
 from hfpipe.errors import ContextLengthError, UnsupportedModel
-from hfpipe.generator import open_generator
+from hfpipe.generator import Generator, open_generator
 from hfpipe.sampling import Rules
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, TextRequest, TokenRequest
@@ -112,6 +113,10 @@ def test_prompt_and_answer_have_the_context_each(tiny_seq2seq):
         (completion,) = generator.generate([TextRequest("a", "x" * 80, GenerationOptions(max_tokens=500))])
         assert completion.usage.prompt_tokens > 40
         assert completion.usage.completion_tokens == limit - 1
+        source = replace(generator.source, config={**generator.source.config, "max_decoder_position_embeddings": 20})
+        led = Generator(generator.backend, generator.tokenizer, source)
+        (completion,) = led.generate([TextRequest("a", "x" * 80, GenerationOptions(max_tokens=500))])
+        assert completion.usage.completion_tokens == 19
         (completion,) = generator.generate([TextRequest("a", "xyz " * 80)])
         assert isinstance(completion.error, ContextLengthError)
 
@@ -135,7 +140,7 @@ _PROPHET = {f"num_{name}": value for name, value in _LED.items()}
 # Those with a way of their own to attend, to count positions, or to be put together; with the context of each.
 OTHERS = {
     "encoder-decoder": ({"encoder": _BERT, "decoder": _BERT | {"is_decoder": True, "add_cross_attention": True}}, 96),
-    "led": ({"d_model": 48, "attention_window": 16, "init_std": 0.8, **_LED, **_FFN}, None),
+    "led": ({"d_model": 48, "attention_window": 16, "init_std": 0.8, **_LED, **_FFN}, 16384),
     "longt5": ({"local_radius": 8, "initializer_factor": 5.0, **_T5}, None),
     "prophetnet": ({"hidden_size": 48, "max_position_embeddings": 96, "init_std": 0.8, **_PROPHET, **_FFN}, 96),
     "switch_transformers": ({"num_experts": 2, "initializer_factor": 5.0, **_T5}, None),
