@@ -26,6 +26,7 @@ def run(
     prompt_tokens: int | None = None,
     new_tokens: int = 128,
     batches: Sequence[int] = (1, 8),
+    depths: Sequence[int] = (),
     repeats: int = 5,
     prompts: str | Path | None = None,
     quality: bool = True,
@@ -49,6 +50,7 @@ def run(
         prompt_tokens: The length of the random prompts, 512 by default.
         new_tokens: The tokens generated.
         batches: Numbers of answers at once; one at a time is always measured.
+        depths: Lengths of prompts after which decoding is measured, too.
         repeats: Rounds over all configurations.
         prompts: A file of prompts, as `hfpipe batch` reads it, instead of random ones.
         quality: Whether each is compared with its source.
@@ -86,7 +88,7 @@ def run(
         prompt_tokens = 512
     spec = Spec(
         models=(models,) if isinstance(models, str) else tuple(models),
-        workload=Workload(prompt_tokens, new_tokens, tuple(batches)),
+        workload=Workload(prompt_tokens, new_tokens, tuple(batches), tuple(depths)),
         backends=tuple(backends),
         weight_formats=tuple(weight_formats),
         loading=loading or LoadOptions(),

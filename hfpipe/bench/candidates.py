@@ -83,7 +83,9 @@ def candidates(spec: Spec, report: Report, references: References | None, report
         try:
             if backend in refused:
                 raise refused[backend]
-            check_room(source, spec.workload.prompt_tokens or 0, spec.workload.new_tokens)
+            check_room(
+                source, max(spec.workload.prompt_tokens or 0, *spec.workload.depths, 0), spec.workload.new_tokens
+            )
             if source.folder not in tokenized:
                 tokenized[source.folder] = tokenize(spec, source)
             backends.check_format(backend, source.format)

@@ -167,7 +167,7 @@ def compare(report: Report, baseline: Report, fail_slower: float | None = None) 
         own, reference = (one[key].values(metric.name).values() for one in (here, there))
         if verdict := unpaired(own, reference, metric):
             differences[here[key].name, metric.name] = verdict
-    judging = {*work.speeds, *_JUDGED_LATENCIES}
+    judging = {*work.speeds, *map(work.deep, work.depths), *_JUDGED_LATENCIES}
     judged = {key: one.high for key, one in differences.items() if key[1] in judging and one.high is not None}
     slow: dict[str, list[str]] = {}
     for (name, metric_name), high in judged.items():

@@ -26,7 +26,8 @@ BUSY = 0.05
 def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any] | None:
     """Measure the model in `folder`, which the user calls `reference`, loaded with the fields of LoadOptions: `batch`
     answers at once to the `prompts`, token ids with how many are to follow, after those of `warm_up`. With a batch of 1
-    those of `short` tell how fast it decodes. Gives what a Sample is made of, and what the engine says of itself.
+    those of `short` tell how fast it decodes, and each of `deep`, by name, how fast after it. Gives what a Sample is
+    made of, and what the engine says of itself.
 
     With the `task` "device", raise the HFPipeError of the `backend` where it cannot have the `device`.
     """
@@ -35,10 +36,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any] | None
         return None
     options, single = LoadOptions(**arguments["loading"]), arguments["batch"] == 1
     source = inspect_folder(Path(arguments["folder"]), arguments["reference"], allow_pickle=options.allow_pickle)
-    warm_up, prompts, short = (
-        [TokenRequest(str(i), tuple(token_ids), count) for i, (token_ids, count) in enumerate(arguments[name])]
-        for name in ("warm_up", "prompts", "short")
-    )
+    warm_up, prompts, short = (requests(arguments[name]) for name in ("warm_up", "prompts", "short"))
     backends.engine(options.backend)
     begun = time.perf_counter()
     with backends.load(options.backend, source, options, reporter) as backend:
@@ -48,6 +46,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any] | None
         watch = Watch()
         answers = [run(backend, [one])[0] for one in prompts] if single else run(backend, prompts)
         decoded = [run(backend, [one])[0] for one in short]
+        deep = {name: latency(run(backend, requests([one]))) for name, one in arguments.get("deep", {}).items()}
         noise = watch.stop()
         engine = {"device": backend.info.device, "dtype": backend.info.dtype, "detail": dict(backend.info.detail)}
     if not single:
@@ -57,12 +56,18 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any] | None
         "load_s": load_s,
         **latency(answers),
         "decode_tps": latency(decoded or answers).get("decode_tps"),
+        **{name: one.get("decode_tps") for name, one in deep.items()},
         "peak_rss_mb": peak_memory() / 1e6,
         "peak_gpu_mb": None if gpu is None else gpu / 1e6,
     }
     values = {name: value for name, value in found.items() if value is not None}
     times = [round(milliseconds, 4) for one in answers for milliseconds in one.itl_ms]
     return {"sample": {"values": values, "itl_ms": times, **noise}, "engine": engine}
+
+
+def requests(prompts: Sequence[Any]) -> list[TokenRequest]:
+    """Of token ids and how many are to follow."""
+    return [TokenRequest(str(i), tuple(token_ids), count) for i, (token_ids, count) in enumerate(prompts)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,10 @@ class Rounds:
         short = [] if candidate.prompts or size > 1 else draw(f"round {number}, short", shapes=[(1, work.new_tokens)])
         shapes = [(len(token_ids), min(new_tokens, _WARM_UP_TOKENS)) for token_ids, new_tokens in (*asked, *short)]
         warm_up = draw("warm-up", shapes=shapes if size == 1 else shapes[:size])
-        prompts = {"warm_up": warm_up, "prompts": asked, "short": short}
+        prompts: dict[str, Any] = {"warm_up": warm_up, "prompts": asked, "short": short}
+        if size == 1 and work.depths:
+            deep = draw(f"round {number}, deep", shapes=[(depth, work.new_tokens) for depth in work.depths])
+            prompts["deep"] = dict(zip(map(work.deep, work.depths), deep, strict=True))
         found = self._child(module, "Measuring", candidate, size, **prompts)
         names = {"prefill_tps": work.prefill, "decode_tps": work.decode, "batch_tps": f"batch{size}_tps"}
         sample = found["sample"]

@@ -12,7 +12,7 @@ from hfpipe import backends
 from hfpipe.batch.formats import Format
 from hfpipe.batch.lines import Lines, open_input
 from hfpipe.batch.records import Record
-from hfpipe.errors import UsageError, nearest
+from hfpipe.errors import UnsupportedOption, UsageError, nearest
 from hfpipe.export import WEIGHT_FORMATS
 from hfpipe.models import is_hub_id
 from hfpipe.types import LoadOptions
@@ -35,18 +35,23 @@ class Metric:
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Random prompts of `prompt_tokens`, or prompts of the user's where that is None, with answers of `new_tokens`; and
-    all of them again at once for each of `batches` above 1. Raises UsageError for numbers below 1."""
+    all of them again at once for each of `batches` above 1. Random ones of each of `depths` tell how fast it decodes
+    after so many tokens. Raises UsageError for numbers below 1."""
 
     prompt_tokens: StrictInt | None
     new_tokens: StrictInt
     batches: tuple[StrictInt, ...] = (1,)
+    depths: tuple[StrictInt, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.depths and self.prompt_tokens is None:
+            raise UsageError("depths (--depth) cannot be combined with prompts (--prompts).")
         for name, value in [("prompt_tokens", self.prompt_tokens), ("new_tokens", self.new_tokens)]:
             if value is not None and value < 1:
                 raise UsageError(f"{name} (--{name.replace('_', '-')}) must be at least 1, not {value}.")
-        if any(size < 1 for size in self.batches):
-            raise UsageError(f"batches (--batch) must be numbers from 1, not {', '.join(map(str, self.batches))}.")
+        for option, numbers in [("batches (--batch)", self.batches), ("depths (--depth)", self.depths)]:
+            if any(number < 1 for number in numbers):
+                raise UsageError(f"{option} must be numbers from 1, not {', '.join(map(str, numbers))}.")
 
     @property
     def prefill(self) -> str:
@@ -57,6 +62,10 @@ class Workload:
     def decode(self) -> str:
         """The metric of generating: tg128, as llama-bench names it."""
         return "decode_tps" if self.prompt_tokens is None else f"tg{self.new_tokens}"
+
+    def deep(self, depth: int) -> str:
+        """The metric of generating after a prompt of `depth`."""
+        return f"{self.decode}@d{depth}"
 
     @property
     def speeds(self) -> tuple[str, ...]:
@@ -78,6 +87,7 @@ class Workload:
             Metric("itl_ms_p99", "ms", False, "between two tokens of that answer, 99th percentile"),
             Metric(self.prefill, "tokens/s", True, "tokens of the prompt / ttft"),
             Metric(self.decode, "tokens/s", True, f"{decoded}, its first token excluded"),
+            *(Metric(self.deep(one), "tokens/s", True, f"the same after a prompt of {one}") for one in self.depths),
             *(Metric(f"batch{size}_tps", "tokens/s", True, _AT_ONCE.format(size)) for size in self.batches if size > 1),
             Metric("peak_rss_mb", "MB", False, "the most memory of the process that measured one answer at a time"),
             Metric("peak_gpu_mb", "MB", False, "the most memory that it had on the GPU"),
@@ -120,6 +130,8 @@ class Spec:
         if self.weight_formats and self.backends and "openvino" not in self.backends:
             names = " and ".join(self.backends)
             raise UsageError(f"{names} cannot honour weight_formats (--weight-format); only openvino can.")
+        if self.workload.depths and "endpoint" in self.engines:
+            raise UnsupportedOption("endpoint cannot honour depths (--depth).", hint="Only its server counts tokens.")
         honoured = frozenset().union(*(backends.spec(name).honours for name in self.engines))
         others = {name: getattr(LoadOptions(), name) for name in honoured}
         backends.check_options(self.engines[0], replace(self.loading, **others))

@@ -37,7 +37,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Numbers of answers at once."""
+    """Numbers with commas between."""
     try:
         return tuple(map(int, names(text)))
     except ValueError:
@@ -64,6 +64,7 @@ _FORMATS = f"Of {', '.join(WEIGHT_FORMATS)}, for OpenVINO, separated by commas; 
 _FORMATS += "model's own precision, int8 and int4."
 _MODELS = "Folders, Hub ids, pypi:PACKAGE, smollm2, or GGUF files."
 _BATCH = "Numbers of answers at once, separated by commas; one at a time is always measured."
+_DEPTH = "Lengths of prompts after which decoding is measured, too, separated by commas, as in 512,4096."
 _PROMPTS = "Measure the prompts of a file of JSON lines, as batch reads it, instead of random ones."
 _TUNE = "Measure first which settings OpenVINO is fastest with on this machine, and keep them."
 _COMPARE = "Compare each with its source: perplexity, next tokens, answers."
@@ -86,6 +87,7 @@ def bench(
     ] = None,
     new_tokens: Annotated[int, _what("--new-tokens -g N", "The tokens generated.", min=1)] = 128,
     batch: Annotated[Any, _what("--batch SIZES", _BATCH, parser=sizes)] = "1,8",
+    depth: Annotated[Any, _what("--depth SIZES", _DEPTH, parser=sizes)] = None,
     repeats: Annotated[int, _what("--repeats -r N", "Rounds over all configurations.", min=1)] = 5,
     prompts: Annotated[Path | None, _what("--prompts FILE", _PROMPTS)] = None,
     tune: Annotated[bool, _what("--tune", _TUNE)] = False,
@@ -130,6 +132,7 @@ def bench(
                     prompt_tokens=prompt_tokens,
                     new_tokens=new_tokens,
                     batches=batch,
+                    depths=depth or (),
                     repeats=repeats,
                     prompts=prompts,
                     quality=quality,

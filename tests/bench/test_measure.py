@@ -209,6 +209,16 @@ def test_one_answer_at_a_time(on_engine, here):
     assert all((on_engine.row.device, on_engine.row.dtype, on_engine.row.detail))
 
 
+def test_decoding_after_long_prompts(on_engine, here):
+    """Of the lengths that are asked for; not where many are answered at once."""
+    work = Workload(8, 6, (1, 2), (3, 40))
+    sample = answers(on_engine, work, 1)
+    assert sample.values["tg6@d3"] > 0 < sample.values["tg6@d40"]
+    assert {name: len(one[0]) for name, one in here[0]["deep"].items()} == {"tg6@d3": 3, "tg6@d40": 40}
+    assert {"tg6@d3", "tg6@d40"} <= {metric.name for metric in work.metrics}
+    assert set(answers(on_engine, work, 2).values) == {"batch2_tps"}
+
+
 def test_several_answers_at_once_on_an_engine(on_engine, here):
     sample = answers(on_engine, WORK, 3, 0, None)
     assert (sample.task, set(sample.values)) == ("batch3", {"batch3_tps"})
