@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,12 +111,7 @@ class Format:
         wrong: HFPipeError
         try:
             given = self.parse(line)
-            named = next((name for name in IDS if given.get(name) is not None), None)
-            if named:
-                # As it is, half characters and all: it is to be found again.
-                if isinstance(value := given[named], bool | list | dict):
-                    raise UsageError(f"{named} must be text or a number, not {kind_of(value)}.")
-                record_id = value if isinstance(value, str) else json.dumps(value)
+            record_id = _id(given, record_id)
             return Record(line.number, record_id, **self.ask(given))
         except UnicodeDecodeError as error:
             byte = f"byte {line.content[error.start]:#x} at {error.start:,}"
@@ -123,6 +119,12 @@ class Format:
         except HFPipeError as error:
             wrong = error
         return Record(line.number, record_id, error=wrong)
+
+    def id_of(self, line: Line) -> str:
+        """The id of the record of a line, which is found sooner than the record."""
+        with suppress(UnicodeDecodeError, HFPipeError):
+            return _id(self.parse(line), str(line.number))
+        return str(line.number)
 
     def result_line(self, record: Record, answer: Completion) -> bytes:
         """A result as one line of JSON in UTF-8. The same answer is the same bytes."""
@@ -151,6 +153,15 @@ class Format:
             case {"id": str(record_id), "error": {"type": str(error)}}:
                 return Result(record_id, error)
         return None
+
+
+def _id(given: Mapping[str, Any], default: str) -> str:
+    """The id that a record gives itself, as it is, half characters and all: it is to be found again."""
+    name = next((name for name in IDS if given.get(name) is not None), None)
+    value = given[name] if name else default
+    if isinstance(value, bool | list | dict):
+        raise UsageError(f"{name} must be text or a number, not {kind_of(value)}.")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class TextFormat(Format):

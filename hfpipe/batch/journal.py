@@ -233,7 +233,7 @@ class Journal:
             said = f"The input ends before the {self.count:,} records that have a result in {self.output}."
         elif digest not in (b"", line.digest[:ENTRY]):
             said = f"Line {line.number:,} of the input has changed since {self.output} was written."
-        elif (found := self._format.read_record(line).id) != result.id:
+        elif (found := self._format.id_of(line)) != result.id:
             said = (
                 f"Line {self.count:,} of {self.output} has the id {result.id!r}, but its record, line {line.number:,}"
                 f" of the input, has {found!r}."

@@ -218,3 +218,17 @@ def test_ids_are_derived_from_the_record():
     ids = [one["id"], one["response"]["request_id"], one["response"]["body"]["id"]]
     assert [name.rpartition("_")[0] or name.partition("-")[0] for name in ids] == ["batch_req", "req", "chatcmpl"]
     assert written(read(TEXT), done)["response"]["body"]["id"].startswith("cmpl-")
+
+
+ANY_ID = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=1)
+
+
+@given(form=st.sampled_from(FORMATS), given_ids=st.tuples(ANY_ID, ANY_ID), broken=st.booleans())
+@example(form=FORMATS[0], given_ids=("", 7), broken=False)
+def test_the_id_of_a_line_is_that_of_its_record(form, given_ids, broken):
+    """Whatever the line is: by it, a result is found again."""
+    content = json.dumps({"custom_id": given_ids[0], "id": given_ids[1], "prompt": "Hi"}).encode()[
+        : -1 if broken else None
+    ]
+    line = Line(5, content, b"")
+    assert form.id_of(line) == form.read_record(line).id
