@@ -249,6 +249,7 @@ class _Answer:
     finished: bool = False
     first: float = 0.0
     last: float = 0.0
+    steps: int = 0
 
     def take(self, event: TokenEvent) -> TextEvent | None:
         """The text that `event` makes final; nothing after a stop string, whatever the backend still sends."""
@@ -263,6 +264,7 @@ class _Answer:
             self.last = time.perf_counter()
             self.first = self.first or self.last
             self.generated += len(event.token_ids)
+            self.steps += not event.same_step
         reason, last = event.finish_reason, event.finish_reason is not None
         text = self.decoder.feed((token for token in event.token_ids if token not in self.request.eos_token_ids), last)
         if self.scanner:
@@ -272,7 +274,7 @@ class _Answer:
             return TextEvent(self.id, text) if text else None
         self.finished = True
         usage = Usage(len(self.request.token_ids), self.generated)
-        timing = Timing(self.start, self.first or self.start, self.last or self.start)
+        timing = Timing(self.start, self.first or self.start, self.last or self.start, self.steps)
         seed = self.request.sampling.seed if self.request.sampling.temperature else None
         return TextEvent(self.id, text, reason, usage, timing, seed=seed)
 

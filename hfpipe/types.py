@@ -18,6 +18,8 @@ ModelFormat = Literal["transformers", "openvino"]
 Unit = Literal["bytes", "steps", "records"]
 
 DEFAULT_MAX_TOKENS = 256
+# Tokens that prompt lookup proposes at a time where nobody says how many, and the most.
+PROMPT_LOOKUP, MOST_PROPOSED = 5, 64
 TASKS = ("text-generation", "text2text-generation", "summarization", "translation")
 # The task of one direction, as transformers has named it and T5's config.json does.
 DIRECTION = re.compile(r"translation_(\w+)_to_(\w+)")
@@ -153,7 +155,8 @@ class LoadOptions:
 
     `batch_size` is the number of requests in flight at once; 1 tells the backend to favour the first token's latency.
     `endpoint` is the URL of a server that runs the model, and makes "endpoint" of the backend "auto"; `timeout` is how
-    many seconds one of its answers may take.
+    many seconds one of its answers may take. `prompt_lookup` is how many tokens that followed the same words before are
+    proposed at a time, and checked in one step; 0 or None for none, True for the usual number.
     """
 
     backend: str = "auto"
@@ -174,6 +177,7 @@ class LoadOptions:
     endpoint: str | None = None
     timeout: float | None = None
     prompt_tokens: int | None = None
+    prompt_lookup: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_kwargs, Mapping):
@@ -193,6 +197,10 @@ class LoadOptions:
             raise UsageError(f"hfpipe does not do --task {self.task}.", hint=f"It does {', '.join(TASKS)}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
+        lookup = PROMPT_LOOKUP if self.prompt_lookup is True else self.prompt_lookup or None
+        if lookup is not None and not (isinstance(lookup, int) and 1 <= lookup <= MOST_PROPOSED):
+            raise UsageError(f"prompt_lookup must be a number from 0 (off) to {MOST_PROPOSED}, not {lookup!r}.")
+        object.__setattr__(self, "prompt_lookup", lookup)
 
     @property
     def hub(self) -> HubAccess:
@@ -309,6 +317,7 @@ class LoadFields(TypedDict, total=False):
     endpoint: str | None
     timeout: float | None
     prompt_tokens: int | None
+    prompt_lookup: int | None
 
 
 class GenerationFields(TypedDict, total=False):
@@ -367,13 +376,14 @@ class TokenEvent:
     """New tokens of one request. The last event of a request, and only that, has a finish_reason.
 
     An end-of-sequence token is among the token_ids (it was generated, and counts). A cancelled request ends with
-    finish_reason "stop".
+    finish_reason "stop". `same_step` says that the step of the engine which gave the event before gave this one, too.
     """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: HFPipeError | None = None
+    same_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,11 +401,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Moments of one request, in seconds of time.perf_counter: taken by the backend, first token, last token."""
+    """Moments of one request, in seconds of time.perf_counter: taken by the backend, first token, last token. Its
+    tokens came in `steps` of the engine; 0 where they are not counted."""
 
     start: float
     first_token: float
     end: float
+    steps: int = 0
 
     @property
     def ttft_s(self) -> float:

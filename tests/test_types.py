@@ -59,12 +59,21 @@ def test_every_number_is_checked():
         (LoadOptions, {"model_kwargs": [1]}, "model_kwargs must be a dict of options by name, not a list"),
         (LoadOptions, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
         (LoadOptions, {"batch_size": -3}, "batch_size must be at least 1, not -3"),
+        *(
+            (LoadOptions, {"prompt_lookup": wrong}, f"prompt_lookup must be a number from 0 .off. to 64, not {wrong!r}")
+            for wrong in (-1, 65, 2.5, "5")
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(kind, options, message):
     with pytest.raises(UsageError, match=message) as raised:
         kind(**options)
     assert raised.value.exit_code == 2
+
+
+def test_prompt_lookup_is_a_number_or_off():
+    given = (None, False, 0, True, 1, 64)
+    assert [LoadOptions(prompt_lookup=one).prompt_lookup for one in given] == [None, None, None, 5, 1, 64]
 
 
 @pytest.mark.parametrize("value", [LoadOptions(), GenerationOptions(), Usage(1, 2), TokenRequest("a", (1,), 1)])

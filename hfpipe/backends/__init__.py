@@ -39,13 +39,13 @@ BACKENDS = {
     "torch": Spec(
         "hfpipe.backends.torch.decoding:TorchBackend",
         frozenset({"transformers"}),
-        frozenset({"device", "device_map", "dtype", "attn", "model_kwargs"}),
+        frozenset({"device", "device_map", "dtype", "attn", "model_kwargs", "prompt_lookup"}),
         ("torch", "transformers"),
     ),
     "openvino": Spec(
         "hfpipe.backends.openvino.decoding:OpenVINOBackend",
         frozenset({"transformers", "openvino"}),
-        frozenset({"device", "ov_config"}),
+        frozenset({"device", "ov_config", "prompt_lookup"}),
         ("openvino", "openvino-genai"),
     ),
     "echo": Spec("hfpipe.backends.echo:EchoBackend", frozenset({"transformers", "openvino"}), frozenset()),
@@ -147,6 +147,11 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
     hint = "Choose a model that writes text: text-generation, or text2text-generation."
     if (kind := source.config.get("model_type")) in _OF_OTHER_MEDIA:
         raise UnsupportedModel(f"{source.reference}: {kind} is a model of sound or images, not of text.", hint=hint)
+    if options.prompt_lookup and source.is_encoder_decoder:
+        raise UnsupportedOption(
+            f"--prompt-lookup is not supported for encoder-decoder models such as {source.reference}.",
+            hint="Leave it out: the answer is the same.",
+        )
     for architecture in source.config.get("architectures") or ():
         if _OTHER_TASKS.search(architecture):
             raise UnsupportedModel(f"{source.reference} is a {architecture}, which does not write text.", hint=hint)

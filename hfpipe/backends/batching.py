@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import traceback
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from hfpipe.types import ModelSource, TokenEvent, TokenRequest
 
 # Batches' worth of requests among which those of similar length are looked for.
 _LOOK_AHEAD = 8
+# Of prompt lookup: the most of the newest tokens that are looked for. OpenVINO is given it, too.
+NGRAM = 3
 
 
 class Row(Flight):
@@ -159,6 +161,19 @@ class BatchEngine(Engine):
     def _on_host(self, logits: Any) -> NDArray[np.float32]:
         """These in memory, to be written to."""
         return np.array(logits, dtype=np.float32)
+
+
+def proposed(ids: Sequence[int], count: int) -> Sequence[int]:
+    """What may come next: at most `count` tokens that followed where the newest of `ids`, as many of NGRAM as can be
+    found, came first."""
+    if count < 1 or not ids:
+        return ()
+    best = longest = 0
+    for end in range(1, len(ids)):
+        if ids[end - 1] == ids[-1]:
+            length = next((n for n in range(1, NGRAM) if n == end or ids[end - 1 - n] != ids[-1 - n]), NGRAM)
+            best, longest = (end, length) if length > longest else (best, longest)
+    return ids[best : best + count] if longest else ()
 
 
 def similar(waiting: list[Row], size: int, budget: float) -> list[Row]:

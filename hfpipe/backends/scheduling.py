@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from hfpipe.backends.base import Backend, as_backend_error
@@ -51,6 +52,14 @@ class Flight:
             reason = "stop"
         self.done = reason is not None
         return TokenEvent(self.request.id, (token,), reason)
+
+    def take_all(self, tokens: Iterable[int]) -> Iterator[TokenEvent]:
+        """The events of tokens that one step gave, up to its last."""
+        for number, token in enumerate(tokens):
+            event = self.take(token)
+            yield replace(event, same_step=True) if number else event
+            if self.done:
+                return
 
     def end(self, error: Exception | None = None) -> TokenEvent:
         """The last event where no token ends it: it was cancelled, or `error` ended it."""

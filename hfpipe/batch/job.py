@@ -269,7 +269,7 @@ class _Job:
         assert self.output
         with ExitStack() as stack, self.output.open("rb") as written:
             chosen = answered(self._lines(stack), written, self.form, count)
-        loading = replace(self.loading, exact=True, batch_size=1)
+        loading = replace(self.loading, exact=True, batch_size=1, prompt_lookup=None)
         found = find_model(self.model, loading, self.reporter, resumed=manifest.backend_of(self.output))
         llm = self._llm(found, loading)
         self.reporter.stage(f"Answering {len(chosen)} records alone and exactly")

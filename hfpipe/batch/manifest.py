@@ -31,6 +31,7 @@ _VERSION = 2
 _SHORT = 80
 _HASH = 12
 # What a result may depend on, of the options of loading, beside what a loaded model says of itself.
+_OF_INFO = ("attention", "prompt lookup")
 _OF_LOADING = ("device_map", "model_kwargs", "exact")
 
 
@@ -80,7 +81,7 @@ def _sent(options: GenerationOptions) -> dict[str, Any]:
 
 def of_engine(info: BackendInfo) -> dict[str, Any]:
     """What the results depend on that only a loaded model tells: where it computes and in which numbers."""
-    engine = {name: value for name, value in info.detail.items() if name.isupper() or name == "attention"}
+    engine = {name: value for name, value in info.detail.items() if name.isupper() or name in _OF_INFO}
     return {"device": info.device, "dtype": info.dtype, "engine_settings": engine}
 
 

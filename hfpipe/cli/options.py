@@ -119,6 +119,10 @@ OF_LOADING: dict[str, Any] = {
     "trust_remote_code": _loading("--trust-remote-code", "Run Python code that comes with the model."),
     "allow_pickle": _loading("--allow-pickle", "Load pickled weights, which can run code."),
     "exact": _loading("--exact", "Compute in float32, so that an answer depends only on its prompt and options."),
+    "prompt_lookup": _loading(
+        "--prompt-lookup N",
+        "Propose N tokens at a time (5, say): faster where an answer repeats its prompt, else slower.",
+    ),
     "endpoint": _loading(
         "--endpoint URL", "A server of the OpenAI protocol that runs MODEL. Default: the Hub's providers."
     ),

@@ -202,6 +202,7 @@ def report(generator: TextGenerator, info: Mapping[str, Any]) -> dict[str, Any]:
         "cold_ttft_s": round(_process_age() - (time.perf_counter() - timing.first_token), 3),
         "prefill_tps": prefill and round(prefill, 1),
         "decode_tps": decode and round(decode, 1),
+        "tokens_per_step": round(usage.completion_tokens / timing.steps, 2) if usage and timing.steps else None,
         "peak_rss_mb": round(peak_memory() / 1e6, 1),
     }
 
@@ -216,6 +217,8 @@ def as_rows(measured: Mapping[str, Any]) -> dict[str, str]:
         name: f"{usage[f'{name}_tokens']} tokens" if usage else "not counted by the server"
         for name in ("prompt", "completion")
     }
+    if "prompt lookup" in measured["detail"]:
+        decode += f", {measured['tokens_per_step']} a step"
     return {
         "backend": f"{measured['backend']} ({measured['why']})",
         "runs on": f"{measured['device']}, {measured['dtype']}{detail}",

@@ -30,6 +30,7 @@ _TRUNCATION = "hfpipe has temperature, top_k, top_p and min_p."
 _TEXT = "An answer is its new text alone, without special tokens."
 _NUMBERS = "An answer is text: for scores and states call the model's own generate."
 _DRAFT = "hfpipe does not generate with drafts: leave it out, the answer is the same."
+_LOOKUP = "prompt_lookup_num_tokens"
 _CACHE = "The engine has its own KV cache: leave it out."
 _TEMPLATE = "Write it into the prompt, or use template= and ChatHFPipe."
 # What to do instead, for each name that is refused unless its value is this one, None or empty: those ask for nothing.
@@ -54,7 +55,8 @@ _REFUSED: Mapping[str, tuple[Any, str]] = {
     "max_time": (None, "Leave llm.stream(...) when the time is over: generation then ends."),
     "stopping_criteria": (None, "Use stop=[...] (text) or eos_token_id, or leave llm.stream(...)."),
     "streamer": (None, "Iterate over llm.stream(prompt), or pass callbacks."),
-    **dict.fromkeys(("assistant_model", "assistant_tokenizer", "prompt_lookup_num_tokens"), (None, _DRAFT)),
+    **dict.fromkeys(("assistant_model", "assistant_tokenizer"), (None, _DRAFT)),
+    _LOOKUP: (None, "Give it when the model is loaded: prompt_lookup=5."),
     "custom_generate": (None, "Call the model's own generate."),
     "use_cache": (True, _CACHE),
     **dict.fromkeys(("cache_implementation", "cache_config"), (None, _CACHE)),
@@ -93,7 +95,7 @@ _NOT_OF_OPENVINO = {
 # Values that ask for what hfpipe does anyway: it exports where that is needed, and loads in little memory.
 _OF_COURSE = {"use_safetensors": (None, True)}
 # Of loading: what model_kwargs may hold beside the arguments of from_pretrained, and what pipeline_kwargs may not.
-_OF_LOADING = ("device", "ov_config", "trust_remote_code", "revision", "batch_size")
+_OF_LOADING = ("device", "ov_config", "trust_remote_code", "revision", "batch_size", "prompt_lookup")
 _MISPLACED = frozenset(("model", "model_kwargs", "generator", "pipeline", "reporter"))
 _IGNORED = ("low_cpu_mem_usage", "export", "compile", "dynamic_shapes")
 
@@ -171,7 +173,11 @@ def of_constructor(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     arguments = dict(options)
     left = _named("model_kwargs", arguments.pop("model_kwargs", None) or {})
-    inside = translated(_named("pipeline_kwargs", arguments.pop("pipeline_kwargs", None) or {}))
+    inside = _named("pipeline_kwargs", arguments.pop("pipeline_kwargs", None) or {})
+    for place in (arguments, left, inside):
+        if (lookup := place.pop(_LOOKUP, None)) is not None:
+            place["prompt_lookup"] = _once("prompt_lookup", place.get("prompt_lookup"), lookup)
+    inside = translated(inside)
     own = translated(arguments)
     if misplaced := sorted(inside.keys() & _MISPLACED):
         raise UsageError(f"{', '.join(misplaced)} in pipeline_kwargs has no place.", hint="Give it as an argument.")

@@ -26,6 +26,7 @@ SET = {
     "trust_remote_code": True,
     "allow_pickle": True,
     "exact": True,
+    "prompt_lookup": 5,
     "endpoint": "http://127.0.0.1:8000",
     "timeout": 5,
 }

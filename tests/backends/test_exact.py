@@ -24,6 +24,8 @@ ENGINES = {
     "torch-batch": ("torch", {"dtype": "float32", "batch_size": 8}),
     "openvino-single": ("openvino", {"exact": True, "batch_size": 1}),
     "openvino-paged": ("openvino", {"exact": True, "batch_size": 4}),
+    "torch-lookup": ("torch", {"exact": True, "prompt_lookup": 5}),
+    "openvino-lookup": ("openvino", {"exact": True, "batch_size": 4, "prompt_lookup": 5}),
 }
 PROMPTS = [
     tiny.SENTENCES[0],
@@ -130,10 +132,11 @@ def eight_tokens(tiny_llama, tiny_llama_ov, tmp_path_factory) -> dict[str, Backe
     ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
 
     made = {}
-    for name in ("torch-batch", "openvino-single", "openvino-paged"):
+    for name in ("torch-batch", "openvino-single", "openvino-paged", "torch-lookup", "openvino-lookup"):
         engine, options = ENGINES[name]
         made[name] = load(engine, tiny_llama if engine == "torch" else folder, **options)
-    made["torch-batch"]._forward = lambda ids, *_: torch.from_numpy(LOGITS).expand(len(ids), -1)
+    for name in ("torch-batch", "torch-lookup"):
+        made[name]._forward = lambda ids, mask, cache, last: torch.from_numpy(LOGITS).expand(len(ids), last, -1)
     yield made
     for backend in made.values():
         backend.close()
@@ -153,6 +156,25 @@ def test_the_same_tokens_can_be_drawn_on_every_engine(eight_tokens, name, prompt
             chance = weight / sum(weights.values())
             # Five standard deviations.
             assert abs(drawn.count(token) - draws * chance) <= 5 * (draws * chance * (1 - chance)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["torch-lookup", "openvino-lookup"])
+def test_prompt_lookup_changes_no_chances(eight_tokens, name):
+    """What is proposed is not drawn more often. Where only one token can be drawn, all proposals are right."""
+    prompt = (20, *range(8)) * 3
+    counts, steps = [], {}
+    for temperature in (0.0, 1.0):
+        asked = [TokenRequest(str(n), prompt, 40, frozenset(), Sampling(temperature, seed=n)) for n in range(40)]
+        events = list(eight_tokens[name].stream(asked))
+        drawn = [token for event in events for token in event.token_ids]
+        counts.append([drawn.count(token) for token in range(8)])
+        steps[temperature] = sum(not event.same_step for event in events)
+    assert counts[0] == [1600, *[0] * 7]
+    # One of the prompt, one of nothing that came before, then six at a time.
+    assert steps[0.0] <= 40 * 14
+    assert steps[0.0] < steps[1.0] < 1600
+    for count, chance in zip(counts[1], CHANCES, strict=True):
+        assert abs(count - 1600 * chance) <= 5 * (1600 * chance * (1 - chance)) ** 0.5
 
 
 # The real model

@@ -304,7 +304,7 @@ def test_a_model_that_does_not_say_what_it_takes_has_no_bound(monkeypatch, tiny_
 def test_the_memory_of_a_gpu_is_its_own(monkeypatch, tiny_llama_ov, tmp_path):
     """The engine itself takes no more of it than there is."""
     folder = Path(shutil.copytree(tiny_llama_ov, tmp_path / "copy"))
-    monkeypatch.setattr(decoding.PagedBackend, "__init__", lambda backend, *_: setattr(backend, "batch_size", 2))
+    monkeypatch.setattr(decoding.PagedBackend, "__init__", lambda backend, *_, **__: setattr(backend, "batch_size", 2))
     for device, bounded in {"CPU": True, "AUTO": True, "GPU.0": False, "NPU": False}.items():
         monkeypatch.setattr("hfpipe.backends.openvino.loading.check_device", lambda *_, name=device: name)
         assert (load("openvino", folder, batch_size=2)._bytes_per_token is not None) == bounded

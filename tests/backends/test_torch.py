@@ -174,14 +174,14 @@ class Forward:
         self.fails, self.error, self.inside = fails, error, backend._forward
         monkeypatch.setattr(backend, "_forward", self)
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, last: int) -> torch.Tensor:
         if ids.shape == mask.shape:
             self.prefills.append(len(ids))
             self.tokens += int(mask.sum())
             self.padded += int((1 - mask).sum())
         if self.fails(ids, mask):
             raise self.error
-        logits = self.inside(ids, mask, cache)
+        logits = self.inside(ids, mask, cache, last)
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         taken = sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
         self.per_token = max(self.per_token, taken / mask.numel())

@@ -22,6 +22,7 @@ COUNTS_AND_TIMES = {
     "cold_ttft_s": float,
     "prefill_tps": float,
     "decode_tps": float,
+    "tokens_per_step": float,
     "peak_rss_mb": float,
 }
 
@@ -92,6 +93,20 @@ def test_what_else_may_be_said_is_not_part_of_the_answer(tiny_llama_ov):
     # OpenVINO writes its log to stdout.
     verbose = run_hfpipe(*args, "--verbose", env={"OPENVINO_LOG_LEVEL": "3"})
     assert verbose.out == ended.out == run_hfpipe(*args).out
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_prompt_lookup(request, engine):
+    """The account of the answer says how many tokens a step gave."""
+    model = request.getfixturevalue("tiny_gpt2" if engine == "torch" else "tiny_gpt2_ov")
+    args = ("run", model, "one two three " * 9, "-n", "60", "--exact", "--json")
+    plain, found = (json.loads(run_hfpipe(*args, *more).out) for more in ((), ("--prompt-lookup", "5")))
+    assert found["text"] == plain["text"]
+    assert found["usage"] == plain["usage"]
+    assert found["tokens_per_step"] > plain["tokens_per_step"] == 1
+    assert found["detail"]["prompt lookup"] == "5"
+    shown = run_hfpipe(*args[:-1], "--prompt-lookup", "5", "--stats").err.decode()
+    assert f"a second, {found['tokens_per_step']} a step" in shown
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_invoke_stream_and_batch_agree(echo: ChatHFPipe) -> None:
     for answer in (alone, streamed, batched[0]):
         assert answer.response_metadata["model_name"] == echo.model
         assert answer.response_metadata["finish_reason"] == "stop"
-        assert set(answer.response_metadata["timing"]) == {"start", "first_token", "end"}
+        assert set(answer.response_metadata["timing"]) == {"start", "first_token", "end", "steps"}
     assert asyncio.run(echo.abatch(["one two", "three"]))[1].content == batched[1].content
 
 

@@ -241,6 +241,7 @@ def test_pipeline_kwargs_is_a_configurable_field(loaded: HFPipe, given: dict[str
         ({"skip_prompt": False}, "prompt \\+ llm.invoke"),
         ({"num_return_sequences": 3}, "llm.batch"),
         ({"max_time": 5.0}, "Leave llm.stream"),
+        ({"assistant_model": object()}, "drafts"),
         ({"max_new_token": 5}, "Did you mean"),
     ],
 )
@@ -256,6 +257,18 @@ def test_what_is_not_honoured_is_refused_when_loading_and_in_a_call(
     ):
         with pytest.raises(UsageError, match=f"(?s){name}.*{hint}"):
             call()
+
+
+@pytest.mark.parametrize("place", ["pipeline_kwargs", "model_kwargs"])
+def test_prompt_lookup_is_an_option_of_loading(tiny_gpt2: Path, loaded: HFPipe, place: str) -> None:
+    llm = HFPipe.from_model_id(str(tiny_gpt2), **{place: {"prompt_lookup_num_tokens": 4}})
+    assert llm.generator.info.detail["prompt lookup"] == "4, for a prompt alone"
+    assert hfpipe.load(str(tiny_gpt2), prompt_lookup_num_tokens=4).generator.loading == llm.generator.loading
+    with pytest.raises(UsageError, match="prompt_lookup is given twice, as 3 and as 4"):
+        HFPipe.from_model_id("no/model", **{place: {"prompt_lookup": 3, "prompt_lookup_num_tokens": 4}})
+    for given in ({"prompt_lookup_num_tokens": 4}, {"generation_config": {"prompt_lookup_num_tokens": 4}}):
+        with pytest.raises(UnsupportedOption, match=r"(?s)prompt_lookup_num_tokens=4 .*when the model is loaded"):
+            loaded.invoke(PROMPT, pipeline_kwargs=given)
 
 
 def test_the_same_thing_said_in_two_names_must_agree(loaded: HFPipe) -> None:

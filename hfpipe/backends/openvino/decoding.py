@@ -1,6 +1,6 @@
 """The OpenVINO engine, through openvino-genai: one request at the lowest latency in SDPA mode, whose compiled model is
 cached and starts in a third of a second; or many by continuous batching, in paged mode. Both take and give token ids,
-so that the folder needs no OpenVINO tokenizer."""
+so that the folder needs no OpenVINO tokenizer. Prompt lookup is of the paged mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import openvino_genai as genai
 from typing_extensions import Self
 
 from hfpipe.backends.base import vocabulary_size
-from hfpipe.backends.batching import BatchEngine
+from hfpipe.backends.batching import NGRAM, BatchEngine
 from hfpipe.backends.openvino import loading, tuning
 from hfpipe.backends.openvino.optimum_cli import own_export
 from hfpipe.backends.scheduling import Engine, Flight, Stream, bytes_per_token, token_budget
@@ -50,7 +50,7 @@ class OpenVINOBackend(Engine):
         device = loading.check_device(options.device, reporter)
         folder = own_export(source, options, reporter)
         alone = options.batch_size == 1
-        mode: type[Any] = SingleBackend if alone else PagedBackend
+        mode: type[Any] = SingleBackend if alone and not options.prompt_lookup else PagedBackend
         if source.is_encoder_decoder:
             from hfpipe.backends.openvino.seq2seq import Seq2SeqBackend as mode
 
@@ -60,9 +60,10 @@ class OpenVINOBackend(Engine):
 
             def make(choice: tuning.Choice, *, is_kept: bool = True) -> tuple[Any, dict[str, Any], dict[str, str]]:
                 used, reasons = loading.properties(options, device, choice)
-                if alone and is_kept:
+                if alone and is_kept and mode is not PagedBackend:
                     used = loading.with_compile_cache(folder, device, used, reporter)
-                return mode(str(folder), device, used, 1 if alone else options.batch_size), used, reasons
+                lookup = {"lookup": options.prompt_lookup} if mode is PagedBackend else {}
+                return mode(str(folder), device, used, 1 if alone else options.batch_size, **lookup), used, reasons
 
             def load(properties: Mapping[str, str]) -> OpenVINOBackend:
                 backend: OpenVINOBackend = make(tuning.Choice(properties), is_kept=False)[0]
@@ -84,6 +85,8 @@ class OpenVINOBackend(Engine):
         detail = {"mode": mode.mode}
         if mode is not SingleBackend:
             detail["window"] = str(backend.batch_size)
+        if options.prompt_lookup:
+            detail["prompt lookup"] = str(options.prompt_lookup)
         detail |= {key: str(value) for key, value in used.items() if key != "CACHE_DIR"}
         detail |= {key: f"{used[key]} ({why})" for key, why in reasons.items()}
         backend.info = BackendInfo(cls.name, device, loading.weight_format(folder), detail)
@@ -192,10 +195,11 @@ class PagedFlight(Flight):
         return not self.token_ids or self.request.sampling.temperature == 0
 
     def read(self) -> Iterator[TokenEvent]:
-        """The tokens that are ready. `read` of the handle with nothing queued would wait for ever."""
-        while not self.done and self.handle.can_read():
+        """The tokens that are ready. `read` of the handle with nothing queued would wait for ever; that of a stopped
+        request may give what was only proposed."""
+        while not self.done and not self.cancelled and self.handle.can_read():
             for output in self.handle.read().values():
-                yield from map(self.take, output.generated_ids)
+                yield from self.take_all(output.generated_ids)
         status = self.handle.get_status()
         if self.done or status == genai.GenerationStatus.RUNNING:
             return
@@ -211,14 +215,25 @@ class PagedBackend(OpenVINOBackend):
 
     Of a stream one is always in flight. More are, in the order in which they came, only while the prompts and answers
     of all in the engine fit into a share of the memory that was available when the stream began. Where memory runs out
-    all the same, `batch_size` becomes half of what was in flight, and that is given to the engine again.
+    all the same, `batch_size` becomes half of what was in flight, and that is given to the engine again. With `lookup`,
+    so many tokens are proposed to a step for each request; tokens are drawn as without.
     """
 
     mode = "paged"
     flight = PagedFlight
 
-    def __init__(self, folder: str, device: str, options: dict[str, Any], batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        device: str,
+        options: dict[str, Any],
+        batch_size: int | None = None,
+        *,
+        lookup: int | None = None,
+    ) -> None:
         super().__init__()
+        self._lookup = lookup
+        options = {**options, "prompt_lookup": True} if lookup else options
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.max_num_seqs = self.batch_size = batch_size or DEFAULT_WINDOW
@@ -283,8 +298,11 @@ class PagedBackend(OpenVINOBackend):
         left = replace(flight.request, token_ids=flight.whole, max_tokens=remaining)
         stream.running.append(flight)
         try:
+            config = generation_config(left)
+            if self._lookup:
+                config.num_assistant_tokens, config.max_ngram_size = self._lookup, NGRAM
             with self._open() as pipeline:
-                flight.handle = pipeline.add_request(next(self._numbers), tensor(left), generation_config(left))
+                flight.handle = pipeline.add_request(next(self._numbers), tensor(left), config)
         except FAILURES as error:
             yield from self._failed([flight], loading.explained(error, self.info.device), stream)
 

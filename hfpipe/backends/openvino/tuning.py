@@ -115,11 +115,18 @@ def computes_in_f32() -> bool:
 def is_due(folder: Path, options: LoadOptions, device: str) -> bool:
     """Whether loading the model in `folder` is the time to measure: it takes 3 s at most, and happens once.
 
-    Not where the user has chosen, where OpenVINO computes in f32 anyway, where the machine is busy, or with
-    HFPIPE_TUNE=0. Many answers at once, and large models, take longer to measure: `hfpipe bench --tune` does.
+    Not where the user has chosen, with prompt lookup, where OpenVINO computes in f32 anyway, where the machine is busy,
+    or with HFPIPE_TUNE=0. Many answers at once, and large models, take longer to measure: `hfpipe bench --tune` does.
     """
     shape, chosen = shape_of(options), {key for one in CANDIDATES for key in one} & options.ov_config.keys()
-    if device != "CPU" or options.exact or chosen or shape == BATCH or UNTUNED.items() <= os.environ.items():
+    if (
+        device != "CPU"
+        or options.exact
+        or options.prompt_lookup
+        or chosen
+        or shape == BATCH
+        or UNTUNED.items() <= os.environ.items()
+    ):
         return False
     if (
         len(openvino_models(folder)) > 1
