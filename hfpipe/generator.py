@@ -24,6 +24,7 @@ from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tasks import PromptEncoder, for_task
 from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
 from hfpipe.types import (
+    CHOSEN,
     BackendInfo,
     Completion,
     HostedModel,
@@ -299,7 +300,7 @@ def find_model(
     """Find the model and choose the backend, before anything heavy is imported. Where two would do, it is the one that
     answers are `resumed` with."""
     start = time.perf_counter()
-    if options.backend != "auto":
+    if options.backend not in CHOSEN:
         backends.check_options(options.backend, options)
     if options.backend == "endpoint":
         return Found(

@@ -20,6 +20,8 @@ Unit = Literal["bytes", "steps", "records"]
 DEFAULT_MAX_TOKENS = 256
 # Tokens that prompt lookup proposes at a time where nobody says how many, and the most.
 PROMPT_LOOKUP, MOST_PROPOSED = 5, 64
+# Backends that are none: each has one chosen by the model; see hfpipe.backends.choose.
+CHOSEN = ("auto", "default")
 TASKS = ("text-generation", "text2text-generation", "summarization", "translation")
 # The task of one direction, as transformers has named it and T5's config.json does.
 DIRECTION = re.compile(r"translation_(\w+)_to_(\w+)")
@@ -154,9 +156,9 @@ class LoadOptions:
     """How a model is loaded. None means: the backend's own default.
 
     `batch_size` is the number of requests in flight at once; 1 tells the backend to favour the first token's latency.
-    `endpoint` is the URL of a server that runs the model, and makes "endpoint" of the backend "auto"; `timeout` is how
-    many seconds one of its answers may take. `prompt_lookup` is how many tokens that followed the same words before are
-    proposed at a time, and checked in one step; 0 or None for none, True for the usual number.
+    `endpoint` is the URL of a server that runs the model, and makes "endpoint" of a backend that is not named;
+    `timeout` is how many seconds one of its answers may take. `prompt_lookup` is how many tokens that followed the
+    same words before are proposed at a time, and checked in one step; 0 or None for none, True for the usual number.
     """
 
     backend: str = "auto"
@@ -184,7 +186,7 @@ class LoadOptions:
             raise UsageError(f"model_kwargs must be a dict of options by name, not {kind_of(self.model_kwargs)}.")
         if not isinstance(self.model_kwargs, ModelArguments):
             object.__setattr__(self, "model_kwargs", ModelArguments(self.model_kwargs))
-        if self.endpoint is not None and self.backend == "auto":
+        if self.endpoint is not None and self.backend in CHOSEN:
             object.__setattr__(self, "backend", "endpoint")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout must be a number of seconds above 0, not {self.timeout}.")

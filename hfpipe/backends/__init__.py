@@ -11,7 +11,7 @@ from hfpipe.backends.base import Backend
 from hfpipe.backends.openvino import optimum_cli
 from hfpipe.errors import BackendError, UnsupportedModel, UnsupportedOption, UsageError, nearest
 from hfpipe.process import silence_openvino_telemetry
-from hfpipe.types import TASKS, HubAccess, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
+from hfpipe.types import CHOSEN, TASKS, HubAccess, LoadOptions, ModelFormat, ModelSource, Reporter, Silent
 
 # Packages name their own backends in this group of entry points: a name, and the class as module:Class.
 GROUP = "hfpipe.backends"
@@ -77,14 +77,15 @@ class Choice(NamedTuple):
 
 def choose(options: LoadOptions, source: ModelSource, reporter: Reporter, *, resumed: str | None = None) -> Choice:
     """The backend for a model, where `options` name none: OpenVINO for an OpenVINO folder, and on a CPU for a model of
-    which the cache has an export in its own precision; else torch. Answers that are `resumed` keep their backend."""
+    which the cache has an export in its own precision; else torch. Answers that are `resumed` keep their backend.
+    "default" is as LangChain has it: as "auto", but whatever the cache holds."""
     requested = options.backend
-    if requested != "auto":
+    if requested not in CHOSEN:
         check_format(requested, source.format)
         return Choice(requested, "asked for")
     if source.format == "openvino":
         return Choice("openvino", "the folder holds an OpenVINO model")
-    on_cpu = options.device in (None, "-1", "cpu") and honours("openvino", options)
+    on_cpu = requested == "auto" and options.device in (None, "-1", "cpu") and honours("openvino", options)
     if resumed == "openvino" or (resumed is None and on_cpu and optimum_cli.is_exported(source, options, reporter)):
         return Choice("openvino", "its OpenVINO export is in the cache")
     return Choice("torch", "the folder holds a transformers model")

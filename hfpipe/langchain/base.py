@@ -179,14 +179,15 @@ class LoadedModel(BaseModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        """What a cache of answers must tell apart."""
-        info = self.generator.info
+        """What a cache of answers must tell apart, as plain JSON, which LangChain and its callbacks write to files."""
+        info, task = self.generator.info, self.generator.source.task
+        options = {name: getattr(self, name) for name in _OF_A_CALL}
         engine = {"backend": info.name, "dtype": info.dtype, "detail": dict(info.detail)}
         return {
             "model": self.model,
-            "task": self.generator.source.task,
+            "task": {"name": task.name, "source_lang": task.source_lang, "target_lang": task.target_lang},
             **engine,
-            **{name: getattr(self, name) for name in sorted(_OF_A_CALL)},
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in sorted(options.items())},
         }
 
     def _called_with(self, options: Mapping[str, Any], stop: Sequence[str] | None = None) -> Self:

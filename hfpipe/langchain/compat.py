@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfpipe.errors import UnsupportedOption, UsageError
-from hfpipe.types import OF_GENERATION, OF_LOADING
+from hfpipe.types import CHOSEN, OF_GENERATION, OF_LOADING
 
 _RENAMED = {"max_new_tokens": "max_tokens", "stop_strings": "stop", "stop_sequence": "stop"}
 STOPS = frozenset(("stop", *(name for name, known in _RENAMED.items() if known == "stop")))
@@ -185,6 +185,9 @@ def of_constructor(options: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: left.pop(name) for name in _OF_LOADING if name in left}
     for one in (own, inside):
         one["dtype"] = _once("dtype", one.get("dtype"), one.pop("torch_dtype", None))
+    if own.get("backend") in CHOSEN and inside.get("backend"):
+        # The name of one wins over the lack of it, which from_model_id has as a value.
+        del own["backend"]
     both = own.keys() | said.keys() | inside.keys()
     loading = {name: _once(name, own.get(name), said.get(name), inside.get(name)) for name in OF_LOADING & both}
     for names in (("dtype", "torch_dtype"), ("device_map",)):

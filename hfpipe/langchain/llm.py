@@ -90,7 +90,7 @@ class HFPipe(BatchedModel, BaseLLM):
         **options: Any,
     ) -> Self:
         """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text."""
-        options |= {"task": task, "backend": None if backend == "default" else backend, "device": device}
+        options |= {"task": task, "backend": backend, "device": device}
         options |= {"device_map": device_map, "batch_size": batch_size}
         options |= {"model_kwargs": model_kwargs, "pipeline_kwargs": pipeline_kwargs}
         return cls(model_id, **{"template": "raw", **options})

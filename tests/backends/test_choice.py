@@ -45,7 +45,10 @@ def test_what_is_chosen():
     """By auto for the format; else what is asked for, where it runs the format."""
     folder = "the folder holds"
     assert choose("auto", replace(source(), format="openvino")) == ("openvino", f"{folder} an OpenVINO model")
-    assert choose("auto") == ("torch", f"{folder} a transformers model")
+    assert choose("auto") == choose("default") == ("torch", f"{folder} a transformers model")
+    assert choose("default", replace(source(), format="openvino")) == choose(
+        "auto", replace(source(), format="openvino")
+    )
     for name, spec in backends.BACKENDS.items():
         for model_format in spec.formats:
             assert choose(name, replace(source(), format=model_format)) == (name, "asked for")
@@ -76,6 +79,8 @@ def test_auto_runs_on_the_export_in_the_cache(tiny_llama, tmp_path, monkeypatch,
     assert choose("auto", model) == ("torch", "the folder holds a transformers model")
     optimum_cli.own_export(model, LoadOptions(), Silent())
     assert choose("auto", model, **options)[0] == name
+    if "resumed" not in options:
+        assert choose("default", model, **options)[0] == "torch"
     monkeypatch.setattr(store, "identity", lambda *_, **__: "other weights")
     assert choose("auto", model)[0] == "torch"
 

@@ -12,7 +12,10 @@ import pytest
 from langchain_core.prompts import PromptTemplate
 
 from hfpipe import HFPipe
+from hfpipe.backends.openvino import optimum_cli
 from hfpipe.errors import BackendError, UsageError
+from hfpipe.generator import find_model
+from hfpipe.types import LoadOptions
 from tests import tiny
 from tests.conftest import once
 from tests.hub import LoopbackHub, settings
@@ -209,3 +212,12 @@ def test_a_folder_that_optimum_cli_made_runs(exports: Path, name: str, monkeypat
     assert chain.invoke({"question": QUESTION}) == "".join(chain.stream({"question": QUESTION}))
     info = ov_llm.generator.backend.info
     assert info.dtype == {"plain": "float32", "int8": "int8", "int4": "int4"}[name]
+
+
+def test_the_default_backend_does_not_depend_on_the_cache(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is torch, also where the cache has an export, which `hfpipe.load` uses."""
+    monkeypatch.setattr(optimum_cli, "is_exported", lambda *_: True)
+    of_load = find_model(str(tiny_gpt2), LoadOptions())
+    with HFPipe.from_model_id(str(tiny_gpt2), "text-generation") as llm:
+        assert (of_load.choice.name, llm.generator.info.name) == ("openvino", "torch")
+    assert LoadOptions("default", endpoint="http://127.0.0.1:1").backend == "endpoint"

@@ -1,12 +1,14 @@
 """HFPipe and ChatHFPipe inside of what LangChain builds of models. The engine is echo: an answer is its prompt."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from langchain_core.caches import BaseCache
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
@@ -182,3 +184,17 @@ def test_answers_are_kept_in_sqlite_by_prompt_and_options(
         with pytest.raises(TypeError):
             model.invoke("one two", pipeline_kwargs={"max_new_tokens": 1})
     assert HFPipe(model=tiny_gpt2, backend="echo", eos_token_id=7).invoke("one two") == "one two"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_what_identifies_a_model_is_plain_json(llm: HFPipe, chat: ChatHFPipe, tmp_path: Path, suffix: str) -> None:
+    """Callbacks, LangChain's own `save` and its cache of answers write it, and read it again."""
+    for model in (llm, chat, llm._called_with({"stop": ["a"], "eos_token_id": (1, 2), "variables": {"a": "b"}})):
+        said = model._identifying_params
+        assert json.loads(json.dumps(said)) == said
+        assert said["task"] == {"name": "text-generation", "source_lang": None, "target_lang": None}
+        assert "Task(" not in str(model)
+        if isinstance(model, HFPipe):
+            model.save(path := tmp_path / f"model{suffix}")
+            saved = yaml.safe_load(path.read_text())
+            assert {name: saved[name] for name in said} == said
