@@ -25,7 +25,7 @@ from hfpipe.backends.batching import Row, similar
 from hfpipe.backends.scheduling import SHARE
 from hfpipe.backends.torch.decoding import TorchBackend
 from hfpipe.backends.torch.loading import free_memory, parse_device
-from hfpipe.errors import BackendError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.types import LoadOptions, ModelSource, Sampling, TokenRequest
 from tests import tiny
 from tests.backends import running
@@ -420,6 +420,7 @@ def test_the_dtype_on_a_cpu(monkeypatch, tmp_path, own, native, dtype):
         assert {parameter.dtype for parameter in backend.model.parameters()} == {getattr(torch, expected)}
 
 
+BLAMED = r"transformers cannot load .* with {} in model_kwargs\.\n.*{}.*\nCheck the value, or leave it out\.$"
 WRONG = [
     ({"dtype": "int8"}, "Unknown dtype 'int8'; known are auto, fp32"),
     ({"attn": "banana"}, "Unknown attention 'banana'; known are eager, flash.*, flex_attention, sdpa.*\nA kernel of"),
@@ -428,8 +429,21 @@ WRONG = [
     ({"model_kwargs": {"attn_implementation": "xformers"}}, "no attention of xformers.\nsdpa took its place"),
     ({"exact": True, "dtype": "bf16"}, "exact computes in float32; the dtype bf16"),
     ({"exact": True, "model_kwargs": {"torch_dtype": "bfloat16"}}, "exact computes in float32; the dtype bfloat16"),
-    ({"model_kwargs": {"banana": 1}}, "banana in model_kwargs.*unexpected keyword argument 'banana'"),
-    ({"model_kwargs": {"dtype": "banana"}}, "dtype in model_kwargs"),
+    ({"attn": ""}, "Unknown attention ''; known are"),
+    ({"attn": "kernels-community/"}, "Unknown attention 'kernels-community/'; known are .*\nA kernel of"),
+    ({"model_kwargs": {"attn_implementation": 3}}, "Unknown attention 3; known are"),
+    ({"model_kwargs": {"torch_dtype": "banana"}}, "Unknown dtype 'banana' in model_kwargs; known are auto, float32"),
+    ({"model_kwargs": {"dtype": 3}}, "Unknown dtype 3 in model_kwargs"),
+    ({"device_map": "banana"}, r"with device_map 'banana'\.\n.* device name .*\nCheck the value"),
+    ({"model_kwargs": {"banana": 1, "max_position_embeddings": 64}}, BLAMED.format("banana 1", "unexpected keyword")),
+    ({"model_kwargs": {"dtype": {"": "x y"}}}, BLAMED.format("dtype {'': 'x y'}", "no attribute 'x y'")),
+    ({"model_kwargs": {"gguf_file": "x.gguf"}}, BLAMED.format("gguf_file 'x.gguf'", "a file named x.gguf")),
+    ({"model_kwargs": {"key_mapping": 3}}, BLAMED.format("key_mapping 3", "'int' object")),
+    ({"model_kwargs": {"num_hidden_layers": "x"}}, BLAMED.format("num_hidden_layers 'x'", "expected int, got str")),
+    (
+        {"model_kwargs": {"quantization_config": {"quant_method": "x"}}},
+        r"with quantization_config {.*\nUnknown quant",
+    ),
     ({"model_kwargs": {"use_safetensors": False}}, "model_kwargs cannot set use_safetensors"),
     ({"model_kwargs": {"trust_remote_code": True}}, "model_kwargs cannot set trust_remote_code"),
     ({"dtype": "fp32", "model_kwargs": {"torch_dtype": "float16"}}, "dtype and dtype in model_kwargs"),
@@ -443,6 +457,21 @@ WRONG = [
 def test_options_that_are_wrong_or_contradict(tiny_llama, options, message):
     with pytest.raises(UsageError, match=message):
         load(tiny_llama, **options)
+
+
+def test_an_attention_that_a_model_does_not_have(tmp_path):
+    tiny.save_model(tmp_path, AutoConfig.for_model("gpt2", vocab_size=200, **GPT))
+    said = r"with attn 'flex_attention'\.\n[^.]* does not support [^.]*flex_attention\nLeave attn out: sdpa"
+    with pytest.raises(UsageError, match=said):
+        load(tmp_path, attn="flex_attention")
+
+
+def test_a_damaged_file_is_not_blamed_on_the_arguments(tmp_path):
+    tiny.save_model(tmp_path, AutoConfig.for_model("gpt2", vocab_size=200, **GPT))
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(HFPipeError) as caught:
+        load(tmp_path, model_kwargs={"dtype": "float32"})
+    assert "dtype" not in str(caught.value)
 
 
 ABSENT = {"flash_attention_2": "flash-attn", "flash_attention_3": "kernels", "kernels-community/flash-attn2": "kernels"}
@@ -479,8 +508,6 @@ def test_an_attention_that_transformers_is_given_is_offered_and_tried_when_it_is
 def test_places_that_are_wrong(tiny_llama, tmp_path):
     with pytest.raises(BackendError, match="no weights in memory"):
         load(tiny_llama, model_kwargs={"device_map": {"": "disk"}, "offload_folder": str(tmp_path)})
-    with pytest.raises(BackendError, match="banana"):
-        load(tiny_llama, device_map="banana")
 
 
 EAGER = {"attn_implementation": "eager", "max_position_embeddings": 64, "torch_dtype": "bfloat16"}

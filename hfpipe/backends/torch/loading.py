@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.integrations.hub_kernels import is_kernel
 from transformers.utils import is_kernels_available
 
 from hfpipe.backends.base import as_backend_error
-from hfpipe.errors import BackendError, HFPipeError, ModelError, UnsupportedModel, UsageError
+from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.machine import available_memory, processors
 from hfpipe.types import LoadOptions, ModelSource, Reporter
 
@@ -140,7 +143,12 @@ def _arguments(config: Mapping[str, Any], options: LoadOptions, device: torch.de
     for name, key in twice.items():
         if key in theirs and getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} and {key} in model_kwargs exclude each other.")
-    for given in (options.dtype, theirs.get("dtype")):
+    own = theirs.get("dtype")
+    of_torch = getattr(torch, str(own).removeprefix("torch."), None)
+    if own not in (None, "auto") and not isinstance(own, Mapping) and not isinstance(of_torch, torch.dtype):
+        names = ", ".join(_DTYPES.values())
+        raise UsageError(f"Unknown dtype {own!r} in model_kwargs; known are auto, {names}.")
+    for given in (options.dtype, own):
         if options.exact and str(given) not in ("None", "float32", "fp32", "torch.float32"):
             raise UsageError(f"--exact computes in float32; the dtype {given} contradicts it.")
     dtype = _dtype(config, options, device)
@@ -149,7 +157,7 @@ def _arguments(config: Mapping[str, Any], options: LoadOptions, device: torch.de
 
 
 def _attention(options: LoadOptions) -> Any:
-    return options.attn or options.model_kwargs.get("attn_implementation")
+    return options.model_kwargs.get("attn_implementation") if options.attn is None else options.attn
 
 
 def _check_attention(name: Any) -> None:
@@ -159,12 +167,14 @@ def _check_attention(name: Any) -> None:
     # With those for transformers' own batches, which have another cache, answers are noise.
     offered = sorted({"eager", *AttentionInterface().valid_keys()})
     offered = [one for one in offered if not one.startswith("paged|")]
-    if isinstance(name, str) and name not in offered and ("/" not in name or "|" in name):
+    if name is None or isinstance(name, Mapping) or name in offered:
+        return
+    if not isinstance(name, str) or not is_kernel(name) or "|" in name:
         raise UsageError(
             f"Unknown attention {name!r}; known are {', '.join(offered)}.",
             hint="A kernel of the Hub is ORG/NAME, as in kernels-community/flash-attn2.",
         )
-    if isinstance(name, str) and "/" in name and not is_kernels_available():
+    if not is_kernels_available():
         # transformers says so the first time, and runs on without the second.
         raise _absent(name, "the package kernels is not installed", "kernels")
 
@@ -208,9 +218,6 @@ def _explanation(source: ModelSource, options: LoadOptions, error: Exception) ->
                     f"{file} is damaged, or holds code beside the weights, which torch does not run.",
                     hint="Fetch it again, or choose a model that comes as .safetensors.",
                 )
-    if isinstance(error, (TypeError, AttributeError)) and options.model_kwargs:
-        names = ", ".join(options.model_kwargs)
-        return UsageError(f"transformers cannot load the model with {names} in model_kwargs: {error}")
     if (attention := _attention(options)) and isinstance(error, ImportError):
         package = "flash-attn" if attention == "flash_attention_2" else "kernels"
         reason = text.rpartition("following error: ")[2].partition("\n")[0].rstrip(".")
@@ -228,9 +235,29 @@ def _explanation(source: ModelSource, options: LoadOptions, error: Exception) ->
         )
     if "ignore_mismatched_sizes" in text:
         return ModelError(f"{source.reference}: the weights have other shapes than config.json says.")
+    wrapped = as_backend_error(error)
+    if (wrong := _blamed(options, error)) and not isinstance(wrapped, OutOfMemory):
+        # What follows its first sentence is advice for programs.
+        reason = " ".join(re.split(r"\.\s+(?=[A-Z])|\n(?!\s)", text)[0].split())
+        hint = "Leave" + _SDPA[5:] if "--attn" in wrong or "attn_impl" in wrong else "Check the value, or leave it out."
+        kind = BackendError if isinstance(error, RuntimeError | ImportError) else UsageError
+        return kind(f"transformers cannot load {source.reference} with {wrong}.", hint=hint, details=[reason])
     if isinstance(error, StrictDataclassError):
         return ModelError(f"{source.folder / 'config.json'}: {' '.join(text.split())}")
-    return as_backend_error(error)
+    return wrapped
+
+
+def _blamed(options: LoadOptions, error: Exception) -> str:
+    """The user's arguments with their values that made from_pretrained fail: those that its error names, or all of them
+    where it is of a kind that damaged files do not raise. "" where there are none."""
+    all_given = {"--attn": options.attn, "--device-map": options.device_map, **options.model_kwargs}
+    given = {name: value for name, value in all_given.items() if value is not None}
+    text = str(error)
+    named = [name for name, value in given.items() if name.strip("-").replace("-", "_") in text or str(value) in text]
+    if not named and isinstance(error, TypeError | ValueError | AttributeError | RuntimeError | ImportError):
+        named = [*given]
+    where = dict.fromkeys(options.model_kwargs, " in model_kwargs")
+    return " and ".join(f"{name} {reprlib.repr(given[name])}{where.get(name, '')}" for name in named)
 
 
 def _holds_tensors(pickle: Path) -> bool:
