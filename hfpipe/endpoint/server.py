@@ -203,11 +203,13 @@ class Server:
         return BackendError(message, hint="The server does not take this request: leave out what it names.")
 
     def _about_token(self) -> str:
+        another = "another" if self.token else "one"
+        where = f"Ask the server's operator for {another}, and set it as {TOKEN}."
         if self.address.is_hugging_face:
-            where = "make one at https://huggingface.co/settings/tokens, then `hf auth login` or HF_TOKEN"
-        else:
-            where = f"the server's operator has one; set it as {TOKEN}"
-        return f"{self.token.name} was sent: check it, or {where}." if self.token else f"No token was sent: {where}."
+            where = f"Make {another} at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
+        if self.token:
+            return f"The token in {self.token.name} was sent: check that it is right and may use this model. {where}"
+        return f"No token was sent. {where}"
 
     async def _not_found(self, message: str, path: str, model: str) -> HFPipeError:
         """Whether it is the model or the place that does not exist, by the models that the server lists."""

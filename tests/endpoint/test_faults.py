@@ -245,10 +245,11 @@ def token(monkeypatch):
 def test_a_denial_says_which_token_was_sent(server, monkeypatch, code):
     error = failure(server, status(code))
     assert isinstance(error, AccessDenied)
-    assert error.hint == "No token was sent: the server's operator has one; set it as HFPIPE_ENDPOINT_TOKEN."
+    assert error.hint == "No token was sent. Ask the server's operator for one, and set it as HFPIPE_ENDPOINT_TOKEN."
     monkeypatch.setenv("HFPIPE_ENDPOINT_TOKEN", "s3cret")
     error = failure(server, status(code))
-    assert error.hint.startswith("HFPIPE_ENDPOINT_TOKEN was sent: check it")
+    assert error.hint.startswith("The token in HFPIPE_ENDPOINT_TOKEN was sent: check that it is right")
+    assert error.hint.endswith("Ask the server's operator for another, and set it as HFPIPE_ENDPOINT_TOKEN.")
 
 
 def test_a_server_gets_its_token_and_not_that_of_the_hub(server, token, monkeypatch):
