@@ -30,6 +30,8 @@ _LOST = bytes(ENTRY)
 _VERSION = 2
 _SHORT = 80
 _HASH = 12
+# What the values of a model on a server are called.
+_OF_HOSTED = {"model url": "endpoint", "model reference": "model"}
 # What a result may depend on, of the options of loading, beside what a loaded model says of itself.
 _OF_INFO = ("attention", "prompt lookup")
 _OF_LOADING = ("device_map", "model_kwargs", "exact")
@@ -132,10 +134,13 @@ class Manifest:
         old, new = self._settings(), json.loads(json.dumps(settings))
         for name in new:
             if name not in old or _compared(old[name]) != _compared(new[name]):
-                then, now = _shown(old.get(name)), _shown(new[name])
-                raise HFPipeError(
-                    f"{self._output} was started with a different {name} (then: {then}, now: {now}).", hint=RESTART
-                )
+                then, now = old.get(name), new[name]
+                if isinstance(then, dict) and isinstance(now, dict) and "identity" not in {*then, *now}:
+                    key = next(key for key in {**now, **then} if then.get(key, ...) != now.get(key, ...))
+                    name, then, now = f"{name} {key}", then.get(key), now.get(key)
+                values = f"(then: {_shown(then)}, now: {_shown(now)})"
+                different = f"was started with a different {_OF_HOSTED.get(name, name)} {values}."
+                raise HFPipeError(f"{self._output} {different}", hint=RESTART)
 
     def _settings(self) -> dict[str, Any]:
         with self.path.open("rb") as file:
@@ -194,7 +199,7 @@ def _compared(value: Any) -> Any:
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
-    if isinstance(value, dict) and "identity" in value:
-        value = f"{value['reference']}, {value['identity'][:_HASH]}"
+    if isinstance(value, dict) and "reference" in value:
+        value = f"{value['reference']}, {value['identity'][:_HASH] if 'identity' in value else value['url']}"
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= _SHORT else shown[: _SHORT - 1] + "…"

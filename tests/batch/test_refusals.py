@@ -55,6 +55,21 @@ def test_none_is_called_so(source, output):
     refused(source, output, "with a different seed (then: none, now: 3).", settings={"seed": 3})
 
 
+def test_of_several_values_the_one_that_changed_is_named(source, output):
+    hosted, local = {"url": "http://a/v1", "reference": "m"}, {"identity": "0" * 40, "reference": "m"}
+    made = {"model": hosted, "task": {"name": "translation", "target_lang": "de"}, "variables": {"style": "short"}}
+    run(source, output, limit=3, settings=made)
+    for change, said in [
+        ({"model": {**hosted, "url": "http://b/v1"}}, 'different endpoint (then: "http://a/v1", now: "http://b/v1").'),
+        ({"model": {**hosted, "reference": "n"}}, 'different model (then: "m", now: "n").'),
+        ({"model": local}, 'different model (then: "m, http://a/v1", now: "m, 000000000000").'),
+        ({"task": {**made["task"], "target_lang": None}}, 'different task target_lang (then: "de", now: none).'),
+        ({"variables": {}}, 'different variables style (then: "short", now: none).'),
+        ({"variables": {"style": "short", "url": None}}, "different variables url (then: none, now: none)."),
+    ]:
+        refused(source, output, said, settings={**made, **change})
+
+
 def test_a_setting_that_is_known_later_is_checked_too(source, output):
     """What only a loaded model tells."""
     for dtype, refusal in [("float32", None), ("float32", None), ("bfloat16", "a different dtype")]:
