@@ -168,12 +168,16 @@ def honours(name: str, options: LoadOptions) -> bool:
     return True
 
 
+def honoured(name: str) -> frozenset[str]:
+    """The load options that the backend `name` honours."""
+    return spec(name).common | spec(name).honours
+
+
 def check_options(name: str, options: LoadOptions) -> None:
     """Raise UnsupportedOption for the first option set that the backend `name` cannot honour."""
-    honoured = spec(name).common | spec(name).honours
     if not spec(name).formats and options.task not in (None, TASKS[0]):
         raise UnsupportedOption(
-            f"The {name} backend cannot do --task {options.task!r}.", hint=f"The one task is {TASKS[0]}."
+            f"The {name} backend cannot do --task {options.task!r}.", hint=f"Only {TASKS[0]} is supported."
         )
     if not spec(name).formats and options.hub != HubAccess():
         given = [one.name for one in fields(HubAccess) if getattr(options.hub, one.name) != one.default]
@@ -183,10 +187,10 @@ def check_options(name: str, options: LoadOptions) -> None:
         )
     default = LoadOptions()
     for field in fields(LoadOptions):
-        if field.name not in honoured and getattr(options, field.name) != getattr(default, field.name):
+        if field.name not in honoured(name) and getattr(options, field.name) != getattr(default, field.name):
             names = f"--model-kwarg {', '.join(options.model_kwargs)}"
             flag = names if field.name == "model_kwargs" else "--" + field.name.replace("_", "-")
-            able = [other for other, spec in BACKENDS.items() if field.name in spec.common | spec.honours]
+            able = [other for other in BACKENDS if field.name in honoured(other)]
             raise UnsupportedOption(
                 f"The {name} backend cannot honour {flag}.", hint=f"It belongs to --backend {' or '.join(able)}."
             )

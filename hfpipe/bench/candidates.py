@@ -207,8 +207,8 @@ def _size(source: ModelSource) -> int:
 
 def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
     """The options, less those that only other engines know."""
-    honours, default = backends.spec(backend).honours, LoadOptions()
-    of_others = frozenset().union(*(spec.honours for spec in backends.BACKENDS.values())) - honours
+    default = LoadOptions()
+    of_others = frozenset().union(*map(backends.honoured, backends.BACKENDS)) - backends.honoured(backend)
     return replace(loading, backend=backend, **{name: getattr(default, name) for name in of_others})
 
 

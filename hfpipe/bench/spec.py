@@ -132,9 +132,11 @@ class Spec:
             raise UsageError(f"{names} cannot honour weight_formats (--weight-format); only openvino can.")
         if self.workload.depths and "endpoint" in self.engines:
             raise UnsupportedOption("endpoint cannot honour depths (--depth).", hint="Only its server counts tokens.")
-        honoured = frozenset().union(*(backends.spec(name).honours for name in self.engines))
-        others = {name: getattr(LoadOptions(), name) for name in honoured}
-        backends.check_options(self.engines[0], replace(self.loading, **others))
+        honoured = frozenset().union(*(backends.honoured(name) for name in self.engines))
+        # What is measured is the same task on all of them.
+        others = {name: getattr(LoadOptions(), name) for name in honoured - {"task"}}
+        for name in self.engines:
+            backends.check_options(name, replace(self.loading, **others))
         count = sum(self.revision(model) is not None for model in {*self.models, self.reference or ""})
         if self.loading.revision is not None and count != 1:
             raise UsageError(f"revision (--revision) needs exactly one Hub model, got {count}.")

@@ -101,6 +101,22 @@ def test_it_is_compared_with_an_engine_of_this_machine(server, tiny_llama):
     assert (remote.loading.backend, remote.loading.dtype) == ("endpoint", None)
 
 
+@pytest.mark.parametrize("engines", [("endpoint", "torch"), ("torch", "endpoint")])
+def test_options_that_one_of_them_honours_are_taken_in_any_order(server, tiny_llama, engines):
+    def found(**options):
+        made, _ = rows(*engines, models=(str(tiny_llama),), endpoint=server.url, **options)
+        return {one.loading.backend: one.loading for one in made}
+
+    loading = found(exact=True, allow_pickle=True, dtype="float32")
+    assert (loading["torch"].exact, loading["torch"].allow_pickle, loading["torch"].dtype) == (True, True, "float32")
+    assert (loading["endpoint"].exact, loading["endpoint"].allow_pickle) == (False, False)
+    with pytest.raises(UnsupportedOption, match="backend cannot honour ov_config"):
+        found(ov_config={"A": "b"})
+    with pytest.raises(UnsupportedOption, match="endpoint backend cannot do task 'translation'") as raised:
+        found(task="translation")
+    assert raised.value.hint == "Only text-generation is supported."
+
+
 def test_what_it_cannot_honour_is_refused(server):
     with pytest.raises(UnsupportedOption, match="The endpoint backend cannot honour exact"):
         rows("endpoint", endpoint=server.url, exact=True)
