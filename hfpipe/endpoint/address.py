@@ -27,7 +27,9 @@ class Secret:
 
     def __init__(self, value: str, name: str) -> None:
         if not (value.isascii() and value.isprintable() and " " not in value):
-            raise UsageError(f"The token in {name} has characters that no token has.", hint="Set it anew.")
+            raise UsageError(
+                f"The token in {name} has characters that no token has.", hint="Copy it again from where it was made."
+            )
         self._value, self.name = value, name
 
     def __repr__(self) -> str:

@@ -30,8 +30,11 @@ _OWN = {
     "add_generation_prompt": "a last message of the assistant, to be continued",
     "add_special_tokens": "add_special_tokens=False",
 }
-# What llama.cpp's server takes of them, which publishes no openapi.json: by their names here, its names.
-_LLAMA_CPP = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
+# What servers take of them that publish no openapi.json: by owner of their models, their names by those here.
+_BY_OWNER = {
+    "llamacpp": {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"},
+    "vllm": {name: name for name in ("top_k", "min_p", "repetition_penalty")},
+}
 # OpenAI's own limit; some servers refuse more. All of them are looked for here anyway.
 _MOST_STOPS = 4
 # Some servers' words for the same.
@@ -129,7 +132,7 @@ def part(data: str) -> Part:
     if said in _UNFINISHED:
         return Part(text, "error", usage, _UNFINISHED[said])
     if said not in _REASONS:
-        raise BackendError(f"an end of the answer with finish_reason {said!r}")
+        raise BackendError(f"an unknown finish_reason, {said!r}")
     return Part(text, _REASONS[said], usage)
 
 
@@ -163,12 +166,12 @@ def meaning(name: str) -> str:
     return _OWN[name]
 
 
-def names_of_llama_cpp(models: Any) -> Mapping[str, str]:
-    """By the names of `own_options`, what llama.cpp's server calls those that it takes; empty where it is not that
-    which lists these `models`."""
+def names_by_owner(models: Any) -> Mapping[str, str]:
+    """By the names of `own_options`, what the server that lists these `models` calls those that it takes; empty where
+    it is none of _BY_OWNER."""
     match models:
-        case {"data": [{"owned_by": "llamacpp"}, *_]}:
-            return _LLAMA_CPP
+        case {"data": [{"owned_by": str(owner)}, *_]}:
+            return _BY_OWNER.get(owner, {})
     return {}
 
 

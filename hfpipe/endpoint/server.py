@@ -24,7 +24,7 @@ from hfpipe.endpoint.protocol import (
     EventReader,
     Part,
     message_of,
-    names_of_llama_cpp,
+    names_by_owner,
     part,
     schema_properties,
 )
@@ -117,11 +117,11 @@ class Server:
 
     async def takes(self, path: str) -> Mapping[str, str]:
         """What a request may hold beside the plain protocol, with the server's names for it, by its openapi.json;
-        nothing where it has none and is not llama.cpp's. Raises BackendError where the server cannot be asked."""
+        where it has none, by whose it is (llama.cpp, vLLM). Raises BackendError where the server cannot be asked."""
         if path not in self._takes:
             properties = schema_properties(await self._retried(lambda: self._get("/openapi.json")), path)
             names = {name: name for name in properties}
-            self._takes[path] = names or names_of_llama_cpp(await self._retried(lambda: self._get("models")))
+            self._takes[path] = names or names_by_owner(await self._retried(lambda: self._get("models")))
         return self._takes[path]
 
     async def aclose(self) -> None:

@@ -243,6 +243,16 @@ def test_llama_cpp_is_known_by_what_it_says_and_asked_by_its_names(server, templ
         hfpipe.load(MODEL, endpoint=server.url, template=template).invoke("a b", top_k=5)
 
 
+def test_vllm_without_openapi_json_is_known_by_what_it_says(server):
+    server.owned_by = "vllm"
+    llm = hfpipe.load(MODEL, endpoint=server.url, template="raw")
+    given = {"top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 7}
+    assert llm.invoke("a b", **given) == "a b"
+    assert given.items() <= server.bodies[-1].items()
+    with pytest.raises(UnsupportedOption, match="cannot honour eos_token_id"):
+        llm.invoke("a b", eos_token_id=3)
+
+
 def test_do_sample_says_whether_an_answer_is_drawn(server, load):
     """Left out, it is the server's default."""
 

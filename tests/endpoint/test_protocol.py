@@ -91,7 +91,7 @@ def test_what_an_event_says(event, expected):
         ("[]", "an event without choices"),
         ('{"choices": 1}', "an event without choices"),
         ('{"choices": ["x"]}', "a choice that is not of the OpenAI protocol"),
-        ('{"choices": [{"text": "x", "finish_reason": "boredom"}]}', "with finish_reason 'boredom'"),
+        ('{"choices": [{"text": "x", "finish_reason": "boredom"}]}', "an unknown finish_reason, 'boredom'"),
         ('{"error": {"message": "out of memory"}}', "an error: out of memory"),
         ('{"error": "overloaded"}', "an error: overloaded"),
     ],
