@@ -11,6 +11,7 @@ from hfpipe.bench.comparison import FEWEST_ROUNDS, versus
 from hfpipe.bench.measure import BUSY
 from hfpipe.bench.report import Configuration, Report, several_sources
 from hfpipe.bench.spec import Metric
+from hfpipe.quality.compare import change_text
 
 # Above these a warning is due: shares of the frequency of processors, and of a speed.
 _FREQUENCY, _SPREAD = 0.10, 0.15
@@ -70,14 +71,14 @@ def advice(report: Report, max_loss: float) -> Advice:
     sources = "Losses are against each model's own source." if several else ""
     if not allowed:
         least = min(judged, key=_loss)
-        lost = f"{least.name} loses least: {change(_loss(least))}."
+        lost = f"{least.name} loses least: {change_text(_loss(least))}."
         return Advice(None, f"No configuration is known to lose at most {100 * max_loss:g}%. {lost} {sources}".strip())
     equal = [one for one in allowed if not any(_is_faster(other, one, decode) for other in allowed)]
     # Verdicts of noise may go round in a circle.
     equal = equal or [max(allowed, key=lambda one: _middle(one, decode))]
     best = min(equal, key=lambda one: (round(_loss(one), 3), one.size_mb or 0))
     speed = f"{decode.name} {number(_middle(best, decode))} tokens/s"
-    speed += f", perplexity {change(_loss(best))}" if best.quality else ""
+    speed += f", perplexity {change_text(_loss(best))}" if best.quality else ""
     kind = "fastest" if len(allowed) > 1 else "only configuration"
     text = f"{best.name} is the {kind}{f' that loses at most {100 * max_loss:g}%' if best.quality else ''}: {speed}."
     if len(equal) > 1:
@@ -85,7 +86,7 @@ def advice(report: Report, max_loss: float) -> Advice:
         names = ", ".join(f"{one.name} ({number(_middle(one, decode))})" for one in others)
         text = f"Take {best.name}: {speed}. No difference is resolved from {names}."
     faster = [one for one in fit if one not in allowed and _is_faster(one, best, decode)]
-    worse = ", ".join(f"{one.name} ({change(_loss(one))})" for one in faster if one.quality)
+    worse = ", ".join(f"{one.name} ({change_text(_loss(one))})" for one in faster if one.quality)
     unknown = ", ".join(one.name for one in faster if not one.quality)
     sentences = [
         text,
@@ -129,11 +130,3 @@ def number(value: float) -> str:
     if value >= 99.95:
         return f"{value:,.0f}" if value < 1e7 else f"{value:.2g}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
-
-
-def change(value: float) -> str:
-    """A share with its sign: +0.9%, +234%, and 0.0% for what rounds to that."""
-    if abs(value) >= 100:
-        return f"{100 * value:+.1g}%"
-    text = f"{value:+,.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
-    return "0.0%" if text in ("+0.0%", "-0.0%") else text

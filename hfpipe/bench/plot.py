@@ -11,9 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpipe.bench.advice import Advice, change, number, warnings
+from hfpipe.bench.advice import Advice, number, warnings
 from hfpipe.bench.report import Configuration, Report, check_output, several_sources, write_file
 from hfpipe.bench.tables import clean, meanings, tables
+from hfpipe.quality.compare import change_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +144,7 @@ def _tradeoff(report: Report) -> Figure | None:
         axes.scatter(x, y, 1200 * (row.size_mb or 0) / largest, colour, alpha=0.3, linewidth=0)
         axes.annotate(str(place), (x, y), (4, 3), textcoords="offset points", fontweight="bold")
         size = f" · {row.size_mb:,.3g} MB" if row.size_mb else ""
-        label = f"{place}  {_shown(row.name)}: {number(x)} tok/s{size} · {change(quality.perplexity_change)}"
+        label = f"{place}  {_shown(row.name)}: {number(x)} tok/s{size} · {change_text(quality.perplexity_change)}"
         axes.scatter(x, y, 12, colour, label=label, zorder=3)
     best, losses = pareto(points), [loss for _, loss in points]
     steps = zip((axes.get_xlim()[0], best[0][1]), *best, strict=True)

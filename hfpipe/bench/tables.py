@@ -14,10 +14,11 @@ from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.text import Text
 
-from hfpipe.bench.advice import Advice, change, number, warnings
+from hfpipe.bench.advice import Advice, number, warnings
 from hfpipe.bench.comparison import Comparison, versus
 from hfpipe.bench.report import Configuration, Quality, Report, several_sources
 from hfpipe.bench.spec import Metric
+from hfpipe.quality.compare import change_text
 
 _ABOUT = ("name", "model", "backend", "weight_format", "device", "dtype", "size_mb")
 _TIMED = "What is timed, from token ids to token ids, after a warm-up of the same shape:"
@@ -25,7 +26,7 @@ _TIMED = "What is timed, from token ids to token ids, after a warm-up of the sam
 _NAMES, _SHORTEST_NAME = 0.4, 12
 _QUALITY: dict[str, Callable[[Quality], str]] = {
     "perplexity": lambda one: _perplexity(one.perplexity),
-    "loss": lambda one: change(one.perplexity_change) + _margin(one.perplexity_change_error),
+    "loss": lambda one: change_text(one.perplexity_change) + _margin(one.perplexity_change_error),
     "equal tokens": lambda one: f"{one.same_top:.1%}",
     "KL nats": lambda one: f"{one.mean_kl:.4f}",
     "equal answers": lambda one: f"{one.same_answers} of {one.answers}" if one.answers else "",
@@ -57,7 +58,7 @@ def tables(report: Report) -> list[Table]:
     speed = {
         "size MB": [number(row.size_mb) if row.size_mb else "" for row in rows],
         **_medians(rows, speeds),
-        "loss": [change(row.quality.perplexity_change) if row.quality else "" for row in rows],
+        "loss": [change_text(row.quality.perplexity_change) if row.quality else "" for row in rows],
     }
     # Prefill, decode and the largest batch.
     judged = {*work.speeds[:2], work.speeds[-1]}

@@ -34,6 +34,9 @@ _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Defau
 _NO_VERIFY = "Do not run the export or compare it with its source."
 _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
 
+# From here on a perplexity is shown by its power of ten.
+_LONG = 1_000_000
+
 
 def _group_size(text: str) -> int | None:
     try:
@@ -143,6 +146,8 @@ def plan_as_text(plan: Plan) -> dict[str, str]:
 
 def result(done: Report) -> dict[str, str]:
     """A finished export, in names and texts."""
+    from hfpipe.quality.compare import change_text
+
     report, here = done.data, Path.cwd()
     folder = str(done.folder.relative_to(here) if done.folder.is_relative_to(here) else done.folder)
     rows = {"export": folder if done.made else f"{folder}, which exists already: nothing to do"}
@@ -151,12 +156,15 @@ def result(done: Report) -> dict[str, str]:
         rows["weights"] = ", ".join(f"{share:.1%} {name}" for name, share in report["weights"].items())
     if quality := report.get("quality"):
         error = quality["perplexity_change_error"]
-        rows["perplexity"] = (
-            f"{quality['perplexity']:.2f}, the source's {quality['reference_perplexity']:.2f}: "
-            f"{quality['perplexity_change']:+.1%}{f' (±{error:.1%})' if error else ''}"
+        change = change_text(quality["perplexity_change"])
+        ours, theirs = (
+            f"{value:.2f}" if value < _LONG else f"{value:.2g}"
+            for value in (quality["perplexity"], quality["reference_perplexity"])
         )
+        margin = f" (±{error:.1%})" if error and not change.startswith("over") else ""
+        rows["perplexity"] = f"{ours}, the source's {theirs}: {change}{margin}"
         kinds = quality["kinds"].items()
-        rows["of it"] = ", ".join(f"{kind} {change['perplexity_change']:+.1%}" for kind, change in kinds)
+        rows["of it"] = ", ".join(f"{kind} {change_text(one['perplexity_change'])}" for kind, one in kinds)
         rows["next token"] = f"equal for {quality['same_top']:.1%}; KL divergence {quality['mean_kl']:.4f}"
     if answer := report.get("answer"):
         rows["answer"] = shown(f"{answer['prompt']}{answer['text']}".replace("\n", " "))
@@ -168,4 +176,5 @@ def result(done: Report) -> dict[str, str]:
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
     made = "copied from the cache; when it was made: " if "copied" in report else ""
     rows["time"] = f"{made}{times}; {size_text(report['peak_memory'])} of memory for the export"
-    return rows | {"run it": f'hfpipe run {shlex.quote(folder)} "..."'}
+    language = " --target-lang LANG" if report.get("needs_target_lang") else ""
+    return rows | {"run it": f'hfpipe run {shlex.quote(folder)}{language} "..."'}

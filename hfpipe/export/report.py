@@ -14,11 +14,19 @@ from hfpipe.backends.openvino.optimum_cli import EXPORTERS
 from hfpipe.errors import UsageError
 from hfpipe.export.plan import Plan
 from hfpipe.models.folder import REPORT
+from hfpipe.quality.compare import change_text
 from hfpipe.types import ModelSource
 
 # 2: it lists the files, so that --force can tell them from a stranger's.
 FORMAT = 2
 _LOUD_LOSS = 0.10
+# What to do where an export of this weight format is much worse.
+_BETTER = {
+    "fp32": "It is not quantized, so OpenVINO computes this model wrongly: use the source, with --backend torch.",
+    "fp16": "Try --weight-format fp32.",
+    "int8": "Try --weight-format fp16.",
+    "int4": "Try --weight-format int8, --calibration FILE, a smaller --ratio or --group-size 32.",
+}
 
 
 def described_source(source: ModelSource) -> dict[str, Any]:
@@ -62,8 +70,8 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     change = measured.get("quality", {}).get("perplexity_change", 0.0)
     if change > _LOUD_LOSS:
         yield (
-            f"This export is much worse than its source: {change:+.0%} perplexity. Try a --weight-format of more bits, "
-            "or for int4 --calibration FILE, a smaller --ratio or --group-size 32."
+            f"This export is much worse than its source: {change_text(change)} perplexity. "
+            f"{_BETTER[plan.weight_format]}"
         )
     missing = measured["tokenizer"]["missing"] and not plan.options.passes_on("--disable-convert-tokenizer")
     # A difference in one kind of text is usual; more are another tokenizer.

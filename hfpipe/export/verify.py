@@ -16,6 +16,7 @@ from hfpipe.quality import held_out
 from hfpipe.quality.compare import read_reference
 from hfpipe.quality.score_openvino import check_numbers, score
 from hfpipe.quality.tune_openvino import tune
+from hfpipe.text.tasks import PromptEncoder
 from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import GenerationOptions, LoadOptions, Reporter, TextRequest
 
@@ -35,14 +36,16 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     source, trust = Path(arguments["source_folder"]), arguments["trust_remote_code"]
     # What is measured is OpenVINO's own way, whatever an equal export was measured to run best with.
     tuning.forget(folder)
+    answer = _answer(folder, temporary, trust_remote_code=trust)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     report: dict[str, Any] = {
-        "answer": {"prompt": _PROMPT, "text": _answer(folder, temporary, trust_remote_code=trust)},
+        "answer": {"prompt": _PROMPT, "text": answer},
         "weights": loading.weight_shares(folder),
         "tokenizer": tokenizer_report(folder, source, trust_remote_code=trust),
+        "needs_target_lang": PromptEncoder(tokenizer, inspect_folder(folder, folder.name)).lacks_language,
     }
     if arguments["reference_folder"] is None:
         # A greedy answer takes one of them for the largest even where they are none.
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust)
         check_numbers(inspect_folder(folder, folder.name), tokenizer.encode(_PROMPT, True))
         return report
     reporter.stage("Comparing the export with its source")

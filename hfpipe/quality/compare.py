@@ -157,6 +157,14 @@ def read_reference(folder: Path) -> Reference:
     return Reference(folder, tuple(windows), description["vocabulary"], description["dtype"])
 
 
+def change_text(value: float) -> str:
+    """A share with its sign: +0.9%, +234%, 0.0% for what rounds to that; with a bound, past which none is better."""
+    if value >= 1000:
+        return "over +100,000%"
+    text = f"{value:+,.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A candidate model against a reference, over the same tokens.

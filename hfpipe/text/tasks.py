@@ -45,11 +45,10 @@ def for_task(source: ModelSource, options: LoadOptions) -> ModelSource:
     if name == _TRANSLATION and directions:
         key, pairs = f"translation_{source_lang}_to_{target_lang}", [" to ".join(one.groups()) for one in directions]
         if key not in specific:
-            asked = f"from {source_lang or 'an unnamed language'} to {target_lang or 'an unnamed one'}"
-            raise UsageError(
-                f"{source.reference} does not translate {asked}.",
-                hint=f"Choose by --source-lang and --target-lang one of {', '.join(pairs)}.",
-            )
+            hint = f"Choose one with --source-lang and --target-lang: {', '.join(pairs)}."
+            if not (source_lang and target_lang):
+                raise UsageError(f"{source.reference} needs both languages of a translation.", hint=hint)
+            raise UsageError(f"{source.reference} does not translate from {source_lang} to {target_lang}.", hint=hint)
         preferred, source_lang, target_lang = preferred | specific[key], None, None
     elif name == _SUMMARIZATION:
         preferred |= specific.get(_SUMMARIZATION, {})
@@ -88,13 +87,18 @@ class PromptEncoder:
             target, (start, *_) = self._language(task.target_lang, source), self.decoder_ids
             self.decoder_ids = (target,) if start in self._languages.values() else (start, target)
 
-    def check_language(self, reference: str) -> None:
-        """Raise UsageError where the model called `reference` needs a language to write in, and none is chosen."""
+    @property
+    def lacks_language(self) -> bool:
+        """Whether the model needs a language to write in, and none is chosen."""
         languages = self._languages
-        if self.decoder_ids and len(languages) > 1 and not {*self.decoder_ids} & {*languages.values()}:
+        return bool(self.decoder_ids) and len(languages) > 1 and not {*self.decoder_ids} & {*languages.values()}
+
+    def check_language(self, reference: str) -> None:
+        """Raise UsageError where the model called `reference` lacks a language."""
+        if self.lacks_language:
             raise UsageError(
-                f"{reference} writes {len(languages)} languages, and none is chosen.",
-                hint=f"Name one with --target-lang: {_listed(languages)}.",
+                f"{reference} writes {len(self._languages)} languages, and none is chosen.",
+                hint=f"Name one with --target-lang: {_listed(self._languages)}.",
             )
 
     def encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:

@@ -81,7 +81,22 @@ def test_only_what_is_much_worse_is_said(model):
     for change in (-0.5, 0.0, 0.1):
         assert warned(plan(model), quality={"perplexity_change": change}) == []
     (line,) = warned(plan(model), quality={"perplexity_change": 0.25})
-    assert line.startswith("This export is much worse than its source: +25% perplexity. Try a --weight-format of more")
+    assert line == "This export is much worse than its source: +25.0% perplexity. Try --weight-format fp16."
+    (line,) = warned(plan(model), quality={"perplexity_change": 1e27})
+    assert "source: over +100,000% perplexity." in line
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "advice"),
+    [
+        ("fp32", "It is not quantized"),
+        ("fp16", "Try --weight-format fp32"),
+        ("int4", "Try --weight-format int8, --cal"),
+    ],
+)
+def test_the_advice_has_more_bits_where_there_are_any(model, weight_format, advice):
+    (line,) = warned(plan(model, weight_format), quality={"perplexity_change": 0.25})
+    assert f" perplexity. {advice}" in line
 
 
 def test_a_tokenizer_that_is_missing_or_another_one(model):
@@ -143,6 +158,16 @@ def test_the_command_that_runs_it_can_be_typed(tmp_path, monkeypatch, folder, ty
     monkeypatch.chdir(tmp_path)
     rows = result(Report((tmp_path / folder).resolve(), REPORT))
     assert rows["run it"] == f'hfpipe run {typed.format(above=tmp_path.parent)} "..."'
+
+
+def test_the_command_names_the_language_that_a_model_needs():
+    assert printed(needs_target_lang=True)["run it"] == 'hfpipe run /models/out --target-lang LANG "..."'
+    assert printed(needs_target_lang=False)["run it"] == 'hfpipe run /models/out "..."'
+
+
+def test_a_perplexity_of_noise_is_a_short_number():
+    noise = {**REPORT["quality"], "perplexity": 2.3e28, "perplexity_change": 1.2e27, "perplexity_change_error": 1e20}
+    assert printed(quality=noise)["perplexity"] == "2.3e+28, the source's 18.44: over +100,000%"
 
 
 def test_what_was_not_measured_is_left_out():
