@@ -43,7 +43,7 @@ _REFUSED: Mapping[str, tuple[Any, str]] = {
     "encoder_repetition_penalty": (1, _PENALTY),
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), (None, _PENALTY)),
     **dict.fromkeys(("logits_processor", "exponential_decay_length_penalty"), (None, _PENALTY)),
-    **dict.fromkeys(("min_length", "min_new_tokens"), (0, "Ask for a long answer in the prompt.")),
+    **dict.fromkeys(("min_length", "min_new_tokens"), (0, "There is no least length here: leave it out.")),
     **dict.fromkeys(("prefix_allowed_tokens_fn", "watermarking_config"), (None, _PENALTY)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (None, "Begin the answer in the prompt.")),
     "guidance_scale": (1, _PENALTY),
