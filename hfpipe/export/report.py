@@ -22,7 +22,7 @@ FORMAT = 2
 _LOUD_LOSS = 0.10
 # What to do where an export of this weight format is much worse.
 _BETTER = {
-    "fp32": "It is not quantized, so OpenVINO computes this model wrongly: use the source, with --backend torch.",
+    "fp32": "It is not quantized: run it with --exact, or run the source with --backend torch.",
     "fp16": "Try --weight-format fp32.",
     "int8": "Try --weight-format fp16.",
     "int4": "Try --weight-format int8, --calibration FILE, a smaller --ratio or --group-size 32.",
