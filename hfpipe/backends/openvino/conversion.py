@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
 
+from hfpipe.backends.openvino.fusion import fuse_projections
 from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.machine import peak_memory
 from hfpipe.types import Reporter
@@ -138,6 +139,7 @@ def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Rep
             for path in floats.iterdir():
                 if not (output / path.name).exists():
                     shutil.move(path, output / path.name)
+    fuse_projections(output)
     copy_tokenizer(Path(options.model), output)
     if not options.disable_convert_tokenizer:
         reporter.stage("Converting the tokenizer")
