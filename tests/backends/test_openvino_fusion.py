@@ -1,6 +1,5 @@
 """Layers that read the same input become one, and every number stays what it was."""
 
-
 import numpy as np
 import openvino as ov
 import pytest
@@ -82,7 +81,7 @@ def test_layers_that_differ_stay_apart(tmp_path):
 
 
 def test_an_export_is_fused(tiny_llama_ov):
-    """Whose tokens equal torch's, as the contract tests have it. Of two layers each has four, the head is one, and the positions."""
+    """Whose tokens equal torch's in the contract tests. Each of two layers has four, and the head and the positions one."""
     model = ov.Core().read_model(tiny_llama_ov / "openvino_model.xml")
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert (kinds.count("VariadicSplit"), kinds.count("MatMul")) == (4, 10)
