@@ -81,7 +81,7 @@ def test_layers_that_differ_stay_apart(tmp_path):
 
 
 def test_an_export_is_fused(tiny_llama_ov):
-    """Whose tokens equal torch's in the contract tests. Each of two layers has four, and the head and the positions one."""
+    """Each of its two layers has four, its head and its positions have one."""
     model = ov.Core().read_model(tiny_llama_ov / "openvino_model.xml")
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert (kinds.count("VariadicSplit"), kinds.count("MatMul")) == (4, 10)
