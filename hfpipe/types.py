@@ -159,6 +159,7 @@ class LoadOptions:
     `endpoint` is the URL of a server that runs the model, and makes "endpoint" of a backend that is not named;
     `timeout` is how many seconds one of its answers may take. `prompt_lookup` is how many tokens that followed the
     same words before are proposed at a time, and checked in one step; 0 or None for none, True for the usual number.
+    `prompt_tokens` is about how long prompts will be, on which the fastest settings of a machine may depend.
     """
 
     backend: str = "auto"
