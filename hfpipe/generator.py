@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from typing import Any
 
 from hfpipe import backends, models
 from hfpipe.backends.base import Backend
-from hfpipe.errors import ContextLengthError, HFPipeError, UsageError
+from hfpipe.errors import BackendError, ContextLengthError, HFPipeError, UsageError
 from hfpipe.models import is_hub_id
 from hfpipe.models.folder import context_length
 from hfpipe.process import start_thread
@@ -84,10 +84,15 @@ class TextGenerator(AbstractContextManager["TextGenerator"]):
         None means that none is ready, as in Backend.stream.
         """
 
-    def generate(self, requests: Iterable[TextRequest | None]) -> Iterator[Completion]:
-        """Answer `requests`, each as a whole, in the order in which they end."""
+    def generate(
+        self, requests: Iterable[TextRequest | None], is_cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Completion]:
+        """Answer `requests`, each as a whole, in the order in which they end. Raises BackendError once `is_cancelled`,
+        which is asked with every piece of text."""
         texts: dict[str, list[str]] = {}
         for event in self.stream(requests):
+            if is_cancelled():
+                raise BackendError("The answer was cancelled before it was finished.")
             texts.setdefault(event.id, []).append(event.text)
             if event.finish_reason is not None:
                 text, timing = "".join(texts.pop(event.id)), event.timing

@@ -10,13 +10,13 @@ from typing import Any, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import Callbacks
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self, Unpack
 
 from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator, open_generator
-from hfpipe.langchain.compat import STOPS, as_pipeline_kwargs, of_constructor, translated
+from hfpipe.langchain.compat import OF_TRANSFORMERS, STOPS, as_pipeline_kwargs, of_constructor, translated
 from hfpipe.text.templates import PromptTemplate, prompt_template
 from hfpipe.types import (
     OF_GENERATION,
@@ -36,6 +36,8 @@ _LOADING = OF_LOADING | {"reporter"}
 _LOAD_OPTIONS = TypeAdapter(LoadOptions)
 # What every call may override.
 _OF_A_CALL = OF_GENERATION | {"template", "system", "chat_template_name", "variables", "add_special_tokens"}
+# By all its names.
+_CALLED = _OF_A_CALL | OF_TRANSFORMERS | {"pipeline_kwargs", "generation_config"}
 
 
 class Options(LoadFields, GenerationFields, total=False):
@@ -141,6 +143,10 @@ class LoadedModel(BaseModel):
         stops = {name: options.pop(name) for name in STOPS & options.keys()}
         return _Bound(bound=cast("Any", self._called_with(options)), kwargs=stops, config={})
 
+    def with_config(self, config: Mapping[str, Any] | None = None, **more: Any) -> Runnable[Any, Any]:
+        """With a config of LangChain. An option is none: it is for `bind`."""
+        return _Bound(bound=cast("Any", self), kwargs={}, config=cast("Any", {**(config or {}), **more}))
+
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of `text` with the model's own tokenizer, so that get_num_tokens is right."""
         tokenizer = self.generator.tokenizer
@@ -228,6 +234,19 @@ class _Bound(RunnableBinding[Any, Any]):
     def bind(self, **options: Any) -> Runnable[Any, Any]:
         again = cast("_Bound", self.bound.bind(**{**self.kwargs, **options}))
         return self.model_copy(update={"bound": again.bound, "kwargs": again.kwargs})
+
+    def _merge_configs(self, *configs: RunnableConfig | None) -> RunnableConfig:
+        # Private to LangChain, which calls it in all that a binding does; tried with langchain-core 1.8.
+        check_config(self.config, *configs)
+        return super()._merge_configs(*configs)
+
+
+def check_config(*configs: Mapping[str, Any] | None) -> None:
+    """Raise UsageError for an option in a config, where LangChain drops it without a word."""
+    for config in configs:
+        if options := sorted(_CALLED & set(config or ())):
+            hint = f"Give it as an option: llm.bind({options[0]}=...), or llm.invoke(prompt, {options[0]}=...)."
+            raise UsageError(f"{', '.join(options)} in a config has no effect.", hint=hint)
 
 
 def generation_info(answer: TextEvent) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import abc
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from langchain_core.callbacks import CallbackManager, CallbackManagerForLLMRun
@@ -21,8 +24,34 @@ from typing_extensions import Self
 
 from hfpipe.errors import BackendError, HFPipeError, UsageError
 from hfpipe.generator import FailedRequest
-from hfpipe.langchain.base import LoadedModel
+from hfpipe.langchain.base import LoadedModel, check_config
 from hfpipe.types import Completion, TextRequest
+
+# Whether nobody waits any more for what this context generates.
+_IS_CANCELLED: ContextVar[Callable[[], bool]] = ContextVar("_IS_CANCELLED", default=lambda: False)
+
+
+async def _in_thread(thread: ThreadPoolExecutor | None, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `call` gives in a thread. A cancelled task ends what it generates."""
+    context, cancelled = copy_context(), threading.Event()
+    context.run(_IS_CANCELLED.set, cancelled.is_set)
+    run = partial(context.run, call, *args, **kwargs)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, run)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+
+
+async def _steps(steps: Any) -> AsyncIterator[Any]:
+    """What the generator `steps` yields in a thread. It is closed at once where a task that waits is cancelled."""
+    # One thread: a step that a cancelled task no longer waits for is finished before `steps` is closed.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            while (step := await _in_thread(thread, next, steps, None)) is not None:
+                yield step
+        finally:
+            await _in_thread(thread, steps.close)
 
 
 class BatchedModel(LoadedModel):
@@ -40,8 +69,39 @@ class BatchedModel(LoadedModel):
         """
         index = itertools.count()
         numbered = (request and replace(request, id=str(next(index))) for request in requests)
-        for completion in self.generator.generate(numbered):
+        for completion in self.generator.generate(numbered, lambda: _IS_CANCELLED.get()()):
             yield int(completion.id), completion
+
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **options: Any) -> Any:
+        """The answer, as a whole."""
+        theirs, stop = self._theirs(config, options)
+        return theirs.invoke(input, config, stop=stop)
+
+    async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **options: Any) -> Any:
+        """The answer, as a whole. Cancelling it ends the generation."""
+        theirs, stop = self._theirs(config, options)
+        return await theirs.ainvoke(input, config, stop=stop)
+
+    def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **options: Any) -> Iterator[Any]:
+        """The answer in pieces, as they are generated."""
+        theirs, stop = self._theirs(config, options)
+        pieces: Iterator[Any] = theirs.stream(input, config, stop=stop)
+        return pieces
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **options: Any
+    ) -> AsyncIterator[Any]:
+        """As stream."""
+        theirs, stop = self._theirs(config, options)
+        pieces: AsyncIterator[Any] = theirs.astream(input, config, stop=stop)
+        return pieces
+
+    def _theirs(self, config: RunnableConfig | None, options: Mapping[str, Any]) -> tuple[Any, list[str] | None]:
+        """LangChain's own methods of this model with the options of a call, and its stops: so callbacks hear what is in
+        effect, whatever names the call uses. Raises UsageError for an option, before a run begins."""
+        check_config(config)
+        model = self._called_with(options)
+        return super(BatchedModel, model), list(model.stop) or None
 
     def batch(
         self,
@@ -61,7 +121,16 @@ class BatchedModel(LoadedModel):
 
     async def abatch(self, *args: Any, **kwargs: Any) -> list[Any]:
         """As batch, in a thread."""
-        return await asyncio.to_thread(self.batch, *args, **kwargs)
+        answers: list[Any] = await _in_thread(None, self.batch, *args, **kwargs)
+        return answers
+
+    async def _agenerate(self, prompts: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        model: Any = self
+        manager = run_manager and run_manager.get_sync()
+        return await _in_thread(None, model._generate, prompts, stop, manager, **kwargs)
+
+    def _astream(self, prompt: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        return _steps(self._stream(prompt, stop, run_manager and run_manager.get_sync(), **kwargs))
 
     def batch_as_completed(
         self,
@@ -72,6 +141,7 @@ class BatchedModel(LoadedModel):
         **kwargs: Any,
     ) -> abc.Generator[tuple[int, Any], None, None]:
         """Each answer with its index as it is finished. `max_concurrency` bounds how many are in flight."""
+        check_config(*config if isinstance(config, list | tuple) else [config])
         if self._is_cached():
             # LangChain's own way, which asks the cache.
             theirs = cast("Any", super()).batch_as_completed
@@ -112,16 +182,9 @@ class BatchedModel(LoadedModel):
             for run in runs.values():
                 run.on_llm_error(BackendError("The batch was left before this answer was finished."))
 
-    async def abatch_as_completed(self, *args: Any, **kwargs: Any) -> AsyncIterator[tuple[int, Any]]:
+    def abatch_as_completed(self, *args: Any, **kwargs: Any) -> AsyncIterator[tuple[int, Any]]:
         """As batch_as_completed, in a thread."""
-        answers, loop = self.batch_as_completed(*args, **kwargs), asyncio.get_running_loop()
-        # One thread: an answer that a cancelled task no longer waits for is finished before `answers` is closed.
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                while (answer := await loop.run_in_executor(thread, next, answers, None)) is not None:
-                    yield answer
-            finally:
-                await loop.run_in_executor(thread, answers.close)
+        return _steps(self.batch_as_completed(*args, **kwargs))
 
     def _answers(self, requests: Iterable[TextRequest]) -> list[Completion]:
         """In the order of `requests`. Raises the first error."""
@@ -149,7 +212,8 @@ class BatchedModel(LoadedModel):
         manager = CallbackManager.configure(
             callbacks, model.callbacks, model.verbose, tags, model.tags, metadata, model.metadata
         )
-        about: dict[str, Any] = {"invocation_params": {**self._identifying_params, **options}, "options": dict(options)}
+        about: dict[str, Any] = {"invocation_params": {**self._identifying_params, "stop": list(self.stop) or None}}
+        about |= {"options": dict(options)}
         about |= {"name": config.get("run_name"), "run_id": config.get("run_id"), "batch_size": 1}
         (run,) = getattr(manager, self._begins)(model._serialized, [prompt], **about)
         return run, request

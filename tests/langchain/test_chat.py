@@ -65,7 +65,7 @@ def test_the_assistants_last_message_is_continued_and_the_template_compiled_once
     echo: ChatHFPipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate, seen = echo.generator.generate, []
-    monkeypatch.setattr(echo.generator, "generate", lambda requests: generate(seen.append(r) or r for r in requests))
+    monkeypatch.setattr(echo.generator, "generate", lambda them, *_: generate(seen.append(r) or r for r in them))
     echo.invoke([("human", "one"), ("ai", "two")])
     assert seen[0].prompt.endswith("<|im_start|>assistant\ntwo")
 

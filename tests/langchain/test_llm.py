@@ -12,7 +12,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 
 import hfpipe
@@ -374,7 +374,7 @@ def test_the_template_is_an_option_of_the_model_and_of_a_call(
     llm = hfpipe.load(tiny_llama, backend="echo")
     seen = []
     generate = llm.generator.generate
-    monkeypatch.setattr(llm.generator, "generate", lambda requests: generate(seen.append(r) or r for r in requests))
+    monkeypatch.setattr(llm.generator, "generate", lambda requests, *_: generate(seen.append(r) or r for r in requests))
     HFPipe(generator=llm.generator, **options).invoke("Why?")
     llm.invoke("Why?", **options)
     llm.batch(["Why?"], **options)
@@ -419,3 +419,113 @@ def test_a_copy_shares_the_model(echo: HFPipe) -> None:
         assert made is not echo
         assert made.generator is echo.generator
         assert made.invoke("one") == "one"
+
+
+# Cancelled, misplaced and heard
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda model, prompt: model.ainvoke(prompt),
+        lambda model, prompt: model.agenerate([prompt]),
+        lambda model, prompt: model.abatch([prompt]),
+        lambda model, prompt: first(model.abatch_as_completed([prompt])),
+        lambda model, prompt: first(model.astream(prompt, stop=["x"])),
+        lambda model, prompt: model.model_copy(update={"cache": InMemoryCache()}).abatch([prompt]),
+    ],
+    ids=["ainvoke", "agenerate", "abatch", "abatch_as_completed", "astream", "with a cache"],
+)
+def test_cancelling_ends_the_generation(model: Any, monkeypatch: pytest.MonkeyPatch, wait: Any) -> None:
+    """And callbacks hear of it. The model then answers as before."""
+    inside, left = model.generator.backend.stream, list[str]()
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def stream(requests: Any) -> Iterator[TokenEvent]:
+        events = inside(requests)
+        try:
+            yield next(events)
+            begun.set()
+            assert go.wait(10)
+            yield from events
+            left.append("finished")
+        finally:
+            events.close()
+            ended.set()
+
+    async def cancelled() -> None:
+        prompt = [HumanMessage("a " * 20)] if isinstance(model, ChatHFPipe) else "a " * 20
+        task = asyncio.ensure_future(wait(model, prompt))
+        await asyncio.to_thread(begun.wait, 10)
+        asyncio.get_running_loop().call_later(0.2, go.set)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(task, 0.01)
+
+    monkeypatch.setattr(model.generator.backend, "stream", stream)
+    watcher = Watcher()
+    model.callbacks = [watcher]
+    asyncio.run(cancelled())
+    assert ended.wait(10)
+    assert left == []
+    assert model.generator.backend._active == {}
+    # LangChain itself tells nobody where it gathers the answers of a chat model.
+    heard = [] if isinstance(model, ChatHFPipe) and {"ainvoke", "agenerate"} & {*wait.__code__.co_names} else ["error"]
+    assert watcher.events == ["start", *heard]
+    monkeypatch.undo()
+    assert text_of(model.invoke("dog")) == text_of(asyncio.run(model.ainvoke("dog")))
+
+
+async def first(answers: Any) -> Any:
+    return [answer async for answer in answers]
+
+
+MISPLACED = {
+    "with_config": lambda model, config: model.with_config(**config).invoke("dog"),
+    "after bind": lambda model, config: model.bind(stop=["x"]).with_config(config).invoke("dog"),
+    "of a bound call": lambda model, config: model.bind(stop=["x"]).invoke("dog", config),
+    "of a configured call": lambda model, config: model.with_config(tags=["a"]).invoke("dog", config),
+    "invoke": lambda model, config: model.invoke("dog", config),
+    "ainvoke": lambda model, config: asyncio.run(model.ainvoke("dog", config)),
+    "stream": lambda model, config: list(model.stream("dog", config)),
+    "astream": lambda model, config: asyncio.run(first(model.astream("dog", config))),
+    "batch": lambda model, config: model.batch(["dog", "cat"], config),
+    "a config each": lambda model, config: model.batch(["dog", "cat"], [{}, config]),
+}
+
+
+@pytest.mark.parametrize("call", MISPLACED.values(), ids=MISPLACED)
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "num_beams", "template"])
+def test_an_option_in_a_config_is_an_error_that_names_bind(model: Any, call: Any, name: str) -> None:
+    """Names that only LangChain may know are its own."""
+    with pytest.raises(UsageError, match=f"{name} in a config has no effect") as raised:
+        call(model, {name: 3})
+    assert f"bind({name}=" in str(raised.value.hint)
+    call(model, {"tags": ["a"], "thread_id": 3})
+
+
+HEARD = {
+    "invoke": lambda model, **options: model.invoke("dog", **options),
+    "ainvoke": lambda model, **options: asyncio.run(model.ainvoke("dog", **options)),
+    "stream": lambda model, **options: list(model.stream("dog", **options)),
+    "astream": lambda model, **options: asyncio.run(first(model.astream("dog", **options))),
+    "batch": lambda model, **options: model.batch(["dog"], **options),
+    "abatch": lambda model, **options: asyncio.run(model.abatch(["dog"], **options)),
+    "bind": lambda model, **options: list(model.bind(**options).stream("dog")),
+}
+
+
+@pytest.mark.parametrize("call", HEARD.values(), ids=HEARD)
+def test_callbacks_hear_the_options_in_effect(model: Any, call: Any) -> None:
+    """By hfpipe's names, in every way to call; an option that is refused begins no run."""
+    heard: list[dict[str, Any]] = []
+    watcher = Watcher()
+    watcher.on_llm_start = lambda *_, **given: heard.append(given["invocation_params"])  # type: ignore[method-assign]
+    model = model.model_copy(update={"callbacks": [watcher], "max_tokens": 10})
+    call(model, max_new_tokens=3, stop_strings=["3"], pipeline_kwargs={"top_k": 5})
+    (params,) = heard
+    assert params["model"] == model.model
+    assert (params["max_tokens"], params["stop"], params["top_k"]) == (3, ["3"], 5)
+    assert not {"max_new_tokens", "stop_strings", "pipeline_kwargs"} & params.keys()
+    with pytest.raises(UsageError, match="num_beams"):
+        call(model, num_beams=3)
+    assert (len(heard), watcher.errors) == (1, [])
