@@ -7,7 +7,8 @@ import pytest
 
 from hfpipe.backends.openvino.conversion import copy_tokenizer
 from hfpipe.errors import ConversionError
-from hfpipe.export.verify import tokenizer_report
+from hfpipe.export.verify import main, tokenizer_report
+from hfpipe.types import Silent
 
 
 @pytest.fixture
@@ -38,3 +39,10 @@ def test_the_tokenizer_is_the_sources_byte_for_byte(tiny_llama, export, tmp_path
     (source / "tokenizer.json").unlink()
     copy_tokenizer(source, export)
     assert (export / "tokenizer.json").read_bytes() == made
+
+
+@pytest.mark.parametrize(("kind", "needs"), [("m2m_100", True), ("t5", False)])
+def test_whether_a_user_must_choose_a_language(tiny_seq2seq, tiny_seq2seq_ov, tmp_path, kind, needs):
+    arguments = {"folder": tiny_seq2seq_ov(kind), "source_folder": tiny_seq2seq(kind), "temporary": tmp_path}
+    report = main({**arguments, "reference_folder": None, "trust_remote_code": False}, Silent())
+    assert report["needs_target_lang"] is needs
