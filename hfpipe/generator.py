@@ -231,7 +231,8 @@ class Generator(TextGenerator):
             decoder = IncrementalDecoder(self.tokenizer, tokens.decoder_ids or tokens.token_ids)
             stops = (*request.options.stop, *self._stops)
             scanner = StopScanner(stops) if stops else None
-            answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused, len(tokens.decoder_ids[1:]))
+            forced = len(tokens.decoder_ids[1:])
+            answers[number] = _Answer(request.id, tokens, decoder, scanner, start, refused, forced, self._ends)
             yield tokens if tokens.max_tokens else replace(tokens, token_ids=(), max_tokens=1)
 
     def _special_stops(self, stops: Sequence[str]) -> frozenset[int]:
@@ -243,7 +244,7 @@ class Generator(TextGenerator):
 @dataclass(slots=True)
 class _Answer:
     """What is known of one answer while it is generated; `refused` is the error of a bad prompt, and `generated` counts
-    a forced first token."""
+    a forced first token. The model's own ends are `hidden`; one that a request names is shown, as transformers does."""
 
     id: str
     request: TokenRequest
@@ -252,6 +253,7 @@ class _Answer:
     start: float
     refused: HFPipeError | None
     generated: int
+    hidden: frozenset[int]
     finished: bool = False
     first: float = 0.0
     last: float = 0.0
@@ -272,7 +274,7 @@ class _Answer:
             self.generated += len(event.token_ids)
             self.steps += not event.same_step
         reason, last = event.finish_reason, event.finish_reason is not None
-        text = self.decoder.feed((token for token in event.token_ids if token not in self.request.eos_token_ids), last)
+        text = self.decoder.feed((token for token in event.token_ids if token not in self.hidden), last)
         if self.scanner:
             text, stopped = self.scanner.feed(text, last)
             reason = "stop" if stopped else reason

@@ -212,13 +212,15 @@ class LoadOptions:
 
 
 _RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("max_tokens", "max_length"), (Integral, "from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)),
+    **dict.fromkeys(
+        ("max_tokens", "max_length"), (Integral, "a whole number from 1 to 2**31 - 1", lambda n: 1 <= n < 2**31)
+    ),
     "temperature": (Real, "from 0 (greedy) to 1000", lambda t: 0 <= t <= 1000),
     "top_p": (Real, "above 0 and at most 1", lambda p: 0 < p <= 1),
-    "top_k": (Integral, "from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31),
+    "top_k": (Integral, "a whole number from 0 (off) to 2**31 - 1", lambda k: 0 <= k < 2**31),
     "min_p": (Real, "at least 0 and below 1", lambda p: 0 <= p < 1),
     "repetition_penalty": (Real, "from 0.01 to 100", lambda p: 0.01 <= p <= 100),
-    "seed": (Integral, "from 0 to 2**63 - 1", lambda n: 0 <= n < 2**63),
+    "seed": (Integral, "a whole number from 0 to 2**63 - 1", lambda n: 0 <= n < 2**63),
 }
 
 
@@ -276,12 +278,24 @@ OF_LOADING = frozenset(one.name for one in fields(LoadOptions))
 OF_GENERATION = frozenset(one.name for one in fields(GenerationOptions))
 
 
+# Names of from_pretrained that users of transformers give beside the model.
+_OF_FROM_PRETRAINED = frozenset(
+    (
+        *("token", "use_auth_token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder"),
+        *("torch_dtype", "attn_implementation", "use_safetensors", "quantization_config", "load_in_8bit"),
+        *("load_in_4bit", "low_cpu_mem_usage", "variant", "code_revision", "max_memory", "offload_folder"),
+        *("offload_buffers", "offload_state_dict", "tp_plan", "config", "key_mapping", "weights_only"),
+    )
+)
+
+
 def keyword_options(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """A caller's keyword arguments as the values that options hold: torch's device and dtype are text, a device_map of
     parts is one of model_kwargs, stops are a tuple, and None gives no option of generation. Raises UsageError for one
     that is not `known`."""
     if unknown := sorted(given.keys() - known):
         hint = nearest(unknown[0], known) or f"Options: {', '.join(sorted(known))}."
+        hint = "Give it in model_kwargs." if unknown[0] in _OF_FROM_PRETRAINED and "model_kwargs" in known else hint
         raise UsageError(f"Unknown option {', '.join(unknown)}.", hint=hint)
     options = {name: value for name, value in given.items() if value is not None or name not in OF_GENERATION}
     for name in ("device", "dtype"):

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import Callbacks
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import Self, Unpack
 
 from hfpipe.errors import UsageError
@@ -33,7 +33,14 @@ from hfpipe.types import (
 
 _T = TypeVar("_T")
 _LOADING = OF_LOADING | {"reporter"}
-_LOAD_OPTIONS = TypeAdapter(LoadOptions)
+# Their types, strictly: True is no number, and "yes" no boolean. LoadOptions itself checks what prompt_lookup may be.
+_TYPES: dict[str, Any] = {name: (kind, None) for name, kind in get_type_hints(LoadOptions).items()}
+_LOAD_OPTIONS = create_model(
+    "_LOAD_OPTIONS",
+    __config__=ConfigDict(strict=True, protected_namespaces=()),
+    **(_TYPES | {"prompt_lookup": (Any, None)}),
+)
+_EXPECTED = {"device": 'a number or text such as "cuda:1"', "device_map": 'text such as "auto" or a dict of places'}
 # What every call may override.
 _OF_A_CALL = OF_GENERATION | {"template", "system", "chat_template_name", "variables", "add_special_tokens"}
 # By all its names.
@@ -96,7 +103,8 @@ class LoadedModel(BaseModel):
             if model is None:
                 raise UsageError("No model is given.", hint='Name one, as in hfpipe.load("smollm2").')
             reporter = loading.pop("reporter", None)
-            generator = open_generator(str(model), _checked(lambda: _LOAD_OPTIONS.validate_python(loading)), reporter)
+            _checked(lambda: _LOAD_OPTIONS(**loading))
+            generator = open_generator(str(model), LoadOptions(**loading), reporter)
             model = generator.source.reference
         reference = generator.source.reference if model is None else str(model)
         _checked(lambda: super(LoadedModel, self).__init__(model=reference, generator=generator, **given))
@@ -106,6 +114,11 @@ class LoadedModel(BaseModel):
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline_kwargs":
             return as_pipeline_kwargs(asdict(self._options))
+        if name == "pipeline":
+            raise AttributeError(
+                "There is no transformers pipeline: llm.generator.tokenizer has the tokenizer, on torch "
+                "llm.generator.backend.model the model, llm.pipeline_kwargs the options."
+            )
         return cast("Any", super()).__getattr__(name)
 
     @property
@@ -201,7 +214,10 @@ class LoadedModel(BaseModel):
         given = dict(options) if stop is None else {**options, "stop": stop}
         if not given:
             return self
-        update = _checked_generation(translated(given), _OF_A_CALL)
+        update = translated(given)
+        if late := sorted(OF_LOADING & update.keys()):
+            raise UsageError(f"{', '.join(late)} cannot change in a call.", hint="Give it when the model is loaded.")
+        update = _checked_generation(update, _OF_A_CALL)
         if "max_length" in update:
             # The model's own max_tokens would hide it.
             update.setdefault("max_tokens", None)
@@ -276,5 +292,5 @@ def _checked(make: Callable[[], _T]) -> _T:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        expected = first["msg"].removeprefix("Input should be ").partition(",")[0]
+        expected = _EXPECTED.get(name, first["msg"].removeprefix("Input should be ").partition(",")[0])
         raise UsageError(f"{name} must be {expected}, not {first['input']!r}.") from None

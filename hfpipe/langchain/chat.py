@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from typing_extensions import Unpack, override
 
-from hfpipe.errors import UsageError
+from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.generator import TextGenerator
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.batching import BatchedModel
@@ -66,10 +66,18 @@ class ChatHFPipe(BatchedModel, BaseChatModel):  # type: ignore[misc] # what _str
         **options: Unpack[Options],
     ) -> None:
         if llm is not None:
+            if not isinstance(llm, HFPipe):
+                raise UsageError(f"llm must be an HFPipe, not {llm!r}.", hint="ChatHFPipe(model=...) loads a model.")
             model, generator = model or llm.model, llm.generator
             options = cast("Options", over(asdict(llm._options), of_constructor(options)))
         # By name: type checkers see the constructor that pydantic would make of a class between.
         LoadedModel.__init__(self, model, generator=generator, **options)
+
+    @override
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
+        raise UnsupportedOption(
+            "hfpipe does not support tools and structured output yet.", hint="Ask for JSON in text."
+        )
 
     @override
     def _generate(

@@ -10,6 +10,7 @@ from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.types import CHOSEN, OF_GENERATION, OF_LOADING
 
 _RENAMED = {"max_new_tokens": "max_tokens", "stop_strings": "stop", "stop_sequence": "stop"}
+_RENAMED |= {"src_lang": "source_lang", "tgt_lang": "target_lang"}
 STOPS = frozenset(("stop", *(name for name, known in _RENAMED.items() if known == "stop")))
 # They change no answer, whatever their value: of beam search and of drafts, which are refused themselves; how batches
 # are padded and computed; what is a matter of course here.

@@ -12,6 +12,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from typing_extensions import Self, Unpack, override
 
+from hfpipe.errors import UsageError
 from hfpipe.generator import TextGenerator, wrap_pipeline
 from hfpipe.langchain.base import LoadedModel, Options, generation_info
 from hfpipe.langchain.batching import BatchedModel
@@ -90,6 +91,8 @@ class HFPipe(BatchedModel, BaseLLM):
         **options: Any,
     ) -> Self:
         """Load with the arguments of LangChain's HuggingFacePipeline, and its prompts of raw text."""
+        if options.pop("model", model_id) != model_id:
+            raise UsageError(f"model is given twice, as {model_id} and as another.", hint="Leave model out.")
         options |= {"task": task, "backend": backend, "device": device}
         options |= {"device_map": device_map, "batch_size": batch_size}
         options |= {"model_kwargs": model_kwargs, "pipeline_kwargs": pipeline_kwargs}

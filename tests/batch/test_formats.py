@@ -155,7 +155,11 @@ def test_what_would_change_the_text_is_the_requests_error(extra, said):
         ({**TEXT, "body": {"prompt": ["a", "b"]}}, "unknown_option", "one prompt a request"),
         ({**TEXT, "body": {"prompt": [1]}}, "unknown_option", "one prompt a request"),
         ({**TEXT, "body": {"prompt": 1}}, "invalid_record", "prompt must be text, not a number."),
-        ({**TEXT, "body": {"prompt": "x", "max_tokens": 0}}, "invalid_record", "max_tokens must be from 1"),
+        (
+            {**TEXT, "body": {"prompt": "x", "max_tokens": 0}},
+            "invalid_record",
+            "max_tokens must be a whole number from 1",
+        ),
     ],
 )
 def test_requests_that_are_refused(request_, kind, said):

@@ -130,7 +130,7 @@ def test_overrides_are_by_the_names_of_the_options(asked):
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_new_tokens"])
 def test_three_names_of_one_option(name):
     assert read({"prompt": "x", name: 5.0}).overrides == {"max_tokens": 5}
-    assert error_of({"prompt": "x", name: 0})[1].startswith("max_tokens must be from 1")
+    assert error_of({"prompt": "x", name: 0})[1].startswith("max_tokens must be a whole number from 1")
     assert read({"prompt": "x", "max_tokens": 6, "max_new_tokens": 6}).overrides == {"max_tokens": 6}
     twice = "max_tokens is given twice, as 6 and as 7."
     assert error_of({"prompt": "x", "max_tokens": 6, "max_new_tokens": 7}) == ("invalid_record", twice)

@@ -166,7 +166,7 @@ def test_eos_token_id_takes_the_place_of_the_models_own(loaded: HFPipe) -> None:
     ids = [token for event in loaded.generator.backend.stream([numbers(loaded)]) for token in event.token_ids]
     assert ids.index(ids[2]) == 2
     ended = loaded.generate([PROMPT], eos_token_id=ids[2]).generations[0][0]
-    assert ended.text == loaded.generator.tokenizer.decode(ids[:2]), "the end is no part of the answer"
+    assert ended.text == loaded.generator.tokenizer.decode(ids[:3]), "as transformers shows it"
     assert (ended.generation_info["finish_reason"], ended.generation_info["usage"]["completion_tokens"]) == ("stop", 3)
     assert numbers(loaded, eos_token_id=7, stop=["<|im_end|>"]).eos_token_ids == {7, 2}
 
@@ -533,3 +533,57 @@ def test_what_was_wrapped_cannot_be_pickled_and_says_so(tiny_gpt2: Path, pipe: C
     assert pickle.loads(pickle.dumps(HFPipe(generator=opened))).invoke("one") == "one"
     with pytest.raises(UsageError, match="as a transformers pipeline is, cannot be pickled"):
         pickle.dumps(HFPipe(pipeline=pipe()))
+
+
+# Refused, with what to do
+
+
+@pytest.mark.parametrize(
+    ("make", "message", "hint"),
+    [
+        (lambda g: HFPipe(g, token="hf_x"), "Unknown option token.", "model_kwargs"),
+        (lambda g: ChatHFPipe(g, attn_implementation="eager"), "Unknown option attn_implementation.", "model_kwargs"),
+        (lambda g: hfpipe.load(g, local_files_only=True), "Unknown option local_files_only.", "model_kwargs"),
+        (lambda g: ChatHFPipe(llm=3), "llm must be an HFPipe, not 3", "model="),
+        (lambda g: HFPipe.from_model_id(model_id=g, model="x"), "model is given twice", "Leave model out"),
+        (lambda g: HFPipe(g, batch_size=True), "batch_size must be a valid integer, not True", None),
+        (lambda g: HFPipe(g, batch_size="2"), "batch_size must be a valid integer, not '2'", None),
+        (lambda g: HFPipe(g, trust_remote_code="yes"), "trust_remote_code must be a valid boolean, not 'yes'", None),
+        (lambda g: HFPipe(g, device=1.5), "device must be a number or text .*, not 1.5", None),
+        (lambda g: HFPipe(g, device_map=3), "device_map must be text .* or a dict of places, not 3", None),
+        (lambda g: HFPipe(g, max_new_tokens=5.0), "max_tokens must be a whole number from 1 to .*, not 5.0", None),
+        (lambda g: HFPipe(g, top_k=0.5), "top_k must be a whole number from 0 .*, not 0.5", None),
+    ],
+)
+def test_a_wrong_argument_of_loading_is_said_before_the_model_is_loaded(make: Any, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        make("no/model")
+    assert (hint or "") in (raised.value.hint or "")
+
+
+def test_what_is_not_there_says_what_to_use(loaded: HFPipe) -> None:
+    for options in ({"src_lang": "en"}, {"pipeline_kwargs": {"src_lang": "en"}}):
+        with pytest.raises(UsageError, match="source_lang cannot change in a call"):
+            loaded.invoke(PROMPT, **options)
+    with pytest.raises(AttributeError, match=r"llm\.generator\.tokenizer"):
+        _ = loaded.pipeline
+    assert loaded.generator.tokenizer.encode(PROMPT, False)
+    assert loaded.generator.backend.model.config.model_type == "gpt2"
+    for ask in (lambda chat: chat.bind_tools([]), lambda chat: chat.with_structured_output({"title": "a"})):
+        with pytest.raises(UnsupportedOption, match="does not support tools"):
+            ask(ChatHFPipe(llm=loaded))
+
+
+def test_the_languages_of_a_translation_pipeline(tiny_seq2seq: Callable[[str], Path]) -> None:
+    languages = {"src_lang": "en_XX", "tgt_lang": "de_DE"}
+    for place in ({"pipeline_kwargs": languages}, {"model_kwargs": languages}):
+        llm = HFPipe.from_model_id(str(tiny_seq2seq("mbart")), "translation", backend="echo", **place)
+        task = llm.generator.source.task
+        assert (task.source_lang, task.target_lang) == ("en_XX", "de_DE")
+
+
+def test_an_eos_token_with_text_is_shown_as_transformers_shows_it(loaded: HFPipe, of_transformers: Any) -> None:
+    """It ends the answer, and only special tokens are hidden."""
+    ids = loaded.generator.tokenizer.encode(loaded.invoke(PROMPT), False)
+    for end in set(ids):
+        assert loaded.invoke(PROMPT, eos_token_id=end) == of_transformers(eos_token_id=end)

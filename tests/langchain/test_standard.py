@@ -26,6 +26,14 @@ class _Suite(ChatModelTests):
         return ChatHFPipe
 
     @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
+
+    @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         return {"temperature": 0, "max_tokens": 30, "stop": []}
 
