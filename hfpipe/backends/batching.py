@@ -1,17 +1,19 @@
-"""Static batches: rows of similar length that are answered together, each with its own sampling, and leave when they
-are done."""
+"""Batches: rows of similar length that are answered together, each with its own sampling, and leave when they are done.
+Where the model's memory of them allows it, others join meanwhile."""
 
 from __future__ import annotations
 
+import math
 import traceback
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.drawing import draw, penalize
@@ -48,15 +50,24 @@ class Row(Flight):
         return event
 
 
-class Batch(Protocol):
-    """What an engine computes for rows that began together."""
+class Batch(ABC):
+    """What an engine computes for rows of one length so far, padding included."""
 
+    # Whether others can join it.
+    open = False
+
+    @abstractmethod
     def logits(self, ids: list[tuple[int, ...]]) -> Any:
         """Floats [row, vocabulary]: those of the token after `ids`, which are for each row what followed so far the
         first time, and the newest token after that."""
 
+    @abstractmethod
     def keep(self, rows: list[int]) -> None:
         """Forget the other rows."""
+
+    def join(self, other: Self) -> None:
+        """Go on with the rows of `other`, too, after its own. Only where it is open."""
+        raise NotImplementedError
 
 
 class BatchEngine(Engine):
@@ -65,7 +76,14 @@ class BatchEngine(Engine):
     Batches are made of similar requests among `look_ahead`, so that little is padding, and of no more than fit into a
     share of the memory that was available when the stream began. Where memory runs out all the same, `batch_size`
     becomes what is left of it.
+
+    Rows join a running batch once the places that were empty come to a step of all: to join costs about one, since what
+    they read of their own they would also read later. So few join often where answers are long, many seldom where they
+    are short, and none waits for more than `batch_size` steps beside an empty place.
     """
+
+    # How many places of padding rows that join may bring.
+    most_padding = math.inf
 
     # Of an encoder-decoder model: what its own settings say of each answer, and what each answer begins with.
     rules = NO_RULES
@@ -99,39 +117,57 @@ class BatchEngine(Engine):
 
     def _generate(self, stream: Stream) -> Iterator[TokenEvent]:
         budget = self._budget()
-        while stream.more:
-            yield from self._fill(stream, self.look_ahead)
-            rows = similar(stream.waiting, self.batch_size, budget)
-            stream.waiting = [row for row in stream.waiting if row not in rows]
-            failed: HFPipeError | None = None
+        batch: Batch | None = None
+        rows: list[Row] = []
+        # Places that nobody had, counted in each step since rows last joined.
+        empty = 0
+        while rows or stream.more:
+            new: list[Row] = []
+            if batch is None or (empty >= self.batch_size and batch.open and not rows[0].alone):
+                yield from self._fill(stream, self.look_ahead - len(rows))
+                new = similar(stream.waiting, self.batch_size - len(rows), budget, rows, self.most_padding)
+                stream.waiting = [row for row in stream.waiting if row not in new]
+            stream.running, failed = rows + new, None
             try:
-                yield from self._decode(rows)
+                if new:
+                    batch, rows, empty = (yield from self._join(batch, rows, new)), [*rows, *new], 0
+                    rows = [row for row in rows if not row.done]
+                if batch and rows:
+                    rows = yield from self._step(batch, rows, [(row.token_ids[-1],) for row in rows])
+                    empty += self.batch_size - len(rows)
             except Exception as error:
                 # Its frames would keep the cache and the logits alive.
                 traceback.clear_frames(error.__traceback__)
-                failed = self._explained(error)
+                failed, rows = self._explained(error), []
+            if not rows:
+                batch = None
             if failed:
-                stream.running = [row for row in rows if not row.done]
+                stream.running = [row for row in stream.running if not row.done]
                 yield from self._failed(stream.running, failed, stream)
 
-    def _decode(self, rows: list[Row]) -> Iterator[TokenEvent]:
-        """Prefill, then a token for every row a step. Rows that are done leave the batch."""
-        if not rows:
-            return
-        batch, ids = self._begin(rows), [row.whole for row in rows]
-        for row in rows:
+    def _join(self, batch: Batch | None, rows: list[Row], new: list[Row]) -> Generator[TokenEvent, None, Batch]:
+        """Prefill `new` rows, which give their first token; those that are not done join the batch of `rows`."""
+        for row in new:
             row.rules = self.rules
-        while True:
-            for row, token in zip(rows, self._next(batch.logits(ids), rows), strict=True):
-                yield row.take(token)
-            yield from [row.end() for row in rows if row.cancelled and not row.done]
-            stay = [i for i, row in enumerate(rows) if not row.done]
-            if not stay:
-                return
-            if len(stay) < len(rows):
-                batch.keep(stay)
-                rows = [rows[i] for i in stay]
-            ids = [(row.token_ids[-1],) for row in rows]
+        joining = self._begin(new)
+        left = yield from self._step(joining, new, [row.whole for row in new])
+        if batch is None:
+            return joining
+        if left:
+            batch.join(joining)
+        return batch
+
+    def _step(
+        self, batch: Batch, rows: list[Row], ids: list[tuple[int, ...]]
+    ) -> Generator[TokenEvent, None, list[Row]]:
+        """A token for every row. Those that are done leave the batch; returns the others."""
+        for row, token in zip(rows, self._next(batch.logits(ids), rows), strict=True):
+            yield row.take(token)
+        yield from [row.end() for row in rows if row.cancelled and not row.done]
+        stay = [i for i, row in enumerate(rows) if not row.done]
+        if 0 < len(stay) < len(rows):
+            batch.keep(stay)
+        return [rows[i] for i in stay]
 
     def _next(self, logits: Any, rows: list[Row]) -> list[int]:
         """A token for each row, from floats [row, vocabulary], which may be on another device."""
@@ -176,31 +212,46 @@ def proposed(ids: Sequence[int], count: int) -> Sequence[int]:
     return ids[best : best + count] if longest else ()
 
 
-def similar(waiting: list[Row], size: int, budget: float) -> list[Row]:
+def similar(
+    waiting: list[Row], size: int, budget: float, beside: Sequence[Row] = (), most_padding: float = math.inf
+) -> list[Row]:
     """The row that has waited longest, so that none waits for ever, and those most like it: at most `size`, and of them
     as many as come to no more than `budget` tokens. Answers of an encoder-decoder model, which begin where a decoder
-    does, are of one length so far."""
-    if waiting and waiting[0].alone:
+    does, are of one length so far.
+
+    Those that are to run `beside` others are none where there is no room for the first, or it is to run alone, and
+    bring at most so many places of padding."""
+    if not waiting or (beside and waiting[0].alone):
+        return []
+    if waiting[0].alone:
         return waiting[:1]
-    if waiting and (begun := waiting[0].request.decoder_ids):
+    if begun := waiting[0].request.decoder_ids:
         begun_length = len(begun) + len(waiting[0].token_ids)
         waiting = [row for row in waiting if len(row.whole) == begun_length]
-    if len(waiting) <= size and _tokens(waiting) <= budget:
-        return waiting
-    oldest = waiting[0].request
+    if len(waiting) > size or _tokens([*beside, *waiting]) > budget:
+        oldest = waiting[0].request
 
-    def waste(row: Row) -> int:
-        """The places in a batch of both that one leaves empty: before its prompt, and after its answer."""
-        one = row.request
-        return abs(len(one.token_ids) - len(oldest.token_ids)) + abs(one.max_tokens - oldest.max_tokens)
+        def waste(row: Row) -> int:
+            """The places in a batch of both that one leaves empty: before its prompt, and after its answer."""
+            one = row.request
+            return abs(len(one.token_ids) - len(oldest.token_ids)) + abs(one.max_tokens - oldest.max_tokens)
 
-    rows = sorted(waiting, key=waste)[:size]
-    while len(rows) > 1 and _tokens(rows) > budget:
+        waiting = sorted(waiting, key=waste)[:size]
+    rows, least = [*waiting], 0 if beside else 1
+    while len(rows) > least and (
+        _tokens([*beside, *rows]) > budget or (beside and _padding([*beside, *rows]) - _padding(beside) > most_padding)
+    ):
         rows.pop()
     return rows
 
 
-def _tokens(rows: list[Row]) -> int:
+def _tokens(rows: Sequence[Row]) -> int:
     """What a batch of these may come to, padding included."""
     widest = max((len(row.request.token_ids) for row in rows), default=0)
     return len(rows) * (widest + max((row.request.max_tokens for row in rows), default=0))
+
+
+def _padding(rows: Sequence[Row]) -> int:
+    """The empty places before rows of a decoder, so far."""
+    lengths = [len(row.whole) for row in rows]
+    return len(rows) * max(lengths) - sum(lengths)

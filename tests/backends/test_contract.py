@@ -246,6 +246,14 @@ def test_each_request_of_a_batch_ends_its_own_way(engine):
     assert lengths == {"r1": 4, "r3": 23, "r4": 1, "r5": 9}
 
 
+def test_those_that_begin_while_others_run_answer_as_alone(engine):
+    """Greedy and drawn, at places that others leave at any time."""
+    samplings = [Sampling(), Sampling(temperature=1.0, seed=7), Sampling(repetition_penalty=1.3)]
+    requests = [ask(n, 1 + 7 * n % 50, max_tokens=1 + 5 * n % 17, sampling=samplings[n % 3]) for n in range(4 * WINDOW)]
+    alone = {request.id: answer_to(engine, request) for request in requests}
+    assert answers_to(engine, *requests) == alone
+
+
 def first_time(tokens: list[int], after: int) -> int:
     """The place of a token that has not come before."""
     return next(i for i in range(after, len(tokens)) if tokens[i] not in tokens[:i])

@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +22,9 @@ from transformers.masking_utils import sdpa_mask
 
 from hfpipe import backends, models
 from hfpipe.backends.base import as_backend_error
-from hfpipe.backends.batching import Row, similar
+from hfpipe.backends.batching import Row, _padding, similar
 from hfpipe.backends.scheduling import SHARE
+from hfpipe.backends.torch import decoding
 from hfpipe.backends.torch.decoding import TorchBackend
 from hfpipe.backends.torch.loading import free_memory, parse_device
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -121,6 +123,38 @@ def test_a_padded_batch_answers_as_generate_does(monkeypatch, family):
     assert forward.per_token == PER_TOKEN or family != "qwen2"
 
 
+# Families with a sliding window, or with layers of another kind than attention, in whose cache no row has places.
+CLOSED = {"mistral", "phi3", "gemma2", "gemma3_text", "gpt_oss", "llama4_text", "qwen3_5_text", "lfm2", "falcon_h1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_join_a_running_batch_answer_as_generate_does(monkeypatch, family):
+    """Longer and shorter ones than those that run, some of one token. Where the cache has no places, rows wait for the
+    end of the batch."""
+    model = model_of(family, **({"num_key_value_heads": None} if family in UNGROUPED else {}))
+    prompts = random_prompts(5, 30, 1, 16, 40, 2, 9, 33, 4, 20)
+    tokens = (18, 3, 7, 20, 12, 1, 25, 5, 2, 9)
+    requests = [TokenRequest(str(i), *each) for i, each in enumerate(zip(prompts, tokens, strict=True))]
+    expected = {one.id: generated(model, one.token_ids, one.max_tokens) for one in requests}
+    backend, joins = TorchBackend(model, batch_size=3), Joins(monkeypatch)
+    backend.look_ahead = 3
+    assert answers(backend, requests) == expected
+    assert bool(joins.rows) == (family not in CLOSED)
+
+
+class Joins:
+    """How many rows ran and how many joined them, each time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[tuple[int, int]] = []
+        self.inside = decoding._Batch.join
+        monkeypatch.setattr(decoding._Batch, "join", lambda batch, other: self.join(batch, other))
+
+    def join(self, batch: decoding._Batch, other: decoding._Batch) -> None:
+        self.rows.append((len(batch._mask), len(other._mask)))
+        self.inside(batch, other)
+
+
 OTHERS = {
     "mamba": {"state_size": 8},
     "rwkv": {"attention_hidden_size": 32, "context_length": 64},
@@ -170,11 +204,12 @@ class Forward:
         error: Exception = NO_ROOM,
     ) -> None:
         self.prefills: list[int] = []
-        self.tokens = self.padded = self.per_token = 0
+        self.passes = self.tokens = self.padded = self.per_token = 0
         self.fails, self.error, self.inside = fails, error, backend._forward
         monkeypatch.setattr(backend, "_forward", self)
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, last: int) -> torch.Tensor:
+        self.passes += 1
         if ids.shape == mask.shape:
             self.prefills.append(len(ids))
             self.tokens += int(mask.sum())
@@ -258,6 +293,96 @@ def test_out_of_memory_halves_the_batch(monkeypatch, qwen2, fails, sizes, left, 
     assert found == {name: ids for name, ids in whole.items() if name not in lost}
     assert left in (None, backend.batch_size)
     assert sizes in (None, forward.prefills[:14])
+
+
+# Rows that join
+
+
+def of_any_length(count: int) -> list[TokenRequest]:
+    numbers = random.Random(3)
+    prompts = random_prompts(*(numbers.randrange(1, 60) for _ in range(count)))
+    samplings = [replace(SAMPLINGS[i % 4], seed=i) for i in range(count)]
+    return [
+        TokenRequest(str(i), prompt, numbers.randrange(1, 40), frozenset(), samplings[i])
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_rows_that_join_draw_as_alone(monkeypatch, qwen2, size):
+    """And some are cancelled in the middle. The steps are fewer than those of batches that end."""
+    requests = [replace(one, max_tokens=40) for one in of_any_length(30)]
+    ends = {one.id: one.max_tokens for one in of_any_length(30)}
+    alone = answers(TorchBackend(qwen2, exact=True), requests)
+    steps = {}
+    for closed in (False, True):
+        with monkeypatch.context() as patch:
+            joins, found = Joins(patch), {}
+            if closed:
+                patch.setattr(decoding._Batch, "open", False)
+            backend = TorchBackend(qwen2, batch_size=size)
+            forward = Forward(patch, backend)
+            for event in backend.stream(requests):
+                found.setdefault(event.request_id, []).extend(event.token_ids)
+                if len(found[event.request_id]) == ends[event.request_id]:
+                    backend.cancel(event.request_id)
+            assert found == {name: alone[name][: ends[name]] for name in alone}
+            assert bool(joins.rows) is not closed
+            steps[closed] = forward.passes
+    assert steps[False] < 0.9 * steps[True]
+
+
+@pytest.mark.parametrize(("running", "steps"), [(3, 4), (2, 2), (1, 2)])
+def test_rows_join_once_the_empty_places_come_to_a_step(monkeypatch, qwen2, running, steps):
+    """Of four places: one that is empty, two, and three. The prefill is no step of them."""
+    backend, joins = TorchBackend(qwen2, batch_size=4), Joins(monkeypatch)
+    requests = [TokenRequest(str(i), (5 + i, 6), 20, frozenset()) for i in range(running + 1)]
+    order = [event.request_id for event in backend.stream([*requests[:-1], None, requests[-1]])]
+    assert order[: order.index(str(running))].count("0") == 1 + steps
+    assert joins.rows == [(running, 1)]
+
+
+@pytest.mark.parametrize("tokens", [150, 300, 600])
+def test_rows_join_only_where_memory_has_room(monkeypatch, qwen2, tokens):
+    """No step holds more than fits, padding included."""
+    requests = of_any_length(40)
+    whole = answers(TorchBackend(qwen2, exact=True), requests)
+    leave_room(monkeypatch, tokens)
+    backend, joins, most = TorchBackend(qwen2, batch_size=8), Joins(monkeypatch), []
+    Forward(monkeypatch, backend, lambda ids, mask: most.append(mask.numel()))
+    assert answers(backend, requests) == whole
+    assert tokens // 2 < max(most) <= tokens
+    assert joins.rows
+
+
+@pytest.mark.parametrize("error", [NO_ROOM, RuntimeError("no")])
+def test_where_joining_fails_all_go_on(monkeypatch, qwen2, error):
+    """From where they were: smaller batches where memory ran out, else each alone."""
+    requests = of_any_length(20)
+    whole = answers(TorchBackend(qwen2, exact=True), requests)
+    backend, joins = TorchBackend(qwen2, batch_size=6), Joins(monkeypatch)
+    inside, failed = joins.join, []
+
+    def join(batch: decoding._Batch, other: decoding._Batch) -> None:
+        inside(batch, other)
+        if len(joins.rows) == 2:
+            failed.append(len(batch._mask))
+            raise error
+
+    joins.join = join
+    assert answers(backend, requests) == whole
+    assert len(failed) == 1
+    assert backend.batch_size == ((failed[0] + 1) // 2 if error is NO_ROOM else 6)
+
+
+def test_rows_do_not_join_where_padding_takes_longer_than_the_weights(monkeypatch, qwen2):
+    (long, *short) = random_prompts(150, 3, 4, 5)
+    for most, joined in ((math.inf, True), (100, False)):
+        backend, joins = TorchBackend(qwen2, batch_size=4), Joins(monkeypatch)
+        backend.most_padding = most
+        requests = [TokenRequest(str(i), prompt, 10) for i, prompt in enumerate([long, *short])]
+        assert answers(backend, [requests[0], None, *requests[1:]]) == answers(backend, requests)
+        assert bool(joins.rows) == joined
 
 
 # Batches of similar length
@@ -679,6 +804,29 @@ def test_any_batch_fits_or_is_the_oldest_alone(sizes, size, budget):
     assert rows == waiting[:1] or len(rows) * widest <= budget
     if budget == math.inf:
         assert len(rows) == min(size, len(waiting))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=20),
+    running=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4),
+    budget=st.one_of(st.integers(0, 1000), st.just(math.inf)),
+    padding=st.one_of(st.integers(0, 200), st.just(math.inf)),
+)
+def test_any_that_join_fit_or_are_none(sizes, running, budget, padding):
+    """The oldest is among them, or none is."""
+    waiting, beside = (
+        [Row(TokenRequest(str(i), (5,) * prompt, answer)) for i, (prompt, answer) in enumerate(some)]
+        for some in (sizes, running)
+    )
+    rows = similar(waiting, 4, budget, beside, padding)
+    assert not rows or waiting[0] in rows
+    assert len(rows) <= 4
+    requests = [row.request for row in [*beside, *rows]]
+    widest = max(len(one.token_ids) for one in requests) + max(one.max_tokens for one in requests)
+    assert not rows or len(requests) * widest <= budget
+    assert not rows or _padding([*beside, *rows]) <= _padding(beside) + padding
+    if budget == padding == math.inf:
+        assert len(rows) == min(4, len(waiting))
 
 
 def test_the_memory_that_is_free(monkeypatch):

@@ -62,7 +62,7 @@ def compiled(folder: Any, device: str, options: dict[str, Any]) -> list[Any]:
     return [core.compile_model(model, device, options) for model in models]
 
 
-class Batch:
+class Batch(batching.Batch):
     """The encoded prompts of some rows, int64 [batch, time], and what the decoder remembers.
 
     A row that is done stays in its place until half of them are, and is computed for nothing: OpenVINO 2026.4 can end

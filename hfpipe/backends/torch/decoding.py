@@ -1,13 +1,14 @@
-"""The torch engine: static batches of left-padded rows."""
+"""The torch engine: batches of left-padded rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import Self
@@ -33,7 +34,7 @@ DEFAULT_BATCH_SIZE = 32
 class TorchBackend(batching.BatchEngine):
     """Runs a transformers causal language model: `batch_size` rows at once, one alone with `exact`.
 
-    With `lookup`, so many tokens are proposed to each step of a row that begins alone. Rows of a batch would accept
+    With `lookup`, so many tokens are proposed to each step of a row while it is alone. Rows of a batch would accept
     different numbers of them, so they are given none.
     """
 
@@ -64,6 +65,10 @@ class TorchBackend(batching.BatchEngine):
         config = model.config.to_dict()
         self._vocabulary = vocabulary_size(config)
         self._bytes_per_token = bytes_per_token(config, model.dtype.itemsize)
+        if self._bytes_per_token:
+            # Padding is read by every step, and copied with the cache: it may take as long as reading the weights does.
+            weights = sum(parameter.nbytes for parameter in model.parameters())
+            self.most_padding = weights / (3 * self._bytes_per_token)
         self._parameters = forward_parameters(model)
 
     @classmethod
@@ -90,21 +95,22 @@ class TorchBackend(batching.BatchEngine):
     def _begin(self, rows: list[batching.Row]) -> batching.Batch:
         return _Batch(self)
 
-    def _decode(self, rows: list[batching.Row]) -> Iterator[TokenEvent]:
+    def _step(
+        self, batch: Any, rows: list[batching.Row], ids: list[tuple[int, ...]]
+    ) -> Generator[TokenEvent, None, list[batching.Row]]:
         if len(rows) != 1 or not self._lookup:
-            yield from super()._decode(rows)
-            return
-        (row,), batch = rows, _Batch(self)
-        ids, draft = row.whole, tuple[int, ...]()
-        while not row.done:
-            scores = batch.scores([ids], 1 + len(draft))
-            yield from row.take_all(self._accepted(draft, scores[0], row))
-            if row.cancelled and not row.done:
-                yield row.end()
-            batch.crop(len(row.whole) - 1)
+            return (yield from super()._step(batch, rows, ids))
+        [row], draft = rows, tuple[int, ...]()
+        if len(ids[0]) == 1:
             room = row.request.max_tokens - len(row.token_ids) - 1
             draft = tuple(batching.proposed(row.whole, min(self._lookup, room)))
-            ids = (row.token_ids[-1], *draft)
+        scores = batch.scores([(*ids[0], *draft)], 1 + len(draft))
+        yield from row.take_all(self._accepted(draft, scores[0], row))
+        if row.cancelled and not row.done:
+            yield row.end()
+        # A row that is alone has no padding before it.
+        batch.crop(len(row.whole) - 1)
+        return [] if row.done else rows
 
     def _accepted(self, draft: tuple[int, ...], scores: torch.Tensor, row: batching.Row) -> Iterator[int]:
         """The next tokens, drawn from floats [1 + len(draft), vocabulary]: as many as are those of the draft, and one.
@@ -132,13 +138,18 @@ class TorchBackend(batching.BatchEngine):
         return logits[:, -last:].float()
 
 
-class _Batch:
+class _Batch(batching.Batch):
     """Rows of one cache."""
 
     def __init__(self, backend: TorchBackend) -> None:
         self._backend = backend
         self._cache = DynamicCache(config=backend.model.config)
         self._mask = torch.empty(0, device=input_device(backend.model))
+
+    @property
+    def open(self) -> bool:  # type: ignore[override]
+        # Windows that slide count what they have seen, and states are of no place.
+        return all(type(layer) is DynamicLayer and layer.is_initialized for layer in self._cache.layers)
 
     def logits(self, ids: list[tuple[int, ...]]) -> torch.Tensor:
         return self.scores(ids)[:, -1]
@@ -160,6 +171,27 @@ class _Batch:
         # Layers of linear attention have no batch_select_indices.
         self._cache.reorder_cache(kept)
         self._mask = self._mask[kept]
+        if self.open:
+            self._widen(self._longest())
+
+    def join(self, other: _Batch) -> None:
+        width = max(self._longest(), other._longest())
+        self._widen(width)
+        other._widen(width)
+        self._mask = torch.cat([self._mask, other._mask])
+        for layer, new in zip(self._cache.layers, other._cache.layers, strict=True):
+            layer.keys, layer.values = torch.cat([layer.keys, new.keys]), torch.cat([layer.values, new.values])
+
+    def _longest(self) -> int:
+        """The length of the longest row."""
+        return int(self._mask.sum(dim=1).max())
+
+    def _widen(self, width: int) -> None:
+        """Have so many places, of which the first are padding; where it is fewer, the first are dropped."""
+        more = width - self._mask.shape[1]
+        self._mask = pad(self._mask, (more, 0))
+        for layer in self._cache.layers if more else ():
+            layer.keys, layer.values = pad(layer.keys, (0, 0, more, 0)), pad(layer.values, (0, 0, more, 0))
 
 
 def padded(prompts: list[tuple[int, ...]], device: torch.device, side: str) -> tuple[torch.Tensor, torch.Tensor]:

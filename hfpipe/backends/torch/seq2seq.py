@@ -19,7 +19,7 @@ class Seq2SeqBackend(TorchBackend):
         return _Batch(self.model, [row.request.token_ids for row in rows])
 
 
-class _Batch:
+class _Batch(batching.Batch):
     """The encoded prompts of some rows, int64 [batch, time], and what the decoder remembers."""
 
     def __init__(self, model: Any, prompts: list[tuple[int, ...]]) -> None:
