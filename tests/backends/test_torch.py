@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfpipe import backends, models
 from hfpipe.backends.base import as_backend_error
 from hfpipe.backends.batching import Row, _padding, similar
 from hfpipe.backends.scheduling import SHARE
-from hfpipe.backends.torch import decoding
+from hfpipe.backends.torch import attention, decoding
 from hfpipe.backends.torch.decoding import TorchBackend
 from hfpipe.backends.torch.loading import free_memory, parse_device
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -116,6 +118,7 @@ def test_a_padded_batch_answers_as_generate_does(monkeypatch, family):
     ]
     expected = {one.id: generated(model, one.token_ids, one.max_tokens) for one in requests}
     assert max(len(set(ids)) for ids in expected.values()) > 3
+    attention.group_heads(model)
     backend = TorchBackend(model, batch_size=4)
     forward = Forward(monkeypatch, backend)
     assert answers(backend, requests) == expected
@@ -184,6 +187,54 @@ class Wrapper(torch.nn.Module):
 
 def test_a_wrapped_model_counts_as_the_one_inside(qwen2):
     assert answers(TorchBackend(Wrapper(qwen2)), REQUESTS) == answers(TorchBackend(qwen2), REQUESTS)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(("heads", "kept", "time"), [(6, 2, 1), (4, 1, 1), (4, 4, 1), (6, 2, 5)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_heads_that_share_keys_attend_as_in_transformers(dtype, most, heads, kept, time, masked):
+    numbers = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(3, count, length, 8, generator=numbers).to(dtype)
+        for count, length in ((heads, time), (kept, 20), (kept, 20))
+    )
+    mask = torch.arange(20) >= torch.tensor([0, 5, 19])[:, None, None, None] if masked else None
+    mask = mask if mask is None else mask.expand(3, 1, time, 20)
+    module = SimpleNamespace(num_key_value_groups=heads // kept)
+    ours, theirs = (
+        attend(module, query, key, value, mask, scaling=0.5, is_causal=False)[0]
+        for attend in (attention.grouped_attention, sdpa_attention_forward)
+    )
+    assert ours.shape == theirs.shape == (3, time, heads, 8)
+    assert (ours - theirs).abs().max() <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({}, "hfpipe_sdpa"),
+        ({"attn": "sdpa"}, "sdpa"),
+        ({"model_kwargs": {"attn_implementation": "sdpa"}}, "sdpa"),
+        ({"attn": "eager"}, "eager"),
+    ],
+)
+def test_only_a_model_that_hfpipe_loads_attends_by_groups_unless_attn_is_given(tiny_llama, options, used):
+    backend = load(tiny_llama, **options)
+    assert backend.model.config._attn_implementation == used
+    assert backend.info.detail["attention"] == used.removeprefix("hfpipe_")
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    assert TorchBackend(theirs).info.detail["attention"] == theirs.config._attn_implementation == "sdpa"
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+
+
+@pytest.mark.parametrize("family", ["falcon", "diffllama"])
+def test_families_that_know_sdpa_by_its_name_keep_it(family):
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **sizes, num_attention_heads=2, num_key_value_heads=1)
+    )
+    attention.group_heads(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 # Failing

@@ -1,1 +1,1 @@
-"""The torch engine: decoding.py answers requests in batches, loading.py loads."""
+"""The torch engine: decoding.py answers requests in batches, loading.py loads, attention.py is faster than sdpa."""

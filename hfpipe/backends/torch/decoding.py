@@ -16,6 +16,7 @@ from typing_extensions import Self
 from hfpipe.backends import batching
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.scheduling import bytes_per_token, token_budget
+from hfpipe.backends.torch import attention
 from hfpipe.backends.torch.loading import (
     check_cache,
     forward_parameters,
@@ -55,7 +56,8 @@ class TorchBackend(batching.BatchEngine):
         self.model, self._lookup = model, lookup
         # One device, or the places that Accelerate chose.
         places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
-        detail = {"window": str(self.batch_size), "attention": str(model.config._attn_implementation)}
+        attends = str(model.config._attn_implementation).removeprefix(attention.PREFIX)
+        detail = {"window": str(self.batch_size), "attention": attends}
         if lookup:
             detail["prompt lookup"] = str(lookup) if self.batch_size == 1 else f"{lookup}, for a prompt alone"
         if input_device(model).type == "cuda":

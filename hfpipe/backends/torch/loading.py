@@ -18,6 +18,7 @@ from transformers.integrations.hub_kernels import is_kernel
 from transformers.utils import is_kernels_available
 
 from hfpipe.backends.base import as_backend_error
+from hfpipe.backends.torch import attention
 from hfpipe.errors import BackendError, HFPipeError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from hfpipe.machine import available_memory, processors
 from hfpipe.types import LoadOptions, ModelSource, Reporter
@@ -59,8 +60,10 @@ def load_model(source: ModelSource, options: LoadOptions, reporter: Reporter) ->
             f"{source.reference}: {len(missing)} tensors are missing from the weights, {min(missing)} among them.",
             hint="It may be a model of another kind (an encoder, say), or an incomplete download.",
         )
-    if (attention := _attention(options)) not in (None, "sdpa", "eager"):
-        _try_attention(model, attention)
+    if (asked := _attention(options)) not in (None, "sdpa", "eager"):
+        _try_attention(model, asked)
+    elif asked is None and model.device.type == "cpu":
+        attention.group_heads(model)
     if model.device.type == "meta" and not getattr(model, "hf_device_map", None):
         raise BackendError("The device map leaves no weights in memory.", hint="Give it a place other than the disk.")
     return model.eval()
@@ -166,7 +169,7 @@ def _check_attention(name: Any) -> None:
         raise UsageError("transformers has no attention of xformers.", hint=f"sdpa took its place: {_SDPA}")
     # With those for transformers' own batches, which have another cache, answers are noise.
     offered = sorted({"eager", *AttentionInterface().valid_keys()})
-    offered = [one for one in offered if not one.startswith("paged|")]
+    offered = [one for one in offered if not one.startswith(("paged|", attention.PREFIX))]
     if name is None or isinstance(name, Mapping) or name in offered:
         return
     if not isinstance(name, str) or not is_kernel(name) or "|" in name:
@@ -179,8 +182,8 @@ def _check_attention(name: Any) -> None:
         raise _absent(name, "the package kernels is not installed", "kernels")
 
 
-def _absent(attention: str, reason: str, package: str) -> BackendError:
-    return BackendError(f"{attention} is not available: {reason}.", hint=f"pip install {package}, or {_SDPA}")
+def _absent(name: str, reason: str, package: str) -> BackendError:
+    return BackendError(f"{name} is not available: {reason}.", hint=f"pip install {package}, or {_SDPA}")
 
 
 def _try_attention(model: Any, name: Any) -> None:
@@ -218,10 +221,10 @@ def _explanation(source: ModelSource, options: LoadOptions, error: Exception) ->
                     f"{file} is damaged, or holds code beside the weights, which torch does not run.",
                     hint="Fetch it again, or choose a model that comes as .safetensors.",
                 )
-    if (attention := _attention(options)) and isinstance(error, ImportError):
-        package = "flash-attn" if attention == "flash_attention_2" else "kernels"
+    if (asked := _attention(options)) and isinstance(error, ImportError):
+        package = "flash-attn" if asked == "flash_attention_2" else "kernels"
         reason = text.rpartition("following error: ")[2].partition("\n")[0].rstrip(".")
-        return _absent(attention, reason, package)
+        return _absent(asked, reason, package)
     if "trust_remote_code" in text:
         return UnsupportedModel(
             f"{source.reference} runs code that comes with it.",
