@@ -159,7 +159,8 @@ class LoadOptions:
     `endpoint` is the URL of a server that runs the model, and makes "endpoint" of a backend that is not named;
     `timeout` is how many seconds one of its answers may take. `prompt_lookup` is how many tokens that followed the
     same words before are proposed at a time, and checked in one step; 0 or None for none, True for the usual number.
-    `prompt_tokens` is about how long prompts will be, on which the fastest settings of a machine may depend.
+    `prompt_tokens` is about how long prompts will be, on which the fastest settings of a machine may depend; `tuned`
+    are those of another run, None for this machine's own.
     """
 
     backend: str = "auto"
@@ -181,6 +182,7 @@ class LoadOptions:
     timeout: float | None = None
     prompt_tokens: int | None = None
     prompt_lookup: int | None = None
+    tuned: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_kwargs, Mapping):
@@ -335,6 +337,7 @@ class LoadFields(TypedDict, total=False):
     timeout: float | None
     prompt_tokens: int | None
     prompt_lookup: int | None
+    tuned: Mapping[str, str] | None
 
 
 class GenerationFields(TypedDict, total=False):

@@ -19,7 +19,7 @@ GROUP = "hfpipe.backends"
 UNTUNED = {"HFPIPE_TUNE": "0"}
 
 
-_ALWAYS = frozenset({"backend", "batch_size", "task", "prompt_tokens"})
+_ALWAYS = frozenset({"backend", "batch_size", "task", "prompt_tokens", "tuned"})
 _OF_A_FOLDER = frozenset({"source_lang", "target_lang", "revision", "trust_remote_code", "allow_pickle", "exact"})
 
 
@@ -85,7 +85,7 @@ def choose(options: LoadOptions, source: ModelSource, reporter: Reporter, *, res
         return Choice(requested, "asked for")
     if source.format == "openvino":
         return Choice("openvino", "the folder holds an OpenVINO model")
-    on_cpu = requested == "auto" and options.device in (None, "-1", "cpu") and honours("openvino", options)
+    on_cpu = requested == "auto" and (options.device or "cpu").lower() in ("-1", "cpu") and honours("openvino", options)
     if resumed == "openvino" or (resumed is None and on_cpu and optimum_cli.is_exported(source, options, reporter)):
         return Choice("openvino", "its OpenVINO export is in the cache")
     return Choice("torch", "the folder holds a transformers model")

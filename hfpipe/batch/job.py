@@ -164,8 +164,11 @@ class _Job:
         todo = chain([first] if first else [], todo)
         restart, found = self.options.get("restart", False), None
         if not self.generator:
-            resumed = manifest.backend_of(self.output) if self.output and not restart else None
-            found = find_model(self.model, self.loading, self.reporter, resumed=resumed)
+            saved = manifest.settings_of(self.output) if self.output and not restart else {}
+            if (settings := saved.get("engine_settings")) is not None:
+                # Whatever was measured since then.
+                self.loading = replace(self.loading, tuned=settings)
+            found = find_model(self.model, self.loading, self.reporter, resumed=saved.get("backend"))
         settings = self._prepare(found, form)
         retry, journal = self.options.get("retry_errors"), None
         if self.output:
@@ -270,7 +273,7 @@ class _Job:
         with ExitStack() as stack, self.output.open("rb") as written:
             chosen = answered(self._lines(stack), written, self.form, count)
         loading = replace(self.loading, exact=True, batch_size=1, prompt_lookup=None)
-        found = find_model(self.model, loading, self.reporter, resumed=manifest.backend_of(self.output))
+        found = find_model(self.model, loading, self.reporter, resumed=manifest.settings_of(self.output).get("backend"))
         llm = self._llm(found, loading)
         self.reporter.stage(f"Answering {len(chosen)} records alone and exactly")
         self.summary.parity = compare(chosen, self.ask, llm)

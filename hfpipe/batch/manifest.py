@@ -83,7 +83,9 @@ def _sent(options: GenerationOptions) -> dict[str, Any]:
 
 def of_engine(info: BackendInfo) -> dict[str, Any]:
     """What the results depend on that only a loaded model tells: where it computes and in which numbers."""
-    engine = {name: value for name, value in info.detail.items() if name.isupper() or name in _OF_INFO}
+    named = [name for name in info.detail if name.isupper() or name in _OF_INFO]
+    # Without the reason in parentheses, which may change.
+    engine = {name: info.detail[name].partition(" (")[0] if name.isupper() else info.detail[name] for name in named}
     return {"device": info.device, "dtype": info.dtype, "engine_settings": engine}
 
 
@@ -171,11 +173,11 @@ class Manifest:
             os.ftruncate(self.descriptor, wanted)
 
 
-def backend_of(output: Path) -> str | None:
-    """The backend that the results of `output` are of; None where there are none."""
+def settings_of(output: Path) -> dict[str, Any]:
+    """The settings that the results of `output` were made with; none where there are no results."""
     with suppress(OSError):
-        return (_saved(manifest_path(output)) or {}).get("backend")
-    return None
+        return _saved(manifest_path(output)) or {}
+    return {}
 
 
 def _saved(path: Path) -> dict[str, Any] | None:

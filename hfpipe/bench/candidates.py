@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -83,9 +84,10 @@ def candidates(spec: Spec, report: Report, references: References | None, report
         try:
             if backend in refused:
                 raise refused[backend]
-            check_room(
-                source, max(spec.workload.prompt_tokens or 0, *spec.workload.depths, 0), spec.workload.new_tokens
-            )
+            check_room(source, spec.workload.prompt_tokens or 0, spec.workload.new_tokens)
+            room = (source.context_length or math.inf) - spec.workload.new_tokens
+            if deep := [depth for depth in spec.workload.depths if depth > room]:
+                report.warnings.append(f"{row.name} has no room for a depth of {' and '.join(map(str, deep))}.")
             if source.folder not in tokenized:
                 tokenized[source.folder] = tokenize(spec, source)
             backends.check_format(backend, source.format)

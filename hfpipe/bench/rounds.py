@@ -6,6 +6,7 @@ would seem faster than the last. Each measurement has a process of its own, whic
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -99,9 +100,10 @@ class Rounds:
         shapes = [(len(token_ids), min(new_tokens, _WARM_UP_TOKENS)) for token_ids, new_tokens in (*asked, *short)]
         warm_up = draw("warm-up", shapes=shapes if size == 1 else shapes[:size])
         prompts: dict[str, Any] = {"warm_up": warm_up, "prompts": asked, "short": short}
-        if size == 1 and work.depths:
-            deep = draw(f"round {number}, deep", shapes=[(depth, work.new_tokens) for depth in work.depths])
-            prompts["deep"] = dict(zip(map(work.deep, work.depths), deep, strict=True))
+        room = (source.context_length or math.inf) - work.new_tokens
+        if size == 1 and (depths := [depth for depth in work.depths if depth <= room]):
+            deep = draw(f"round {number}, deep", shapes=[(depth, work.new_tokens) for depth in depths])
+            prompts["deep"] = dict(zip(map(work.deep, depths), deep, strict=True))
         found = self._child(module, "Measuring", candidate, size, **prompts)
         names = {"prefill_tps": work.prefill, "decode_tps": work.decode, "batch_tps": f"batch{size}_tps"}
         sample = found["sample"]

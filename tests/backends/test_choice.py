@@ -62,9 +62,10 @@ def test_what_is_chosen():
     [
         ({}, "openvino"),
         ({"device": "-1"}, "openvino"),
+        ({"device": "CPU"}, "openvino"),
         ({"ov_config": {"NUM_STREAMS": "1"}}, "openvino"),
         ({"exact": True}, "torch"),
-        ({"trust_remote_code": True}, "torch"),
+        ({"trust_remote_code": True}, "openvino"),
         ({"device": "0"}, "torch"),
         ({"device_map": "auto"}, "torch"),
         ({"dtype": "float32"}, "torch"),

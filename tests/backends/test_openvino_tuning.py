@@ -114,7 +114,9 @@ def test_a_first_load_measures_and_the_next_one_knows(folder, monkeypatch):
     for _ in range(2):
         with backends.load("openvino", source, LoadOptions(batch_size=1)) as backend:
             said = backend.info.detail["INFERENCE_PRECISION_HINT"]
+            settings = backend.info.detail["settings"]
         assert said == "f32 (measured on this machine: 1.50 times as fast)"
+        assert settings == "the fastest measured here"
     with backends.load("openvino", source, LoadOptions(batch_size=1, prompt_tokens=4000)) as backend:
         assert "INFERENCE_PRECISION_HINT" not in backend.info.detail
     assert asked == [tuning.EXACTER]
@@ -130,14 +132,52 @@ def test_a_first_load_measures_and_the_next_one_knows(folder, monkeypatch):
         (LoadOptions(batch_size=1), {"computes_in_f32": lambda: True}),
         (LoadOptions(batch_size=1), {"os": SimpleNamespace(environ={}, getloadavg=lambda: (999.0, 0.0, 0.0))}),
         (LoadOptions(batch_size=1), {"os": SimpleNamespace(environ=backends.UNTUNED)}),
+        (LoadOptions(batch_size=1), {"os": SimpleNamespace(environ={"HFPIPE_TUNE": "False"})}),
+        (LoadOptions(batch_size=1), {"machine": SimpleNamespace(processors=lambda: 2, available_memory=lambda: 100)}),
+        (LoadOptions(batch_size=1, tuned={}), {}),
     ],
-    ids=["exact", "the user's own", "many answers", "a large model", "f32 anyway", "busy", "HFPIPE_TUNE=0"],
+    ids=[
+        *("exact", "the user's own", "many answers", "a large model", "f32 anyway", "busy", "HFPIPE_TUNE=0", "false"),
+        *("little memory", "another run's"),
+    ],
 )
 def test_a_load_does_not_measure(folder, monkeypatch, options, change):
     assert tuning.is_due(folder, LoadOptions(batch_size=1), "CPU")
     for name, value in change.items():
         monkeypatch.setattr(tuning, name, value)
     assert not tuning.is_due(folder, options, "CPU")
+
+
+def test_a_load_does_not_measure_what_cannot_be_kept(folder, tmp_path):
+    """Each load would do it again."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tuning").touch()
+    assert not tuning.is_due(folder, LoadOptions(batch_size=1), "CPU")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "{",
+        "[]",
+        '{"chat": {"properties": null}}',
+        '{"chat": {"speedup": "x"}}',
+        '{"chat": {"properties": {"NOPE": "x"}}}',
+    ],
+)
+def test_a_file_that_is_no_choice_counts_as_none(folder, kept):
+    tuning.keep(folder, {"chat": tuning.Choice(F32, 1.5)})
+    tuning._file(folder).write_text(kept)
+    assert tuning.known(folder, "CPU") == {}
+
+
+def test_the_settings_of_another_run_take_the_place_of_what_is_known(folder):
+    tuning.keep(folder, {"chat": tuning.Choice(F32, 1.5)})
+    for tuned, shown in [({}, {}), ({"window": "1", **GROUP}, GROUP)]:
+        options = LoadOptions(batch_size=1, tuned=tuned)
+        with backends.load("openvino", inspect_folder(folder, "export"), options) as backend:
+            settings = {key: text.partition(" (")[0] for key, text in backend.info.detail.items() if key.isupper()}
+        assert settings == shown
 
 
 def test_a_measurement_that_fails_is_a_note_and_the_model_answers(folder, monkeypatch):
@@ -154,7 +194,8 @@ def test_a_measurement_that_fails_is_a_note_and_the_model_answers(folder, monkey
 def test_what_would_take_too_long_is_not_measured_and_not_tried_again(folder, monkeypatch):
     monkeypatch.setattr(tuning, "_FIRST_LOAD_S", 0.0)
     with backends.load("openvino", inspect_folder(folder, "export"), LoadOptions(batch_size=1)):
-        assert tuning.known(folder, "CPU") == {"chat": tuning.Choice(), "long": tuning.Choice()}
+        unmeasured = tuning.Choice(is_measured=False)
+        assert tuning.known(folder, "CPU") == {"chat": unmeasured, "long": unmeasured}
 
 
 @pytest.mark.parametrize("many", [False, True])

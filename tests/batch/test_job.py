@@ -10,7 +10,7 @@ from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
 import hfpipe
-from hfpipe.backends.openvino import optimum_cli
+from hfpipe.backends.openvino import optimum_cli, tuning
 from hfpipe.batch.formats import recognized
 from hfpipe.batch.lines import Line
 from hfpipe.batch.order import TooManyErrors
@@ -356,6 +356,19 @@ def test_a_run_resumes_on_the_backend_that_started_it(tiny_gpt2, tmp_path, outpu
     monkeypatch.setattr(optimum_cli, "is_exported", lambda *_: True)
     batch(tiny_gpt2, source, output, **options)
     assert output.read_bytes() == whole
+
+
+def test_a_run_resumes_with_the_settings_that_started_it(tiny_llama_ov, tmp_path, output, monkeypatch):
+    """Whatever was measured to be faster since then, or measured again."""
+    monkeypatch.setenv("HFPIPE_CACHE", str(tmp_path / "cache"))
+    source = write(tmp_path / "q.jsonl", *[{"prompt": f"{number}"} for number in range(4)])
+    options = {"backend": "openvino", "max_tokens": 2, "temperature": 0}
+    for started in ({}, {"INFERENCE_PRECISION_HINT": "f32"}):
+        for speedup, settings in [(1.4, started), (1.5, {"INFERENCE_PRECISION_HINT": "f32"})]:
+            tuning.keep(tiny_llama_ov, {"batch": tuning.Choice(settings, speedup)})
+            batch(tiny_llama_ov, source, output, **options, restart=not started and speedup == 1.4)
+            cut(output, 0.6)
+        output.unlink()
 
 
 def test_restart_keeps_the_old_results_aside(model, source, output):

@@ -61,7 +61,7 @@ class OpenVINOBackend(Engine):
             def make(choice: tuning.Choice, *, is_kept: bool = True) -> tuple[Any, dict[str, Any], dict[str, str]]:
                 used, reasons = loading.properties(options, device, choice)
                 if alone and is_kept and mode is not PagedBackend:
-                    used = loading.with_compile_cache(folder, device, used, reporter)
+                    used = loading.with_compile_cache(folder, device, used, reporter, model=source.reference)
                 lookup = {"lookup": options.prompt_lookup} if mode is PagedBackend else {}
                 return mode(str(folder), device, used, 1 if alone else options.batch_size, **lookup), used, reasons
 
@@ -69,7 +69,10 @@ class OpenVINOBackend(Engine):
                 backend: OpenVINOBackend = make(tuning.Choice(properties), is_kept=False)[0]
                 return backend
 
-            choice = tuning.known(folder, device).get(tuning.shape_of(options), tuning.Choice())
+            shape = tuning.shape_of(options)
+            choice = tuning.known(folder, device).get(shape, tuning.Choice())
+            if options.tuned is not None:
+                choice = tuning.Choice({key: options.tuned[key] for key in tuning.KEYS & options.tuned.keys()})
             backend: Self
             backend, used, reasons = make(choice)
             if tuning.is_due(folder, options, device):
@@ -87,6 +90,8 @@ class OpenVINOBackend(Engine):
             detail["window"] = str(backend.batch_size)
         if options.prompt_lookup:
             detail["prompt lookup"] = str(options.prompt_lookup)
+        if shape in tuning.known(folder, device) and options.tuned is None and not options.exact:
+            detail["settings"] = "the fastest measured here"
         detail |= {key: str(value) for key, value in used.items() if key != "CACHE_DIR"}
         detail |= {key: f"{used[key]} ({why})" for key, why in reasons.items()}
         backend.info = BackendInfo(cls.name, device, loading.weight_format(folder), detail)

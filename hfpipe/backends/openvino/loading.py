@@ -173,7 +173,9 @@ def _last_line(error: Exception) -> str:
     return (said[-1] if said else str(error)).removeprefix("NotFound: ")
 
 
-def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+def with_compile_cache(
+    folder: Path, device: str, used: Mapping[str, Any], reporter: Reporter, *, model: str = ""
+) -> dict[str, Any]:
     """The properties `used`, and a folder for the compiled model where they name none. Where it cannot be written, the
     model runs without, and a note says so. The least used are removed: each is as large as its model.
 
@@ -187,7 +189,7 @@ def with_compile_cache(folder: Path, device: str, used: Mapping[str, Any], repor
         with store.writing(store.cache_root()):
             key = store.key_of(store.identity(folder), device, properties, *processor())
             place = store.cache_folder(
-                "openvino-compiled", key, model=folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES
+                "openvino-compiled", key, model=model or folder.name, form="compiled", keep=_KEPT_COMPILE_CACHES
             )
     except HFPipeError as error:
         reporter.note(f"{error.message} The model is compiled at each start, which takes longer. {error.hint}")

@@ -50,8 +50,8 @@ def is_exported(source: ModelSource, options: LoadOptions, reporter: Reporter) -
 
 def _key(source: ModelSource, options: LoadOptions, reporter: Reporter) -> str:
     dtype, versions = _dtype(source, options), {package: version(package) for package in EXPORTERS}
-    identity = store.identity(source.folder, reporter=reporter)
-    return f"{store.key_of(identity, dtype, options.trust_remote_code, versions)}-{dtype}"
+    identity, code = store.identity(source.folder, reporter=reporter), "auto_map" in source.config
+    return f"{store.key_of(identity, dtype, code and options.trust_remote_code, versions)}-{dtype}"
 
 
 def _dtype(source: ModelSource, options: LoadOptions) -> str:

@@ -6,21 +6,21 @@ example, OpenVINO's own bf16 reads prompts twice as fast as f32, and decodes 8-b
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import openvino as ov
+from pydantic import TypeAdapter
 
 from hfpipe import machine, store
-from hfpipe.backends import UNTUNED
 from hfpipe.backends.base import Backend, as_backend_error
 from hfpipe.errors import BackendError, HFPipeError
 from hfpipe.models.folder import openvino_models
@@ -33,6 +33,7 @@ EXACTER: tuple[dict[str, str], ...] = ({"INFERENCE_PRECISION_HINT": "f32"},)
 # More weights share a scale when a product is computed in integers; OpenVINO's own choice on a CPU is 32.
 _COARSER = tuple({**one, _GROUP: size} for one in ({}, *EXACTER) for size in ("64", "128"))
 CANDIDATES = (*EXACTER, *_COARSER)
+KEYS = frozenset(key for one in CANDIDATES for key in one)
 
 # Tokens of a prompt and of its answer, for each shape of the work of one request at a time.
 _SHAPES = {"chat": (64, 128), "long": (2048, 64)}
@@ -42,6 +43,8 @@ _BATCH_SIZE, _BATCH_TOKENS = 64, 32
 _ROUNDS, _FASTER = 3, 1.05
 # Rounds of one setting that differ by more say that the machine does something else, too.
 _STEADY = 1.3
+# What a second model and the compiling of it take, as a multiple of its weights.
+_COPIES = 4
 # A larger model takes more than a first load may be slowed by.
 _SMALL = 300e6
 _FIRST_LOAD_S = 3.0
@@ -54,14 +57,19 @@ Load = Callable[[Mapping[str, str]], Backend]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Properties, none where OpenVINO's own are best, and how many times as fast as those they were."""
+    """Properties, none where OpenVINO's own are best, and how many times as fast as those they were; or that measuring
+    would have taken too long."""
 
     properties: Mapping[str, str] = field(default_factory=dict)
     speedup: float = 1.0
+    is_measured: bool = True
 
     @property
     def why(self) -> str:
         return f"measured on this machine: {self.speedup:.2f} times as fast"
+
+
+_CHOICES = TypeAdapter(dict[str, Choice])
 
 
 def shape_of(options: LoadOptions) -> str:
@@ -76,8 +84,8 @@ def known(folder: Path, device: str) -> dict[str, Choice]:
     found: dict[str, Choice] = {}
     if device == "CPU":
         with suppress(OSError, ValueError, HFPipeError):
-            found = {shape: Choice(**one) for shape, one in json.loads(_file(folder).read_text()).items()}
-    return found
+            found = _CHOICES.validate_json(_file(folder).read_bytes())
+    return {shape: one for shape, one in found.items() if one.properties in ({}, *CANDIDATES)}
 
 
 def keep(folder: Path, choices: Mapping[str, Choice]) -> None:
@@ -86,7 +94,7 @@ def keep(folder: Path, choices: Mapping[str, Choice]) -> None:
     with suppress(OSError, HFPipeError):
         file, both = _file(folder), known(folder, "CPU") | dict(choices)
         file.parent.mkdir(parents=True, exist_ok=True)
-        store.replace_file(file, json.dumps({shape: asdict(one) for shape, one in both.items()}).encode())
+        store.replace_file(file, _CHOICES.dump_json(both))
         store.keep_newest(file.parent, _KEPT)
 
 
@@ -115,27 +123,24 @@ def computes_in_f32() -> bool:
 def is_due(folder: Path, options: LoadOptions, device: str) -> bool:
     """Whether loading the model in `folder` is the time to measure: it takes 3 s at most, and happens once.
 
-    Not where the user has chosen, with prompt lookup, where OpenVINO computes in f32 anyway, where the machine is busy,
-    or with HFPIPE_TUNE=0. Many answers at once, and large models, take longer to measure: `hfpipe bench --tune` does.
+    Not where the user has chosen, where OpenVINO computes in f32 anyway, where the machine is busy or short of memory,
+    where the result cannot be kept, or with HFPIPE_TUNE=0. Many answers at once, and large models, take longer to
+    measure: `hfpipe bench --tune` does.
     """
-    shape, chosen = shape_of(options), {key for one in CANDIDATES for key in one} & options.ov_config.keys()
-    if (
-        device != "CPU"
-        or options.exact
-        or options.prompt_lookup
-        or chosen
-        or shape == BATCH
-        or UNTUNED.items() <= os.environ.items()
-    ):
+    shape, chosen = shape_of(options), KEYS & options.ov_config.keys()
+    if device != "CPU" or options.exact or chosen or shape == BATCH or options.tuned is not None:
         return False
-    if (
-        len(openvino_models(folder)) > 1
-        or sum(file.with_suffix(".bin").stat().st_size for file in openvino_models(folder)) > _SMALL
-    ):
+    if os.environ.get("HFPIPE_TUNE", "").lower() in ("0", "off", "false", "no"):
         return False
-    if computes_in_f32() or shape in known(folder, device):
+    size = sum(file.with_suffix(".bin").stat().st_size for file in openvino_models(folder))
+    if len(openvino_models(folder)) > 1 or size > _SMALL or size * _COPIES > machine.available_memory():
         return False
-    return os.getloadavg()[0] < machine.processors()
+    if computes_in_f32() or shape in known(folder, device) or os.getloadavg()[0] >= machine.processors():
+        return False
+    with suppress(OSError, HFPipeError):
+        _file(folder).parent.mkdir(parents=True, exist_ok=True)
+        return os.access(_file(folder).parent, os.W_OK)
+    return False
 
 
 def at_first_load(
@@ -188,11 +193,11 @@ def tune(
             # Memory and kernels are prepared by the first.
             warm_up = time.perf_counter()
             _seconds(candidate, vocabulary, many, 0)
-            now = time.perf_counter()
-            if now - begun + 2 * _ROUNDS * (now - warm_up) > budget_s:
-                break
-            rounds = []
+            rounds, round_s = list[Any](), 2 * (time.perf_counter() - warm_up)
             for turn in range(1, _ROUNDS + 1):
+                if time.perf_counter() - begun + (_ROUNDS + 1 - turn) * round_s > budget_s:
+                    keep(folder, unmeasured := dict.fromkeys(faster, Choice(is_measured=False)))
+                    return unmeasured
                 rounds.append(tuple(_seconds(one, vocabulary, many, turn) for one in (default, candidate)))
                 reporter.progress("Measuring settings", number * _ROUNDS + turn, total, "steps")
         for shape in faster:
