@@ -85,8 +85,8 @@ def choose(options: LoadOptions, source: ModelSource, reporter: Reporter, *, res
         return Choice(requested, "asked for")
     if source.format == "openvino":
         return Choice("openvino", "the folder holds an OpenVINO model")
-    on_cpu = requested == "auto" and (options.device or "cpu").lower() in ("-1", "cpu") and honours("openvino", options)
-    if resumed == "openvino" or (resumed is None and on_cpu and optimum_cli.is_exported(source, options, reporter)):
+    free = requested == "auto" and resumed is None and fits_openvino(options)
+    if resumed == "openvino" or (free and optimum_cli.is_exported(source, options, reporter)):
         return Choice("openvino", "its OpenVINO export is in the cache")
     return Choice("torch", "the folder holds a transformers model")
 
@@ -159,13 +159,13 @@ def load(name: str, source: ModelSource, options: LoadOptions, reporter: Reporte
     return engine(name).load(source, options, reporter or Silent())
 
 
-def honours(name: str, options: LoadOptions) -> bool:
-    """Whether the backend `name` can honour all options that are set."""
+def fits_openvino(options: LoadOptions) -> bool:
+    """Whether these options are of a CPU, and OpenVINO can honour them all there."""
     try:
-        check_options(name, options)
+        check_options("openvino", options)
     except UnsupportedOption:
         return False
-    return True
+    return (options.device or "cpu").lower() in ("-1", "cpu")
 
 
 def honoured(name: str) -> frozenset[str]:

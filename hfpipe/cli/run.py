@@ -93,12 +93,12 @@ def run(
     if stats:
         tell(columns(as_rows(measured)))
     if backend == "auto" and isinstance(generator.source, ModelSource) and generator.info.name == "torch":
-        _advise(generator.source, replace(loading, backend="openvino"), terminal)
+        _advise(generator.source, loading, terminal)
 
 
 def _advise(source: ModelSource, loading: LoadOptions, terminal: Terminal) -> None:
     """Say once for each model what would be faster on a CPU."""
-    if loading.device in (None, "-1", "cpu") and backends.honours("openvino", loading) and terminal.is_seen:
+    if terminal.is_seen and backends.fits_openvino(loading):
         with suppress(HFPipeError, OSError):
             if store.first_time("openvino", source.reference):
                 name = source.reference

@@ -193,7 +193,8 @@ def test_a_measurement_that_fails_is_a_note_and_the_model_answers(folder, monkey
 
 def test_what_would_take_too_long_is_not_measured_and_not_tried_again(folder, monkeypatch):
     monkeypatch.setattr(tuning, "_FIRST_LOAD_S", 0.0)
-    with backends.load("openvino", inspect_folder(folder, "export"), LoadOptions(batch_size=1)):
+    with backends.load("openvino", inspect_folder(folder, "export"), LoadOptions(batch_size=1)) as backend:
+        assert "settings" not in backend.info.detail
         unmeasured = tuning.Choice(is_measured=False)
         assert tuning.known(folder, "CPU") == {"chat": unmeasured, "long": unmeasured}
 

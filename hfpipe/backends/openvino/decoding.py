@@ -69,17 +69,15 @@ class OpenVINOBackend(Engine):
                 backend: OpenVINOBackend = make(tuning.Choice(properties), is_kept=False)[0]
                 return backend
 
-            shape = tuning.shape_of(options)
-            choice = tuning.known(folder, device).get(shape, tuning.Choice())
-            if options.tuned is not None:
-                choice = tuning.Choice({key: options.tuned[key] for key in tuning.KEYS & options.tuned.keys()})
+            choice = tuning.chosen(folder, device, options)
             backend: Self
-            backend, used, reasons = make(choice)
-            if tuning.is_due(folder, options, device):
+            backend, used, reasons = make(choice or tuning.Choice())
+            if choice is None and tuning.is_due(folder, options, device):
                 vocabulary = vocabulary_size(source.config) or tuning.FEW_TOKENS
-                if better := tuning.at_first_load(folder, options, backend, load, vocabulary, reporter):
+                choice = tuning.at_first_load(folder, options, backend, load, vocabulary, reporter)
+                if choice and choice.properties:
                     backend.close()
-                    backend, used, reasons = make(better)
+                    backend, used, reasons = make(choice)
         if isinstance(backend, BatchEngine):
             backend.begin_as(source)
         backend._vocabulary = vocabulary_size(source.config)
@@ -90,7 +88,7 @@ class OpenVINOBackend(Engine):
             detail["window"] = str(backend.batch_size)
         if options.prompt_lookup:
             detail["prompt lookup"] = str(options.prompt_lookup)
-        if shape in tuning.known(folder, device) and options.tuned is None and not options.exact:
+        if choice and choice.is_measured:
             detail["settings"] = "the fastest measured here"
         detail |= {key: str(value) for key, value in used.items() if key != "CACHE_DIR"}
         detail |= {key: f"{used[key]} ({why})" for key, why in reasons.items()}

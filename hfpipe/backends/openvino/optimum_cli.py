@@ -4,7 +4,6 @@ made once and kept."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from hfpipe import store
@@ -49,6 +48,9 @@ def is_exported(source: ModelSource, options: LoadOptions, reporter: Reporter) -
 
 
 def _key(source: ModelSource, options: LoadOptions, reporter: Reporter) -> str:
+    # 15 ms, which --help has not to spare.
+    from importlib.metadata import version
+
     dtype, versions = _dtype(source, options), {package: version(package) for package in EXPORTERS}
     identity, code = store.identity(source.folder, reporter=reporter), "auto_map" in source.config
     return f"{store.key_of(identity, dtype, code and options.trust_remote_code, versions)}-{dtype}"

@@ -88,6 +88,13 @@ def known(folder: Path, device: str) -> dict[str, Choice]:
     return {shape: one for shape, one in found.items() if one.properties in ({}, *CANDIDATES)}
 
 
+def chosen(folder: Path, device: str, options: LoadOptions) -> Choice | None:
+    """What a model is loaded with: the settings of another run, or what was measured; None where nothing was."""
+    if options.tuned is not None:
+        return Choice({key: options.tuned[key] for key in KEYS & options.tuned.keys()}, is_measured=False)
+    return None if options.exact else known(folder, device).get(shape_of(options))
+
+
 def keep(folder: Path, choices: Mapping[str, Choice]) -> None:
     """Have these choices be used from now on where this machine loads the model in `folder`, or a copy of it."""
     # A cache that cannot be written costs speed, not the answer.
@@ -106,7 +113,11 @@ def forget(folder: Path) -> None:
 
 def _file(folder: Path) -> Path:
     model = [store.digest(file.with_suffix(end)) for file in openvino_models(folder) for end in (".xml", ".bin")]
-    return store.cache_root() / "tuning" / store.key_of(model, *processor())
+    return _place() / store.key_of(model, *processor())
+
+
+def _place() -> Path:
+    return store.cache_root() / "tuning"
 
 
 def processor() -> tuple[object, ...]:
@@ -121,32 +132,32 @@ def computes_in_f32() -> bool:
 
 
 def is_due(folder: Path, options: LoadOptions, device: str) -> bool:
-    """Whether loading the model in `folder` is the time to measure: it takes 3 s at most, and happens once.
+    """Whether to measure as the model in `folder` is loaded, for which nothing is known: it takes 3 s at most.
 
     Not where the user has chosen, where OpenVINO computes in f32 anyway, where the machine is busy or short of memory,
     where the result cannot be kept, or with HFPIPE_TUNE=0. Many answers at once, and large models, take longer to
     measure: `hfpipe bench --tune` does.
     """
-    shape, chosen = shape_of(options), KEYS & options.ov_config.keys()
-    if device != "CPU" or options.exact or chosen or shape == BATCH or options.tuned is not None:
+    files, given = openvino_models(folder), KEYS & options.ov_config.keys()
+    if device != "CPU" or options.exact or given or shape_of(options) == BATCH or options.tuned is not None:
         return False
     if os.environ.get("HFPIPE_TUNE", "").lower() in ("0", "off", "false", "no"):
         return False
-    size = sum(file.with_suffix(".bin").stat().st_size for file in openvino_models(folder))
-    if len(openvino_models(folder)) > 1 or size > _SMALL or size * _COPIES > machine.available_memory():
+    size = sum(file.with_suffix(".bin").stat().st_size for file in files)
+    if len(files) > 1 or size > _SMALL or size * _COPIES > machine.available_memory():
         return False
-    if computes_in_f32() or shape in known(folder, device) or os.getloadavg()[0] >= machine.processors():
+    if computes_in_f32() or os.getloadavg()[0] >= machine.processors():
         return False
     with suppress(OSError, HFPipeError):
-        _file(folder).parent.mkdir(parents=True, exist_ok=True)
-        return os.access(_file(folder).parent, os.W_OK)
+        _place().mkdir(parents=True, exist_ok=True)
+        return os.access(_place(), os.W_OK)
     return False
 
 
 def at_first_load(
     folder: Path, options: LoadOptions, default: Backend, load: Load, vocabulary: int, reporter: Reporter
 ) -> Choice | None:
-    """What is faster than the `default`, once measured; None where nothing is. What fails is a note."""
+    """What is kept, once measured; None where nothing is. What fails is a note."""
     reporter.stage("Measuring settings for this machine, once")
     try:
         found = tune(
@@ -163,8 +174,7 @@ def at_first_load(
         return None
     finally:
         reporter.stage(None)
-    choice = found.get(shape_of(options), Choice())
-    return choice if choice.properties else None
+    return found.get(shape_of(options))
 
 
 def tune(
