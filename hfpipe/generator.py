@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hfpipe.process import start_thread
 from hfpipe.sampling import end_token_ids, not_applied, resolve_sampling, setting, stop_strings
 from hfpipe.text.decoder import IncrementalDecoder, StopScanner
 from hfpipe.text.tasks import PromptEncoder, for_task
-from hfpipe.text.tokenizer import Tokenizer, from_transformers, load_tokenizer
+from hfpipe.text.tokenizer import Tokenizer, from_transformers, is_read_alone, load_tokenizer
 from hfpipe.types import (
     CHOSEN,
     BackendInfo,
@@ -287,18 +288,30 @@ class _Answer:
         return TextEvent(self.id, text, reason, usage, timing, seed=seed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Found:
-    """A model, with the backend that will run it; `start` is when the search began (perf_counter)."""
+    """A model, with the backend that will run it, and how it is to be loaded; `start` is when the search began
+    (perf_counter)."""
 
     source: ModelSource | HostedModel
     choice: backends.Choice
+    loading: LoadOptions
     start: float
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """The tokenizer of a model that is not hosted, read when it is first asked for. Raises HFPipeError where it
+        cannot be read, or a language must be chosen."""
+        assert isinstance(self.source, ModelSource)
+        tokenizer = load_tokenizer(self.source.folder, trust_remote_code=self.loading.trust_remote_code)
+        encoder = PromptEncoder(tokenizer, self.source)
+        encoder.check_language(self.source.reference)
+        return encoder
 
 
 def open_generator(reference: str, options: LoadOptions, reporter: Reporter | None = None) -> TextGenerator:
     """Find the model, choose the backend, load it and the tokenizer."""
-    return load_generator(find_model(reference, options, reporter), options, reporter)
+    return load_generator(find_model(reference, options, reporter), reporter)
 
 
 def find_model(
@@ -310,46 +323,61 @@ def find_model(
     if options.backend not in CHOSEN:
         backends.check_options(options.backend, options)
     if options.backend == "endpoint":
-        return Found(
-            import_module("hfpipe.endpoint").find(reference, options), backends.Choice("endpoint", "asked for"), start
-        )
+        hosted = import_module("hfpipe.endpoint").find(reference, options)
+        return Found(hosted, backends.Choice("endpoint", "asked for"), options, start)
     revision, pickles = options.revision, options.allow_pickle
     source = models.resolve(reference, revision=revision, allow_pickle=pickles, reporter=reporter, access=options.hub)
     source = for_task(source, options)
     choice = backends.choose(options, source, reporter or Silent(), resumed=resumed)
     backends.check_options(choice.name, options)
-    return Found(source, choice, start)
+    return Found(source, choice, options, start)
 
 
-def load_generator(found: Found, options: LoadOptions, reporter: Reporter | None = None) -> TextGenerator:
+def load_generator(found: Found, reporter: Reporter | None = None) -> TextGenerator:
     """Load the tokenizer and the weights."""
-    reporter, source = reporter or Silent(), found.source
-    if isinstance(source, HostedModel):
+    if isinstance(found.source, HostedModel):
         why, load_s = found.choice.why, time.perf_counter() - found.start
-        hosted: TextGenerator = import_module("hfpipe.endpoint").Endpoint(source, options, why=why, load_s=load_s)
+        endpoint = import_module("hfpipe.endpoint").Endpoint
+        hosted: TextGenerator = endpoint(found.source, found.loading, why=why, load_s=load_s)
         return hosted
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
-    for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
-        reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
-    encoder = PromptEncoder(tokenizer, source)
-    encoder.check_language(source.reference)
-    backend = backends.load(found.choice.name, source, options, reporter)
-    why, load_s = found.choice.why, time.perf_counter() - found.start
-    return Generator(backend, tokenizer, source, loading=options, encoder=encoder, why=why, load_s=load_s)
+    # What it raises is told before the weights are read.
+    _ = found.encoder
+    reporter = reporter or Silent()
+    return _generator(found, backends.load(found.choice.name, found.source, found.loading, reporter), reporter)
 
 
-def load_in_thread(found: Found, options: LoadOptions, reporter: Reporter) -> Future[TextGenerator]:
-    """Load while this thread imports what is needed next. A process that ends does not wait for it."""
-    loaded: Future[TextGenerator] = Future()
+def load_in_thread(found: Found, reporter: Reporter) -> Callable[[], TextGenerator]:
+    """Read the weights while this thread imports what is needed next, and reads the tokenizer: it does so as it calls
+    what it is given. A process that ends does not wait for the weights."""
+    source = found.source
+    if isinstance(source, HostedModel):
+        return lambda: load_generator(found, reporter)
+    loaded: Future[Backend] = Future()
 
     def load() -> None:
         try:
-            loaded.set_result(load_generator(found, options, reporter))
+            loaded.set_result(backends.load(found.choice.name, source, found.loading, reporter))
         except BaseException as error:
             loaded.set_exception(error)
 
+    def wait() -> TextGenerator:
+        if not is_read_alone(source.folder):
+            # By transformers, whose parts are not to be imported by two threads at once.
+            loaded.exception()
+        _ = found.encoder
+        return _generator(found, loaded.result(), reporter)
+
     start_thread(load)
-    return loaded
+    return wait
+
+
+def _generator(found: Found, backend: Backend, reporter: Reporter) -> Generator:
+    source, encoder = found.source, found.encoder
+    assert isinstance(source, ModelSource)
+    for ignored in not_applied(source.generation_config, encoder_decoder=source.is_encoder_decoder):
+        reporter.note(f"generation_config.json of {source.reference} asks for {ignored}, which hfpipe does not apply.")
+    why, load_s = found.choice.why, time.perf_counter() - found.start
+    return Generator(backend, encoder.tokenizer, source, loading=found.loading, encoder=encoder, why=why, load_s=load_s)
 
 
 def wrap_pipeline(pipeline: Any, batch_size: int | None = None) -> Generator:

@@ -37,7 +37,8 @@ _Layers = Annotated[int, Field(ge=0, le=10_000)] | None
 class AnyObject(BaseModel):
     """Keys that are not named here may be anything; null is the same as no entry."""
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    # The two or three that a start needs are built, which takes a third of the import.
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=(), defer_build=True)
 
 
 class Config(AnyObject):

@@ -24,7 +24,6 @@ from hfpipe.batch.records import Record
 from hfpipe.errors import UnsupportedOption, UsageError, nearest
 from hfpipe.generator import Found, TextGenerator, find_model, load_in_thread
 from hfpipe.text.templates import parse_template, prompt_template
-from hfpipe.text.tokenizer import load_tokenizer
 from hfpipe.types import (
     OF_GENERATION,
     OF_LOADING,
@@ -181,7 +180,7 @@ class _Job:
             failed = set(journal.failed)
             todo = (line for position, line in enumerate(self._lines(stack)) if position in failed)
         if first := next(todo, None):
-            llm = self._llm(found, self.loading)
+            llm = self._llm(found)
             if journal:
                 journal.check(manifest.of_engine(llm.generator.info))
             waited: Iterable[Line | None] = chain([first], todo)
@@ -219,7 +218,7 @@ class _Job:
             assert found
             source, backend, tokenizer = found.source, found.choice.name, None
             if isinstance(source, ModelSource):
-                tokenizer = load_tokenizer(source.folder, trust_remote_code=self.loading.trust_remote_code)
+                tokenizer = found.encoder.tokenizer
         given: dict[str, Any] = {name: self.options.get(name) for name in ("system", "variables", "chat_template_name")}
         template = prompt_template(tokenizer, source.reference, self.template, plain=source.plain_template, **given)
         if form == "openai" and self.template and template.template.kind not in ("chat", "raw"):
@@ -233,15 +232,15 @@ class _Job:
             return {}
         return {**manifest.used(source, backend, template, self.generation, self.loading), "format": form}
 
-    def _llm(self, found: Found | None, loading: LoadOptions) -> HFPipe:
+    def _llm(self, found: Found | None) -> HFPipe:
         """The loaded model, wrapped. A thread reads the weights while LangChain is imported, which takes as long."""
         if found:
             backends.engine(found.choice.name)
-            loaded = load_in_thread(found, loading, self.reporter)
+            loaded = load_in_thread(found, self.reporter)
         from hfpipe.langchain import HFPipe
 
         if found:
-            return HFPipe(generator=loaded.result())
+            return HFPipe(generator=loaded())
         llm: HFPipe = HFPipe(generator=self.model) if isinstance(self.model, TextGenerator) else self.model
         return llm
 
@@ -274,7 +273,7 @@ class _Job:
             chosen = answered(self._lines(stack), written, self.form, count)
         loading = replace(self.loading, exact=True, batch_size=1, prompt_lookup=None)
         found = find_model(self.model, loading, self.reporter, resumed=manifest.settings_of(self.output).get("backend"))
-        llm = self._llm(found, loading)
+        llm = self._llm(found)
         self.reporter.stage(f"Answering {len(chosen)} records alone and exactly")
         self.summary.parity = compare(chosen, self.ask, llm)
         self.reporter.stage(None)

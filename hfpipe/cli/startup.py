@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfpipe.process import quiet_environment
 
@@ -30,8 +30,9 @@ _TRACING = ("LANGCHAIN_", "LANGSMITH_")
 # Of 3.0 s to a torch model's answer, without this: scipy and sklearn 0.8 s more, torchvision 0.7 s.
 # httpx imports its own command line, and Rich for it: 0.05 s.
 _OPTIONAL = ("scipy", "sklearn", "torchvision", "httpx._main")
-# torch's compiler, and what transformers imports of it: 0.6 s more without the stand-ins (tried with torch 2.14).
-_COMPILER = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
+
+# Imported with the first prompt otherwise, when there are no weights to wait for.
+_OF_AN_ANSWER = ("hfpipe.text.chat", "langchain_core.tracers.context")
 
 
 def _others() -> int:
@@ -78,10 +79,13 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
 
             backends.engine(found.choice.name)
         with terminal.waiting(f"Loading {found.source.reference}"):
-            generator = load_in_thread(found, loading, terminal)
+            loaded = load_in_thread(found, terminal)
             from hfpipe.langchain import HFPipe
 
-            return HFPipe(model=found.source.reference, generator=generator.result(), **asdict(generation))
+            # A server fills the chat template itself.
+            for name in _OF_AN_ANSWER if found.choice.name != "endpoint" else ():
+                importlib.import_module(name)
+            return HFPipe(model=found.source.reference, generator=loaded(), **asdict(generation))
     finally:
         # What exists now is never looked at again.
         gc.freeze()
@@ -89,25 +93,44 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
 
 
 def leave_out_unused() -> None:
-    """Start torch and transformers without what text generation never uses. Call it before torch is imported."""
+    """Start libraries without what text generation never uses. Call it before they are imported."""
     for name in _OPTIONAL:
         # To an import, None means that the package is not installed.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    if _COMPILER[0] not in sys.modules:
-        sys.modules.update({name: _Late(name) for name in _COMPILER})
+    for kind in (_Compiler, _Converter, _Tracing):
+        if kind.parts[0] not in sys.modules:
+            sys.modules.update({name: kind(name) for name in kind.parts})
 
 
 class _Late(ModuleType):
-    """In the place of a part of torch's compiler until more is asked of it than this, which is so while nothing is
-    compiled: to exclude a function from compilation leaves it as it is. A submodule is imported by way of __path__."""
+    """In the place of a part of a library, until more is asked of it than the class has: the `parts` of a class are
+    then imported."""
+
+    parts: ClassVar[tuple[str, ...]]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and (self.__name__, name) != (_COMPILER[0], "__path__"):
+        if name.startswith("__"):
             raise AttributeError(name)
-        for part in _COMPILER:
+        return getattr(self._imported(), name)
+
+    def _imported(self) -> ModuleType:
+        for part in self.parts:
             if isinstance(sys.modules.get(part), _Late):
                 del sys.modules[part]
-        return getattr(importlib.import_module(self.__name__), name)
+        return importlib.import_module(self.__name__)
+
+
+class _Compiler(_Late):
+    """torch's compiler, and what transformers imports of it: 0.6 s (tried with torch 2.14). While nothing is compiled,
+    to exclude a function from compilation leaves it as it is."""
+
+    parts = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
+
+    def __getattr__(self, name: str) -> Any:
+        # By way of __path__ a submodule is imported.
+        if (self.__name__, name) == (self.parts[0], "__path__"):
+            return self._imported().__path__
+        return super().__getattr__(name)
 
     def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
         return self.allow_in_graph if fn is None else fn
@@ -116,4 +139,30 @@ class _Late(ModuleType):
         return fn
 
     def TransformGetItemToIndex(self) -> Any:
-        return self.__getattr__("TransformGetItemToIndex")()
+        return self._imported().TransformGetItemToIndex()
+
+
+class _Converter(_Late):
+    """What makes OpenVINO models of other programs' files: 0.05 s of OpenVINO's 0.14 (tried with 2026.4)."""
+
+    parts = ("openvino.tools.ovc",)
+
+    def convert_model(self, *arguments: Any, **options: Any) -> Any:
+        return self._imported().convert_model(*arguments, **options)
+
+
+class _Tracing(_Late):
+    """LangSmith: LangChain imports it to ask whether it traces, which takes three quarters of the import of LangChain
+    (tried with langchain-core 1.8 and langsmith 0.15)."""
+
+    parts = tuple(f"langsmith.{part}" for part in ("address", "client", "run_helpers", "run_trees", "utils"))
+    RunTree = Client = type("Untraced", (), {})
+
+    def tracing_is_enabled(self) -> bool:
+        return False
+
+    def get_tracing_context(self) -> dict[str, Any]:
+        return dict.fromkeys(("parent", "project_name", "tags", "metadata", "enabled", "client"))
+
+    def _set_tracing_context(self, context: object) -> None:
+        """Nothing is traced in it."""

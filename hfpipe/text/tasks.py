@@ -74,7 +74,7 @@ class PromptEncoder:
     with. Raises UsageError for languages that the model does not have."""
 
     def __init__(self, tokenizer: Tokenizer, source: ModelSource) -> None:
-        self._tokenizer, task = tokenizer, source.task
+        self.tokenizer, task = tokenizer, source.task
         self._languages = {text: number for text, number in tokenizer.added_tokens.items() if _LANGUAGE.fullmatch(text)}
         self.prefix, self._from = task.prefix, None
         self.decoder_ids = source.decoder_start
@@ -102,7 +102,7 @@ class PromptEncoder:
             )
 
     def encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        ids = self._tokenizer.encode(self.prefix + text, add_special_tokens)
+        ids = self.tokenizer.encode(self.prefix + text, add_special_tokens)
         if self._from is None:
             return ids
         # The tokenizer adds the language that it was saved with.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _TOKEN_OPTIONS = ("special", "lstrip", "rstrip", "normalized", "single_word")
-_SOURCES = ("tokenizer.json", "tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+_FILE = "tokenizer.json"
+_SOURCES = (_FILE, "tokenizer_config.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
 @dataclass(eq=False)
@@ -117,14 +118,18 @@ def require_tokenizer(folder: Path) -> None:
         raise UnsupportedModel(f"There is no tokenizer in {folder}.", hint=hint)
 
 
+def is_read_alone(folder: Path) -> bool:
+    """Whether the tokenizer in a model folder is read without transformers."""
+    return (folder / _FILE).is_file()
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model folder: its tokenizer.json, else whatever transformers can make of the folder.
 
     Raises UnsupportedModel if it is missing or unreadable.
     """
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        return _from_file(file)
+    if is_read_alone(folder):
+        return _from_file(folder / _FILE)
     require_tokenizer(folder)
     try:
         # It takes seconds, and most folders have a tokenizer.json.

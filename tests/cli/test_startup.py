@@ -38,6 +38,33 @@ def test_what_is_left_out_is_not_missed(tiny_gpt2: Path) -> None:
     assert json.loads(printed.splitlines()[-1]) == [True, [], answer, [2.0, 2.0], True]
 
 
+UNTRACED = """
+import json, sys
+from hfpipe.cli.startup import load_pipe, silence
+from hfpipe.cli.terminal import Terminal
+from hfpipe.types import GenerationOptions, LoadOptions
+silence(verbose=True)
+llm = load_pipe(sys.argv[1], LoadOptions(batch_size=1), GenerationOptions(max_tokens=4), Terminal(quiet=True))
+ready = ["hfpipe.text.chat" in sys.modules, "langchain_core.tracers.context" in sys.modules]
+texts = [llm.invoke("The cat"), "".join(llm.stream("The cat"))]
+left_out = ["langsmith.schemas", "requests_toolbelt", "openvino.tools.ovc.convert"]
+loaded = [name for name in left_out if sys.modules.get(name)]
+from langsmith.run_helpers import traceable
+from openvino import convert_model
+from optimum.exporters.openvino.convert import export
+import torch
+converted = convert_model(torch.nn.Identity(), example_input=torch.ones(1))
+print(json.dumps([texts[0] == texts[1], ready, loaded, traceable.__module__, type(converted).__name__]))
+"""
+
+
+def test_an_answer_imports_no_tracing_and_no_converter(tiny_llama_ov: Path) -> None:
+    """What it needs is imported beside the loading of the weights; what is left out is there once it is asked for."""
+    command = [sys.executable, "-c", UNTRACED, str(tiny_llama_ov)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed.splitlines()[-1]) == [True, [True, True], [], "langsmith.run_helpers", "Model"]
+
+
 @pytest.mark.parametrize(
     ("others", "processors", "own", "policy"),
     [
