@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,6 +15,7 @@ from hfpipe.quality.compare import change_text
 
 # Above these a warning is due: shares of the frequency of processors, and of a speed.
 _FREQUENCY, _SPREAD = 0.10, 0.15
+_OWN = ("fp32", "fp16")
 
 
 def warnings(report: Report) -> list[str]:
@@ -38,9 +39,26 @@ def warnings(report: Report) -> list[str]:
         shares = {name: each.high / each.low - 1 for name, each in found.items() if each and each.low > 0}
         if wide := [f"{name} by {share:.0%}" for name, share in shares.items() if share > _SPREAD]:
             said.append(f"The samples of {one.name} spread: {', '.join(wide)} from the slowest to the fastest.")
+    metrics = {metric.name: metric for metric in report.workload.metrics}
+    said += _slow_formats(rows, metrics, report.workload.decode)
     if len(rows) > 1 and rows[0] is not report.configurations[0]:
         said.append(f"{report.configurations[0].name} has no samples, so nothing is compared with it.")
     return said
+
+
+def _slow_formats(rows: Sequence[Configuration], metrics: Mapping[str, Metric], decode: str) -> Iterator[str]:
+    """Of quantized models that decode slower than the same model in its own precision."""
+    own = {(one.model, one.backend): one for one in reversed(rows) if one.weight_format in _OWN}
+    for one in rows:
+        source = own.get((one.model, one.backend))
+        if source is None or one.weight_format in (None, *_OWN):
+            continue
+        speed, memory = (versus(one, source, metrics[name]) for name in (decode, "peak_rss_mb"))
+        if speed and speed.slower:
+            yield (
+                f"{one.name} decodes {speed.ratio:.2g} times as fast as {source.weight_format} on this processor: "
+                f"it saves {'memory' if memory and memory.faster else 'disk space'} alone."
+            )
 
 
 @dataclass(frozen=True, slots=True)

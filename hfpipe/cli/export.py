@@ -16,7 +16,7 @@ from hfpipe.cli import options as o
 from hfpipe.cli.main import unwinding
 from hfpipe.cli.startup import silence
 from hfpipe.cli.terminal import Answer, Terminal, columns, shown
-from hfpipe.export import WEIGHT_FORMATS, ExportOptions, Options, Report
+from hfpipe.export import IN_4_BITS, WEIGHT_FORMATS, ExportOptions, Options, Report
 from hfpipe.store import size_text
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _quantization, _export = partial(o.option, panel="Quantization"), partial(o.option, panel="Export")
 _FORMAT = f"{', '.join(WEIGHT_FORMATS)}. Default: the model's own precision."
 _GROUP = (
-    "Weights that share a scale (int4); auto: the largest of 128, 64, 32 that divides every layer; -1: a whole channel."
+    "Weights that share a scale (4 bits); auto: the largest of 128, 64, 32 that divides every layer; -1: a channel."
 )
 _RATIO = "The share of the layers' weights in 4 bits; the rest is in 8."
-_SCALES = "Scales that fit the activations (int4); the default where there is text to calibrate on."
+_SCALES = "Scales that fit the activations (4 bits); the default where there is text to calibrate on."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
 _NO_VERIFY = "Do not run the export or compare it with its source."
 _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
@@ -50,9 +50,9 @@ o.OPTIONS[ExportOptions] = {
     "group_size": _quantization("--group-size N|auto", _GROUP, parser=_group_size),
     "sym": _quantization("--sym", "Symmetric, without zero points."),
     "ratio": _quantization("--ratio R", _RATIO),
-    "awq": _quantization("--awq", "Activation-aware scaling (int4)."),
+    "awq": _quantization("--awq", "Activation-aware scaling (4 bits)."),
     "scale_estimation": _quantization("--scale-estimation", _SCALES),
-    "gptq": _quantization("--gptq", "GPTQ (int4); the slowest."),
+    "gptq": _quantization("--gptq", "GPTQ (4 bits); the slowest."),
     "calibration": _quantization("--calibration FILE", _TEXT),
     "data_free": _quantization("--data-free", "No calibration: quick, but loses more quality."),
     **{name: o.OF_LOADING[name] for name in ("trust_remote_code", "allow_pickle")},
@@ -132,7 +132,7 @@ def plan_as_text(plan: Plan) -> dict[str, str]:
         "output": f"{plan.output}, which exists" if data["exists"] else data["output"],
         "weights": ", ".join([plan.weight_format, *(f"{name} in 8 bits" for name in plan.in_8_bits)]),
     }
-    if plan.weight_format == "int4":
+    if plan.weight_format in IN_4_BITS:
         rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
     if estimate := plan.estimate:
         rows |= {

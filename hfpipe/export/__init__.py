@@ -19,8 +19,15 @@ from hfpipe.types import ModelSource, Reporter, Silent
 if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
 
-WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
+IN_4_BITS = ("int4", "nf4", "cb4", "mxfp4")
+WEIGHT_FORMATS = ("fp32", "fp16", "int8", *IN_4_BITS)
 _OF_TEXT = ("calibration", "scale_estimation", "gptq")
+# By option, the formats that take it. nncf does not calibrate mxfp4.
+_TAKEN_BY = {
+    **dict.fromkeys(("group_size", "ratio", "data_free"), IN_4_BITS),
+    **dict.fromkeys(("awq", *_OF_TEXT), ("int4", "nf4", "cb4")),
+    "sym": ("int4", "int8"),
+}
 # What hfpipe itself tells optimum-cli: a second value would make the plan and the report wrong.
 _RESERVED = re.compile(r"-m|--(?:model|weight-format|task|library|quant-mode)(?![a-z-])")
 
@@ -72,10 +79,14 @@ class ExportOptions:
             raise UsageError(f"--group-size must be positive, or -1 for whole channels, not {self.group_size}.")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UsageError(f"--ratio must be above 0 and at most 1 (all in 4 bits), not {self.ratio}.")
-        if self.weight_format != "int4":
-            self._refuse("--weight-format int4", "group_size", "ratio", "awq", "data_free", *_OF_TEXT)
-        if self.weight_format not in ("int4", "int8"):
-            self._refuse("--weight-format int4 or int8", "sym")
+        for name, formats in _TAKEN_BY.items():
+            if self.weight_format not in formats:
+                self._refuse(f"--weight-format {', '.join(formats[:-1])} or {formats[-1]}", name)
+        if self.weight_format == "mxfp4" and self.group_size not in (None, 32):
+            raise UsageError(
+                f"--group-size {self.group_size} does not work with --weight-format mxfp4.",
+                hint="Leave it out: groups of mxfp4 are of 32 weights. int4, nf4 and cb4 take others.",
+            )
         if self.data_free:
             self._refuse("calibration text, which --data-free leaves out", *_OF_TEXT)
         for word in self.extra:

@@ -18,7 +18,7 @@ from hfpipe import quality
 from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino.optimum_cli import export_command, own_format
 from hfpipe.errors import UnsupportedOption, UsageError
-from hfpipe.export import ExportOptions
+from hfpipe.export import IN_4_BITS, ExportOptions
 from hfpipe.export.quantization import (
     Calibration,
     Shapes,
@@ -87,8 +87,11 @@ class Plan:
         if self.weight_format == "int8":
             # Any option of compression has optimum-cli leave its table of models' own settings alone.
             ours = ["--group-size", "-1"]
-        elif self.weight_format == "int4":
+        elif self.weight_format in IN_4_BITS:
             ours = ["--group-size", str(self.options.group_size), "--ratio", str(self.options.ratio)]
+        if self.weight_format == "mxfp4":
+            # As in the other formats: else what is not in 4 bits would be in mxfp8.
+            ours += ["--backup-precision", "int8_asym"]
         ours += ["--group-size-fallback", "adjust"] if self.adjust else []
         ours += ["--" + name.replace("_", "-") for name in _FLAGS if getattr(self.options, name)]
         more, trust = [*ours, *self.options.extra], self.options.trust_remote_code
@@ -144,11 +147,16 @@ def make_plan(
         twice = sum(math.prod(shape) for name, shape in tensors.items() if _EMBEDDINGS.search(name))
         shapes = shapes and replace(shapes, tables=shapes.tables + twice)
     texts, in_8_bits, adjust = None, tuple[str, ...](), False
-    if weight_format == "int4":
+    if weight_format in IN_4_BITS:
         is_auto, texts = options.group_size is None, calibration(options, shapes)
-        in_8_bits = shapes.sensitive() if shapes and texts and options.ratio is None else ()
+        is_fixed = weight_format == "mxfp4"
+        careful = texts or (is_fixed and not options.data_free)
+        in_8_bits = shapes.sensitive() if shapes and careful and options.ratio is None else ()
         options = decide(options, shapes, texts, in_8_bits, force)
-        adjust = is_auto and (shapes is None or bool(shapes.undivided(options.group_size or -1)))
+        undivided = shapes.undivided(options.group_size or -1) if shapes else []
+        adjust = is_auto and not is_fixed and (shapes is None or bool(undivided))
+        if is_fixed:
+            in_8_bits = tuple(dict.fromkeys((*in_8_bits, *(layer.short_name for layer in undivided))))
     plan = Plan(source, output, options, texts, in_8_bits, adjust)
     estimate = _estimate(plan, shapes, verify) if shapes else None
     if estimate and not force:
@@ -164,7 +172,7 @@ def _without_calibration(source: ModelSource, options: ExportOptions) -> ExportO
                 f"--{name.replace('_', '-')} does not work on {source.reference}, an encoder-decoder model.",
                 hint="Leave it out: such a model is quantized without calibration.",
             )
-    return replace(options, data_free=options.weight_format == "int4")
+    return replace(options, data_free=options.weight_format in IN_4_BITS)
 
 
 def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
@@ -172,7 +180,7 @@ def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
     own = export_bytes(shapes, own_format(plan.source))
     size = disk = export_bytes(shapes, plan.weight_format, plan.options, plan.in_8_bits)
     seconds, held = _START_S + shapes.parameters * _S_PER_WEIGHT, max(own, size)
-    if plan.weight_format in ("int8", "int4"):
+    if plan.weight_format not in ("fp32", "fp16"):
         seconds, held, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own, own + size
     memory = quality.START_BYTES + round(_READ_TIMES * held)
     if plan.calibration:
@@ -194,7 +202,8 @@ def _warnings(plan: Plan, shapes: Shapes | None, estimate: Estimate | None) -> I
             yield f"The export may need {size_text(estimate.memory)} of memory; {size_text(available)} is free."
     if shapes and plan.adjust:
         yield "No usual group size divides every layer: some get a smaller one, or stay in 8 bits."
-    if plan.weight_format == "int4" and not (plan.calibration or options.data_free or options.passes_on("--dataset")):
+    is_calibrated = plan.calibration or options.data_free or options.passes_on("--dataset")
+    if plan.weight_format in IN_4_BITS and plan.weight_format != "mxfp4" and not is_calibrated:
         minutes = f"about {calibration_seconds(shapes) / 60:.0f}" if shapes else "an unknown number of"
         yield (
             f"Quantizing without calibration, which would take {minutes} minutes. --scale-estimation calibrates, "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hfpipe import quality
 from hfpipe.errors import UsageError
-from hfpipe.export import ExportOptions
+from hfpipe.export import IN_4_BITS, ExportOptions
 
 GROUP_SIZES = (128, 64, 32)
 _FALLBACK = "--group-size-fallback"
@@ -50,6 +50,11 @@ class Layer:
     name: str
     width: int
     parameters: int
+
+    @property
+    def short_name(self) -> str:
+        """What the same layer of every block is called, such as down_proj."""
+        return self.name.removesuffix(".weight").rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +107,26 @@ def classify(tensors: Mapping[str, tuple[int, ...]], model_type: str) -> Shapes:
 def export_bytes(
     shapes: Shapes, weight_format: str, options: ExportOptions | None = None, in_8_bits: tuple[str, ...] = ()
 ) -> int:
-    """The size of the exported weights: for int4, with a scale of 16 bits, and unless `sym` a zero point, for each
-    group."""
+    """The size of the exported weights: in 4 bits with a scale of 16 bits (mxfp4: 8) for each group, and for int4 a
+    zero point unless `sym`."""
     if weight_format in ("fp32", "fp16"):
         return shapes.parameters * (4 if weight_format == "fp32" else 2)
     size: float = shapes.quantized + shapes.tables + 2 * shapes.rest
-    if options and weight_format == "int4":
+    if options and weight_format in IN_4_BITS:
         group = options.group_size or -1
         coarse = {layer for layer in shapes.layers if layer.name.removesuffix(".weight").endswith(in_8_bits)}
         coarse.update(shapes.undivided(group))
         in_4_bits = shapes.quantized * (options.ratio or 1) - sum(layer.parameters for layer in coarse)
         group = group if group > 0 else max((layer.width for layer in shapes.layers), default=1)
-        size -= max(0, in_4_bits) * (0.5 - (2 if options.sym else 2.5) / group)
+        size -= max(0, in_4_bits) * (0.5 - _group_bytes(weight_format, options) / group)
     return round(size)
+
+
+def _group_bytes(weight_format: str, options: ExportOptions) -> float:
+    """What a group of weights has beside them."""
+    if weight_format == "int4":
+        return 2 if options.sym else 2.5
+    return 1 if weight_format == "mxfp4" else 2
 
 
 def calibration_seconds(shapes: Shapes, *, gptq: bool = False) -> float:
@@ -137,7 +149,7 @@ class Calibration:
 def calibration(options: ExportOptions, shapes: Shapes | None) -> Calibration | None:
     """The text of the user's file, else hfpipe's own where that is asked for, or takes only minutes. Raises
     UsageError for a file that is of no use."""
-    if options.data_free or options.passes_on("--dataset"):
+    if options.data_free or options.weight_format == "mxfp4" or options.passes_on("--dataset"):
         return None
     if path := options.calibration:
         return Calibration(str(path), _samples(_documents(path)))
@@ -190,11 +202,13 @@ def _samples(documents: Iterable[str]) -> tuple[str, ...]:
 def decide(
     options: ExportOptions, shapes: Shapes | None, texts: Calibration | None, in_8_bits: tuple[str, ...], force: bool
 ) -> ExportOptions:
-    """Choose what the user of int4 has not. Raises UsageError for a group size that does not fit, unless `force`."""
+    """Choose what the user of 4 bits has not. Raises UsageError for a group size that does not fit, unless `force`."""
     choose = texts and not (options.awq or options.scale_estimation or options.gptq)
     gptq = bool(choose and shapes and calibration_seconds(shapes, gptq=True) <= _DEFAULT_UP_TO_S)
     group_size = options.group_size
-    if group_size is None:
+    if options.weight_format == "mxfp4":
+        group_size = 32
+    elif group_size is None:
         # The smallest where much is done for a small model's quality.
         coarse = shapes and not (texts and shapes.parameters < _SMALL)
         group_size = (shapes.largest_group_size() if shapes and coarse else None) or GROUP_SIZES[-1]

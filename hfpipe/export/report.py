@@ -25,7 +25,10 @@ _BETTER = {
     "fp32": "It is not quantized: run it with --exact, or run the source with --backend torch.",
     "fp16": "Try --weight-format fp32.",
     "int8": "Try --weight-format fp16.",
-    "int4": "Try --weight-format int8, --calibration FILE, a smaller --ratio or --group-size 32.",
+    **dict.fromkeys(
+        ("int4", "nf4", "cb4"), "Try --weight-format int8, --calibration FILE, a smaller --ratio or --group-size 32."
+    ),
+    "mxfp4": "Try --weight-format int8 or int4, or a smaller --ratio.",
 }
 
 

@@ -239,7 +239,9 @@ def test_a_damaged_model(copy, mode, name, spoil, message):
         ([("f16", 900), ("f32", 4)], "float16"),
         ([("u8", 900), ("f16", 80), ("u8", 80)], "int8"),
         ([("i4", 450), ("u8", 300), ("f16", 80)], "int4"),
-        ([("f8e4m3", 450)], "f8e4m3"),
+        ([("nf4", 450), ("u8", 300), ("f16", 80)], "nf4"),
+        ([("f4e2m1", 450), ("f8e8m0", 30)], "fp4"),
+        ([("f8e4m3", 450)], "fp8"),
         ([], "unknown"),
     ],
 )
@@ -250,3 +252,14 @@ def test_the_weight_format_is_what_most_bytes_are(tmp_path, constants, shown):
     )
     (tmp_path / "openvino_model.xml").write_text(f"<net>{layers}</net>")
     assert loading.weight_format(tmp_path) == shown
+
+
+def test_numbers_of_a_codebook_are_its_format(tmp_path):
+    """The codebook itself is no weight."""
+    constants = [("a_nncf_codebook_idxs", "u4", 100), ("a", "f8e4m3", 16), ("b", "u8", 100)]
+    layers = "".join(
+        f'<layer id="1" name="{name}" type="Const">\n<data element_type="{kind}" shape="1" size="{size}"/>'
+        for name, kind, size in constants
+    )
+    (tmp_path / "openvino_model.xml").write_text(f"<net>{layers}</net>")
+    assert loading.weight_shares(tmp_path) == {"cb4": 2 / 3, "int8": 1 / 3}

@@ -54,6 +54,18 @@ def test_warnings(rows, said):
     assert module.warnings(report) == ["No GPU.", interrupted, *said]
 
 
+@pytest.mark.parametrize(("memory", "saved"), [(300.0, "memory"), (600.0, "disk space")])
+def test_a_format_that_is_slower_than_the_models_own_is_named(memory, saved):
+    rows = [row("openvino int8", 120), row("openvino nf4", 54, peak_rss_mb=memory), row("openvino fp16", 90)]
+    for one in rows:
+        one.model, one.weight_format = "model", one.name.removeprefix("openvino ")
+    (said,) = module.warnings(made.report(*rows))
+    assert said == f"openvino nf4 decodes 0.6 times as fast as fp16 on this processor: it saves {saved} alone."
+    assert module.warnings(made.report(*rows[:2])) == []
+    rows[1].samples = made.samples(54, rounds=2)
+    assert not [line for line in module.warnings(made.report(*rows)) if "decodes" in line]
+
+
 def test_advice_after_json_is_the_same(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(asdict(made.usual())))

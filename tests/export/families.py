@@ -21,10 +21,13 @@ LENGTH = 1500
 # Encoder-decoder models.
 SEQ2SEQ = ["t5", "bart"]
 OPTIONS = [ExportOptions("fp32"), ExportOptions("int4", data_free=True)]
+# Of one family alone, as they are by default.
+OTHER_FORMATS = ["nf4", "cb4", "mxfp4"]
 
 
 def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Make a model of each family, and its exports in fp32, which is verified, and int4, in `arguments["folder"]`.
+    """Make a model of each family, and its exports in fp32, which is verified, and int4, in `arguments["folder"]`; of
+    Llama also those in other formats, verified.
 
     Gives for each family and format the `folder`, the `report`, the `estimate` of the size, and an `answer`.
     """
@@ -37,9 +40,10 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     makers = tiny.FAMILIES | {kind: partial(tiny.seq2seq, kind=kind) for kind in SEQ2SEQ}
     for name, make in makers.items():
         source = models.resolve(str(make(folder / name, spread=0.1)))
-        for options in OPTIONS:
+        others = [ExportOptions(weight_format) for weight_format in OTHER_FORMATS if name == "llama"]
+        for options in OPTIONS + others:
             plan = make_plan(source, folder / f"{name}-{options.weight_format}", options)
-            done = exporter.export(plan, verify=options.weight_format == "fp32")
+            done = exporter.export(plan, verify=options.weight_format != "int4")
             made.setdefault(name, {})[plan.weight_format] = {
                 "folder": str(done.folder),
                 "report": done.data,

@@ -10,7 +10,7 @@ from hfpipe.backends.openvino.loading import weight_shares
 from hfpipe.process import run_child
 from tests import tiny
 from tests.conftest import once
-from tests.export.families import SEQ2SEQ
+from tests.export.families import OTHER_FORMATS, SEQ2SEQ
 
 # Not a width of its layers is a multiple of 32, so that most stay in 8 bits.
 ODD = "gpt2"
@@ -54,6 +54,20 @@ def test_int4_is_in_4_bits_but_for_its_tables_and_its_size_was_foretold(exports,
     for export in exports[family].values():
         size = (Path(export["folder"]) / "openvino_model.bin").stat().st_size
         assert export["estimate"] == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("weight_format", OTHER_FORMATS)
+def test_other_formats_of_4_bits_run_and_are_verified(exports, weight_format):
+    """Their weights are named, none of them stays a float."""
+    report = exports["llama"][weight_format]["report"]
+    precision = {"mxfp4": "fp4"}.get(weight_format, weight_format)
+    assert set(report["weights"]) <= {precision, "int8", "float32"}
+    assert report["weights"][precision] > 0.2
+    assert report["weights"].get("float32", 0) < 0.01
+    assert report["weight_format"] == weight_format
+    assert report["calibration"] == (None if weight_format == "mxfp4" else "built-in")
+    assert 0 < report["quality"]["mean_kl"] < 0.5
+    assert exports["llama"][weight_format]["answer"]
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)

@@ -8,8 +8,8 @@ from hfpipe.errors import UsageError
 from hfpipe.export import WEIGHT_FORMATS, ExportOptions
 
 # For each option of quantization a value that asks for something.
-INT4 = {
-    "group_size": 64,
+VALUES = {
+    "group_size": 32,
     "sym": True,
     "ratio": 0.8,
     "awq": True,
@@ -19,6 +19,9 @@ INT4 = {
     "data_free": True,
 }
 OF_TEXT = {"calibration", "scale_estimation", "gptq"}
+# What else than int4 takes, by option.
+TAKEN = {name: {"nf4", "cb4"} for name in VALUES} | {"sym": {"int8"}}
+TAKEN |= {name: TAKEN[name] | {"mxfp4"} for name in ("group_size", "ratio", "data_free")}
 
 
 @pytest.mark.parametrize("weight_format", ["int2", "INT4", "", "bf16"])
@@ -29,9 +32,9 @@ def test_an_unknown_format_names_those_there_are(weight_format):
 
 
 @pytest.mark.parametrize("weight_format", [None, *WEIGHT_FORMATS])
-@pytest.mark.parametrize(("name", "value"), INT4.items())
+@pytest.mark.parametrize(("name", "value"), VALUES.items())
 def test_no_option_is_dropped_in_silence(weight_format, name, value):
-    if weight_format == "int4" or (weight_format, name) == ("int8", "sym"):
+    if weight_format in {"int4"} | TAKEN[name]:
         assert getattr(ExportOptions(weight_format, **{name: value}), name) == value
     else:
         with pytest.raises(UsageError, match=f"{name} needs weight_format int4"):
@@ -41,6 +44,27 @@ def test_no_option_is_dropped_in_silence(weight_format, name, value):
             ExportOptions("int4", **{"data_free": True, name: value})
     else:
         ExportOptions("int4", **{"data_free": True, name: value})
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "name", "formats"),
+    [
+        ("int8", "awq", "int4, nf4 or cb4"),
+        ("mxfp4", "gptq", "int4, nf4 or cb4"),
+        ("fp16", "ratio", "int4, nf4, cb4 or mxfp4"),
+        ("nf4", "sym", "int4 or int8"),
+    ],
+)
+def test_an_option_that_a_format_cannot_take_names_those_that_can(weight_format, name, formats):
+    with pytest.raises(UsageError, match=f"^{name} needs weight_format {formats}[.]$"):
+        ExportOptions(weight_format, **{name: VALUES[name]})
+
+
+def test_groups_of_mxfp4_are_of_32():
+    assert ExportOptions("mxfp4", group_size=32).group_size == 32
+    with pytest.raises(UsageError, match="group_size 64 does not work with weight_format mxfp4") as caught:
+        ExportOptions("mxfp4", group_size=64)
+    assert "Leave it out" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,26 @@ def test_a_group_size_that_does_not_divide_is_refused(model):
 # Formats and options
 
 
+@pytest.mark.parametrize("weight_format", ["nf4", "cb4"])
+def test_other_formats_of_4_bits_are_quantized_as_int4(model, weight_format):
+    made, as_int4 = plan(model, weight_format), plan(model)
+    assert words(made) == [weight_format if word == "int4" else word for word in words(as_int4)]
+    assert (made.calibration, made.in_8_bits, made.warnings) == (as_int4.calibration, as_int4.in_8_bits, ())
+    assert made.estimate.size < as_int4.estimate.size
+    assert plan(model, weight_format, data_free=True).calibration is None
+
+
+def test_mxfp4_has_groups_of_32_and_int8_where_it_is_not_in_4_bits(model, tmp_path):
+    """It is not calibrated; layers that 32 does not divide stay in 8 bits."""
+    made = plan(model, "mxfp4")
+    assert (option(made, "--group-size"), option(made, "--backup-precision")) == ("32", "int8_asym")
+    assert (made.calibration, made.in_8_bits, made.warnings) == (None, ("down_proj",), ())
+    assert plan(model, "mxfp4", ratio=0.7).in_8_bits == plan(model, "mxfp4", data_free=True).in_8_bits == ()
+    odd = plan(write_llama(tmp_path / "odd", 48, 64), "mxfp4", data_free=True)
+    assert odd.in_8_bits == ("q_proj",)
+    assert "--group-size-fallback" not in words(odd)
+
+
 @pytest.mark.parametrize(
     ("config", "weight_format"),
     [

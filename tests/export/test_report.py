@@ -92,6 +92,8 @@ def test_only_what_is_much_worse_is_said(model):
         ("fp32", "It is not quantized"),
         ("fp16", "Try --weight-format fp32"),
         ("int4", "Try --weight-format int8, --cal"),
+        ("nf4", "Try --weight-format int8, --cal"),
+        ("mxfp4", "Try --weight-format int8 or int4, or a smaller --ratio."),
     ],
 )
 def test_the_advice_has_more_bits_where_there_are_any(model, weight_format, advice):

@@ -3,7 +3,7 @@
 import pytest
 
 from hfpipe.export import ExportOptions
-from hfpipe.export.quantization import Layer, Shapes, classify, export_bytes
+from hfpipe.export.quantization import Layer, Shapes, classify, decide, export_bytes
 
 LLAMA = {
     "model.embed_tokens.weight": (400, 64),
@@ -130,6 +130,11 @@ def test_sizes_by_hand():
     assert in_int4(shapes, 64) == 100 * 34.5 + 1000 + 20
     assert in_int4(shapes, 64, sym=True) == 100 * 34 + 1000 + 20
     assert in_int4(shapes, 64, 0.5) == (100 * 34.5 + 6400) / 2 + 1000 + 20
+    # Floats have no zero points; a scale of mxfp4, whose groups are of 32, has 8 bits.
+    for weight_format in ("nf4", "cb4"):
+        assert export_bytes(shapes, weight_format, ExportOptions(weight_format, 64)) == 100 * 34 + 1000 + 20
+    mxfp4 = decide(ExportOptions("mxfp4"), shapes, None, (), force=False)
+    assert export_bytes(shapes, "mxfp4", mxfp4) == 200 * 17 + 1000 + 20
 
 
 def test_layers_that_stay_in_8_bits_are_counted_so():

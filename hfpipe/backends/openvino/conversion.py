@@ -64,7 +64,10 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
             _show_bars(reporter)
             _export(options, arguments["in_8_bits"], reporter)
     except nncf.InvalidGroupSizeError as error:
-        raise UsageError(_first_line(error), hint="Use --group-size auto, which fits each layer.") from error
+        hint = "Use --group-size auto, which fits each layer."
+        if options.weight_format == "mxfp4":
+            hint = "Groups of mxfp4 are of 32: use --weight-format int4 or nf4."
+        raise UsageError(_first_line(error), hint=hint) from error
     except (ValueError, KeyError, NotImplementedError) as error:
         code = "--trust-remote-code runs the Python code that comes with it."
         raise UnsupportedModel(

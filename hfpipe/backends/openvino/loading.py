@@ -37,6 +37,9 @@ _CONSTANT = re.compile(rb'name="([^"]*)" type="Const"[^>]*>\s*<data element_type
 _OF_A_WEIGHT = (b"/scale", b"/zero_point", b"/fq_weights_1")
 PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 PRECISIONS |= {"u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}
+PRECISIONS |= {"f8e4m3": "fp8", "f8e5m2": "fp8", "f4e2m1": "fp4"}
+# A weight of cb4, as nncf 3.4 names it: numbers of the values in a codebook, which has the name without this.
+_IN_CODEBOOK = b"_nncf_codebook_idxs"
 _CACHE_PRECISION = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
 # Of keys and values. u8 comes with scales: for each token's head, and for each channel of 32 tokens.
 _BYTES_PER_VALUE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.25}
@@ -198,13 +201,15 @@ def with_compile_cache(
 
 
 def weight_shares(folder: Path) -> dict[str, float]:
-    """The share of the weights in each precision (float32, float16, bfloat16, int8, int4), the largest first, without
-    the scales of quantized ones."""
+    """The share of the weights in each precision (float32, float16, bfloat16, int8, int4, nf4, cb4, fp4 which is that
+    of mxfp4, fp8), the largest first, without the scales and codebooks of quantized ones."""
     counts: Counter[str] = Counter()
-    for name, kind, size in _CONSTANT.findall(b"".join(file.read_bytes() for file in openvino_models(folder))):
-        precision = PRECISIONS.get(kind.decode(), kind.decode())
+    constants = _CONSTANT.findall(b"".join(file.read_bytes() for file in openvino_models(folder)))
+    codebooks = {name.removesuffix(_IN_CODEBOOK) for name, *_ in constants if name.endswith(_IN_CODEBOOK)}
+    for name, kind, size in constants:
+        precision = "cb4" if name.endswith(_IN_CODEBOOK) else PRECISIONS.get(kind.decode(), kind.decode())
         bits = re.search(r"\d+", precision)
-        if bits and kind not in (b"i32", b"i64") and not name.endswith(_OF_A_WEIGHT):
+        if bits and kind not in (b"i32", b"i64") and not name.endswith(_OF_A_WEIGHT) and name not in codebooks:
             counts[precision] += int(size) * 8 // int(bits[0])
     return {precision: count / sum(counts.values()) for precision, count in counts.most_common()}
 
