@@ -6,7 +6,8 @@ import base64
 import io
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,26 +40,58 @@ def plot(report: Report, path: Path, *, advice: Advice | None = None) -> list[Pa
     """Draw a report. Returns the files that were written: FILE.png or FILE.svg, with FILE-latency.png or .svg where
     there are times between tokens; FILE.html has both pictures, the numbers and the advice."""
     check_output("--plot", path, SUFFIXES)
-    html, pictures = path.suffix.lower() == ".html", []
-    # Late: it takes half a second to import, and on its first start some seconds to list the fonts.
-    import matplotlib
-    from matplotlib import font_manager
-
-    fonts = ["DejaVu Sans", *sorted(_FONTS.intersection(font_manager.get_font_names()))]
-    # With its own settings and ours, not the user's.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS | {"font.family": fonts})
-        for figure in filter(None, [_tradeoff(report) or _speeds(report), _latency(report)]):
-            buffer = io.BytesIO()
-            # Without a date, the same report gives the same bytes.
-            figure.savefig(buffer, format="svg" if html else path.suffix[1:], dpi=160, metadata={"Date": None})
-            pictures.append(buffer.getvalue())
+    html = path.suffix.lower() == ".html"
+    with _settings():
+        figures = filter(None, [_tradeoff(report) or _speeds(report), _latency(report)])
+        pictures = [_drawn(figure, "svg" if html else path.suffix[1:]) for figure in figures]
     contents = [_page(report, pictures, advice).encode()] if html else pictures
     paths = [path, path.with_name(f"{path.stem}-latency{path.suffix}")][: len(contents)]
     for file, data in zip(paths, contents, strict=True):
         write_file(file, data)
     return paths
+
+
+def plot_budget(model: str, budget: Mapping[str, Any], path: Path) -> None:
+    """Draw the curve of an export within a budget, as hfpipe.json has it: the loss against the size."""
+    check_output("--plot", path, SUFFIXES[:2])
+    with _settings():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        figure.suptitle(f"{clean(model)}: size against loss", x=0.01, ha="left", fontsize=11, fontweight="bold")
+        axes = figure.subplots()
+        for points, mark, what in ((budget["curve"], "-", "expected"), (budget["tried"], "o", "tried")):
+            sizes, losses = [one["size"] / 1e6 for one in points], [100 * one["loss"] for one in points]
+            axes.plot(sizes, losses, mark, color=_COLOURS["openvino"], label=what)
+        if budget["max_size"]:
+            axes.axvline(budget["max_size"] / 1e6, color=_GREY, linestyle=":", label="allowed")
+        if budget["max_loss"]:
+            axes.axhline(100 * budget["max_loss"], color=_GREY, linestyle=":", label="allowed")
+        axes.set(xlabel="MB", ylabel="% lost", ylim=(0, None))
+        axes.grid()
+        axes.legend(frameon=False)
+        write_file(path, _drawn(figure, path.suffix[1:]))
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """With matplotlib's own settings and ours, not the user's."""
+    # Late: it takes half a second to import, and on its first start some seconds to list the fonts.
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = ["DejaVu Sans", *sorted(_FONTS.intersection(font_manager.get_font_names()))]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS | {"font.family": fonts})
+        yield
+
+
+def _drawn(figure: Figure, form: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without a date, the same report gives the same bytes.
+    figure.savefig(buffer, format=form, dpi=160, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _page(report: Report, pictures: Sequence[bytes], advice: Advice | None) -> str:

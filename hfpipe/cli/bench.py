@@ -44,18 +44,6 @@ def sizes(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} must be numbers from 1, as in 1,8,32.") from None
 
 
-def share(text: str) -> float:
-    """2% or 0.02 as 0.02."""
-    percent = text.endswith("%")
-    try:
-        value = float(text.removesuffix("%")) / (100 if percent else 1)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= (100 if percent else 1):
-        raise typer.BadParameter(f"{text!r} is not a share, as in 2%.")
-    return value
-
-
 _what = partial(o.option, panel="What is measured")
 _quality = partial(o.option, panel="Quality")
 _output = partial(o.option, panel=o.OUTPUT)
@@ -94,14 +82,14 @@ def bench(
     quality: Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")] = True,
     text: Annotated[Path | None, _quality("--text FILE", _TEXT)] = None,
     reference: Annotated[str | None, _quality("--reference MODEL", _REFERENCE)] = None,
-    max_loss: Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=share)] = "2%",
+    max_loss: Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=o.share)] = "2%",
     json: o.JsonOpt = False,
     markdown: Annotated[bool, _output("--markdown", "Print tables in Markdown.")] = False,
     csv: Annotated[bool, _output("--csv", "Print CSV, one line for each configuration.")] = False,
     output: Annotated[Path | None, _output("--output -o FILE", _OUTPUT)] = None,
     plot: Annotated[Path | None, _output("--plot FILE", _PLOT)] = None,
     baseline: Annotated[Path | None, _output("--baseline FILE", "Compare with an earlier report in JSON.")] = None,
-    fail_slower: Annotated[Any, _output("--fail-slower SHARE", _SLOWER, parser=share)] = None,
+    fail_slower: Annotated[Any, _output("--fail-slower SHARE", _SLOWER, parser=o.share)] = None,
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
 ) -> int:

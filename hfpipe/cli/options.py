@@ -161,6 +161,18 @@ def unescaped(text: str) -> str:
     return re.sub(escape, lambda match: codecs.decode(match[0], "unicode_escape"), text)
 
 
+def share(text: str) -> float:
+    """2% or 0.02 as 0.02."""
+    percent = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= (100 if percent else 1):
+        raise typer.BadParameter(f"{text!r} is not a share, as in 2%.")
+    return value
+
+
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """The names and values of an option that takes KEY=VALUE. Raises UsageError."""
     found = {}

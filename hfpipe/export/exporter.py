@@ -7,6 +7,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +18,7 @@ from hfpipe.backends import UNTUNED
 from hfpipe.backends.openvino.optimum_cli import run_export
 from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.export import ExportOptions, Report
+from hfpipe.export import budget as budgets
 from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, default_output, make_plan
 from hfpipe.process import run_child
@@ -49,8 +52,8 @@ def export(
         if cached:
             report = _copy(cached, plan, work.folder, reporter)
         else:
-            report = _make(plan, work.folder, verify, None, verbose, reporter)
-        report = reports.write(report, work.folder, plan.output.name)
+            report = _made(plan, work.folder, verify, None, verbose, reporter)
+        reports.write(report, work.folder)
         reporter.stage(None)
         # Something else may have come there in the meantime.
         work.finish(lambda: reports.check_replaceable(plan.output))
@@ -71,7 +74,7 @@ def export_to_cache(
         reporter.note(f"Warning: {warning}")
 
     def make(folder: Path) -> None:
-        reports.write(_make(plan, folder, verify, reference, False, reporter), folder, plan.output.name)
+        reports.write(_made(plan, folder, verify, reference, False, reporter), folder)
         reporter.stage(None)
 
     model, form = source.reference, plan.weight_format
@@ -121,6 +124,58 @@ def _making(plan: Plan, reporter: Reporter) -> Iterator[store.Work]:
         ) from error
 
 
+def _made(
+    plan: Plan, folder: Path, verify: bool, reference: References | None, verbose: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Fill `folder` as `plan` says, and give the report."""
+    make = _make_within if plan.budget else _make
+    return make(plan, folder, verify, reference, verbose, reporter)
+
+
+def _make_within(
+    plan: Plan, folder: Path, verify: bool, reference: References | None, verbose: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Fill `folder` with the best of some exports that keep to the budget of `plan`. Raises HFPipeError where none
+    does, or where the source cannot be scored."""
+    assert plan.budget
+    options, curve = plan.options, budgets.measure(plan.source, plan.budget, plan.options, reporter, verbose=verbose)
+    tried: dict[int, budgets.Attempt] = {}
+    best: tuple[budgets.Attempt, Path, dict[str, Any]] | None = None
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        once = cache(reference or partial(_scored, plan, Path(scratch, "reference"), verbose, reporter))
+        while len(tried) < budgets.ATTEMPTS and (mix := curve.chosen(options)).count not in tried:
+            place = Path(scratch, f"{mix.count}")
+            place.mkdir()
+            report = _make(_of(mix, plan), place, verify, once, verbose, reporter)
+            if "quality" not in report:
+                raise HFPipeError(
+                    report["warnings"][0], hint="A budget is kept by comparing: choose a --weight-format."
+                )
+            attempt = budgets.attempt(options, report["size"], report["quality"]["mean_kl"])
+            tried[mix.count] = attempt
+            reporter.note(f"Tried: {attempt.text}.")
+            curve.correct(mix, attempt.size, attempt.kl)
+            if attempt.fits and (best is None or budgets.is_better(options, attempt, best[0])):
+                best, place = (attempt, place, report), best[1] if best else Path(scratch, "none")
+            shutil.rmtree(place, ignore_errors=True)
+            if attempt.fits and attempt.is_close:
+                break
+        if best is None:
+            raise budgets.none_fits(list(tried.values()))
+        for path in best[1].iterdir():
+            shutil.move(path, folder)
+    return best[2] | {"request": plan.request(), "budget": budgets.described(options, curve, list(tried.values()))}
+
+
+def _of(mix: budgets.Mix, plan: Plan) -> Plan:
+    """The plan of one export among those of a budget."""
+    if mix.count:
+        return replace(plan, in_8_bits=mix.in_8_bits, budget=None)
+    given = plan.options
+    options = ExportOptions("int8", trust_remote_code=given.trust_remote_code, allow_pickle=given.allow_pickle)
+    return replace(plan, options=options, calibration=None, adjust=False, budget=None)
+
+
 def _make(
     plan: Plan, folder: Path, verify: bool, reference: References | None, verbose: bool, reporter: Reporter
 ) -> dict[str, Any]:
@@ -158,15 +213,7 @@ def _verify(
     scored, warnings = scratch / "reference", list[str]()
     made = None
     try:
-        if reference:
-            made = reference()
-        else:
-            reporter.stage("Scoring the source")
-            scored.mkdir()
-            trust, pickles = plan.options.trust_remote_code, plan.options.allow_pickle
-            made = make_reference(
-                plan.source, scored, trust_remote_code=trust, allow_pickle=pickles, reporter=reporter, verbose=verbose
-            )
+        made = reference() if reference else _scored(plan, scored, verbose, reporter)
     except HFPipeError as error:
         # What it wrote may be what filled the disk.
         shutil.rmtree(scored, ignore_errors=True)
@@ -185,6 +232,16 @@ def _verify(
         "hfpipe.export.verify", arguments, what=what, reporter=reporter, verbose=verbose, environment=UNTUNED
     )
     return {**measured, "warnings": [*warnings, *reports.warnings(measured, plan)]}
+
+
+def _scored(plan: Plan, folder: Path, verbose: bool, reporter: Reporter) -> Reference:
+    """What the source says of the held-out texts, written into `folder`."""
+    reporter.stage("Scoring the source")
+    folder.mkdir()
+    trust, pickles = plan.options.trust_remote_code, plan.options.allow_pickle
+    return make_reference(
+        plan.source, folder, trust_remote_code=trust, allow_pickle=pickles, reporter=reporter, verbose=verbose
+    )
 
 
 def _cached(plan: Plan, *, verify: bool) -> Report | None:

@@ -19,6 +19,7 @@ from hfpipe.backends.base import vocabulary_size
 from hfpipe.backends.openvino.optimum_cli import export_command, own_format
 from hfpipe.errors import UnsupportedOption, UsageError
 from hfpipe.export import IN_4_BITS, ExportOptions
+from hfpipe.export import budget as budgets
 from hfpipe.export.quantization import (
     Calibration,
     Shapes,
@@ -64,8 +65,8 @@ class Estimate:
 class Plan:
     """An export, decided: `options` has None no more where it concerns the weight format.
 
-    Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with `adjust`, those that the group size
-    does not divide take a smaller one. Weights in pickles have no estimate.
+    Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with a `budget` it is measured which do.
+    With `adjust`, those that the group size does not divide take a smaller one. Weights in pickles have no estimate.
     """
 
     source: ModelSource
@@ -76,6 +77,7 @@ class Plan:
     adjust: bool
     estimate: Estimate | None = None
     warnings: tuple[str, ...] = ()
+    budget: budgets.Budget | None = None
 
     @property
     def weight_format(self) -> str:
@@ -104,6 +106,7 @@ class Plan:
             "options": command[command.index("--weight-format") : -1],
             "in_8_bits": list(self.in_8_bits),
             "calibration": self.calibration.digest if self.calibration else None,
+            **({"max_loss": self.options.max_loss, "max_size": self.options.max_size} if self.budget else {}),
         }
 
 
@@ -146,18 +149,21 @@ def make_plan(
         # The encoder and the decoder have them each.
         twice = sum(math.prod(shape) for name, shape in tensors.items() if _EMBEDDINGS.search(name))
         shapes = shapes and replace(shapes, tables=shapes.tables + twice)
-    texts, in_8_bits, adjust = None, tuple[str, ...](), False
+    texts, in_8_bits, adjust, budget = None, tuple[str, ...](), False, None
     if weight_format in IN_4_BITS:
         is_auto, texts = options.group_size is None, calibration(options, shapes)
         is_fixed = weight_format == "mxfp4"
         careful = texts or (is_fixed and not options.data_free)
         in_8_bits = shapes.sensitive() if shapes and careful and options.ratio is None else ()
         options = decide(options, shapes, texts, in_8_bits, force)
+        if options.has_budget:
+            budget, texts, options = budgets.planned(source, shapes, texts, options, is_auto=is_auto, verify=verify)
+            in_8_bits = ()
         undivided = shapes.undivided(options.group_size or -1) if shapes else []
         adjust = is_auto and not is_fixed and (shapes is None or bool(undivided))
         if is_fixed:
             in_8_bits = tuple(dict.fromkeys((*in_8_bits, *(layer.short_name for layer in undivided))))
-    plan = Plan(source, output, options, texts, in_8_bits, adjust)
+    plan = Plan(source, output, options, texts, in_8_bits, adjust, budget=budget)
     estimate = _estimate(plan, shapes, verify) if shapes else None
     if estimate and not force:
         require_space(output.parent, round(_CERTAIN * estimate.size), "The export", variable=variable)
@@ -186,6 +192,10 @@ def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
     if plan.calibration:
         memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
         seconds += calibration_seconds(shapes, gptq=plan.options.gptq)
+    if plan.budget:
+        seconds = plan.budget.seconds + budgets.USUAL_ATTEMPTS * seconds
+        # The best so far, and the next.
+        disk += size
     if verify:
         reference = _SCORED_TOKENS * (vocabulary_size(plan.source.config) or 0) * 2
         disk = max(disk, size * (1 + _COMPILED) + reference)

@@ -45,11 +45,13 @@ _MOST_SAMPLES = 128
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A weight that 4-bit quantization takes: `width` is the number of its inputs, along which groups run."""
+    """A weight that 4-bit quantization takes: `width` is the number of its inputs, along which groups run. It is stored
+    as [out, in] unless it `is_transposed`."""
 
     name: str
     width: int
     parameters: int
+    is_transposed: bool = False
 
     @property
     def short_name(self) -> str:
@@ -93,14 +95,14 @@ def classify(tensors: Mapping[str, tuple[int, ...]], model_type: str) -> Shapes:
     for name, shape in tensors.items():
         count = math.prod(shape)
         if len(shape) == 3 and _EXPERTS.search(name):
-            layers.append(Layer(name, shape[-2], count))
+            layers.append(Layer(name, shape[-2], count, is_transposed=True))
         elif len(shape) < 2 or not name.endswith("weight"):
             rest += count
         elif _TABLES.search(name):
             tables += count
         else:
-            transposed = model_type in _TRANSPOSED_MODELS and _TRANSPOSED_LAYERS.search(name)
-            layers.append(Layer(name, shape[-2] if transposed else shape[-1], count))
+            transposed = model_type in _TRANSPOSED_MODELS and bool(_TRANSPOSED_LAYERS.search(name))
+            layers.append(Layer(name, shape[-2] if transposed else shape[-1], count, transposed))
     return Shapes(tuple(layers), tables, rest)
 
 
@@ -113,13 +115,18 @@ def export_bytes(
         return shapes.parameters * (4 if weight_format == "fp32" else 2)
     size: float = shapes.quantized + shapes.tables + 2 * shapes.rest
     if options and weight_format in IN_4_BITS:
-        group = options.group_size or -1
         coarse = {layer for layer in shapes.layers if layer.name.removesuffix(".weight").endswith(in_8_bits)}
-        coarse.update(shapes.undivided(group))
+        coarse.update(shapes.undivided(options.group_size or -1))
         in_4_bits = shapes.quantized * (options.ratio or 1) - sum(layer.parameters for layer in coarse)
-        group = group if group > 0 else max((layer.width for layer in shapes.layers), default=1)
-        size -= max(0, in_4_bits) * (0.5 - _group_bytes(weight_format, options) / group)
+        size -= saved_bytes(max(0, in_4_bits), shapes, weight_format, options)
     return round(size)
+
+
+def saved_bytes(parameters: float, shapes: Shapes, weight_format: str, options: ExportOptions) -> float:
+    """How many bytes fewer so many weights take in this format of 4 bits than in 8."""
+    group = options.group_size or -1
+    group = group if group > 0 else max((layer.width for layer in shapes.layers), default=1)
+    return parameters * (0.5 - _group_bytes(weight_format, options) / group)
 
 
 def _group_bytes(weight_format: str, options: ExportOptions) -> float:
@@ -152,10 +159,10 @@ def calibration(options: ExportOptions, shapes: Shapes | None) -> Calibration | 
     if options.data_free or options.weight_format == "mxfp4" or options.passes_on("--dataset"):
         return None
     if path := options.calibration:
-        return Calibration(str(path), _samples(_documents(path)))
+        return Calibration(str(path), samples(_documents(path)))
     is_quick = shapes is not None and calibration_seconds(shapes) <= _DEFAULT_UP_TO_S
     if options.scale_estimation or options.gptq or is_quick:
-        return Calibration("built-in", _samples(quality.calibration().values()))
+        return Calibration("built-in", samples(quality.calibration().values()))
     return None
 
 
@@ -190,7 +197,7 @@ def _records(path: Path, content: str) -> Iterator[str]:
         yield next((text for text in texts if text.strip()), "").encode(errors="replace").decode()
 
 
-def _samples(documents: Iterable[str]) -> tuple[str, ...]:
+def samples(documents: Iterable[str]) -> tuple[str, ...]:
     """Pieces of similar length, cut at white space; of many, evenly spread ones."""
     cut = textwrap.TextWrapper(_SAMPLE_CHARACTERS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
     pieces = [piece for document in documents for piece in cut.wrap(document.strip())]
@@ -222,7 +229,7 @@ def decide(
         options,
         group_size=group_size,
         # Where the names of the layers say nothing, nncf finds the sensitive ones by the texts.
-        ratio=options.ratio or (_RATIO if texts and not in_8_bits else 1.0),
+        ratio=options.ratio or (_RATIO if texts and not in_8_bits and not options.has_budget else 1.0),
         scale_estimation=options.scale_estimation or bool(choose and not gptq),
         gptq=options.gptq or gptq,
     )

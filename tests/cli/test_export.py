@@ -167,65 +167,6 @@ def test_from_the_hub_in_place_of_another(tiny_gpt2, tmp_path):
     assert "quality" not in report
 
 
-# To the Hub
-
-TOKEN = "hf_" + "s3cret" * 5
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """For uploads; `env` has what a command needs to find it."""
-    with LoopbackHub({}, uploads=tmp_path / "uploads") as hub:
-        hub.env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
-        hub.env |= {"HF_HUB_DISABLE_XET": "1", "HFPIPE_DEBUG": "1"}
-        yield hub
-
-
-def test_an_export_that_exists_is_pushed_and_then_runs_from_there(int4, hub, tmp_path):
-    args = ("export", int4.model, int4.output, "--weight-format", "int4", "--push", "org/new")
-    ended = run_hfpipe(*args, env=hub.env)
-    url, commit = f"{hub.url}/org/new", hub.commit("org/new")
-    assert ended.code == 0, ended
-    assert f"{url}, commit {commit}; private, {url}/settings makes it public" in ended.out.decode()
-    again = run_hfpipe(*args, "--json", env=hub.env)
-    assert json.loads(again.out)["pushed"] == {"repo": "org/new", "url": url, "commit": commit, "private": True}
-    assert TOKEN not in str((ended, again, read(int4.output)))
-    ended = run_hfpipe("run", "org/new", "What is EEG?", "-n", "8", "--temp", "0", env=hub.env, cwd=tmp_path)
-    here = run_hfpipe("run", int4.output, "What is EEG?", "-n", "8", "--temp", "0")
-    assert (ended.code, ended.out) == (0, here.out)
-
-
-def test_a_plan_says_where_it_would_be_pushed_and_pushes_nothing(tiny_llama, hub, tmp_path):
-    args = ("export", tiny_llama, tmp_path / "out", "--dry-run", "--push", "org/new")
-    rows = run_hfpipe(*args, env=hub.env).out.decode()
-    assert f"to {hub.url}/org/new, which will be created, private\n" in rows
-    planned = json.loads(run_hfpipe(*args, "--json", env=hub.env).out)
-    assert planned["push"] == {"repo": "org/new", "url": f"{hub.url}/org/new", "exists": False, "private": True}
-    assert hub.paths("POST") == []
-
-
-def test_a_push_that_fails_shows_no_token_and_leaves_the_export(int4, hub):
-    """Even where tracebacks are asked for, and the server repeats what it was sent."""
-    hub.refuse = {"commit": (403, f"No: Bearer {TOKEN}")}
-    args = (int4.model, int4.output, "--weight-format", "int4", "--push", "org/new")
-    ended = failure(1, *args, env=hub.env)
-    assert b"Traceback" in ended.err
-    assert b"The token may not write to org/new (status 403)." in ended.err
-    assert TOKEN.encode() not in ended.err
-    ended = failure(1, *args, "--verbose", env={**hub.env, "HFPIPE_DEBUG": None, "HF_DEBUG": "1"})
-    assert TOKEN.encode() not in ended.err
-    assert read(int4.output) == int4.report
-
-
-def test_a_push_needs_a_token_and_a_name(tiny_llama, hub, tmp_path):
-    settings = {**hub.env, "HFPIPE_DEBUG": None}
-    args = (tiny_llama, tmp_path / "out", "--push")
-    ended = failure(1, *args, "org/new", env={**settings, "HF_TOKEN": None})
-    assert ended.error == "org/new cannot be pushed without a token of the Hub."
-    assert failure(2, *args, "new", env=settings).error == "--push takes ORG/NAME, not 'new'."
-    assert hub.requests == []
-
-
 # A plan
 
 
@@ -289,3 +230,45 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(tiny_llama, tmp_path, weigh
     assert STARTING not in ended.err
     assert ended.error == f"The disk of {tmp_path / 'deep'} is full."
     assert ended.hint == "Free some space, or choose another output folder, and run it again."
+
+
+# A budget
+
+
+def test_a_budget_is_kept_and_its_curve_shown_and_drawn(tiny_llama, tmp_path):
+    """Layers are in 4 bits as far as it allows; the same command finds the export finished."""
+    output, picture = tmp_path / "out", tmp_path / "curve.svg"
+    args = ("export", tiny_llama, output, "--max-loss", "50%", "--group-size", "16", "--plot", picture)
+    ended = run_hfpipe(*args, timeout=300)
+    assert ended.code == 0, ended
+    report = read(output)
+    budget = report["budget"]
+    kept = [one for one in budget["tried"] if one["fits"]]
+    assert min(one["size"] for one in kept) == report["size"]
+    assert math.expm1(report["quality"]["mean_kl"]) <= 0.5
+    assert report["weights"]["int4"] > 0
+    sizes = [one["size"] for one in budget["curve"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert b"a loss of at most 50.0%" in ended.out
+    assert b"% lost" in picture.read_bytes()
+    picture.unlink()
+    again = run_hfpipe(*args)
+    assert b"which exists already" in again.out
+    assert picture.is_file()
+    assert b"was made with other options" in failure(1, *args[1:3], "--max-loss", "40%", "--group-size", "16").err
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--max-loss", "2%", "--no-verify"), b"--max-loss and --max-size are kept by measuring"),
+        (("--plot", "x.svg"), b"--plot needs --max-loss or --max-size."),
+        (("--max-size", "small"), b"'small' is not a size, as in 95MB."),
+        (("--max-size", "1kB"), b"With all layers in 4 bits"),
+        (("--max-loss", "200%"), b"--max-loss must be above 0 and at most 1 (100%)"),
+        (("--max-loss", "0"), b"--max-loss must be above 0"),
+        (("--max-loss", "2%", "--weight-format", "int8"), b"--max-loss needs --weight-format int4."),
+    ],
+)
+def test_what_no_budget_can_be(tiny_llama, tmp_path, args, error):
+    assert error in failure(2, tiny_llama, tmp_path / "out", *args).err

@@ -30,6 +30,7 @@ SAMPLES |= {
     "_group_size": ("64", 64),
     "names": ("a,b", ("a", "b")),
     "sizes": ("1,4", (1, 4)),
+    "_size": ("95MB", 95_000_000),
     "share": ("5%", 0.05),
     "integer range": ("7", 7),
 }

@@ -95,7 +95,7 @@ def squeezed(text):
 @settings(max_examples=50, deadline=None)
 def test_samples_are_the_text(documents):
     """In its order, none of it lost, invented or changed, but for white space where it is cut."""
-    found = quantization._samples(documents)
+    found = quantization.samples(documents)
     assert all(sample.strip() and len(sample) <= LONGEST for sample in found)
     if len(found) < MOST:
         assert "".join(map(squeezed, found)) == "".join(map(squeezed, documents))
@@ -109,18 +109,18 @@ def test_samples_are_the_text(documents):
 @given(st.lists(st.sampled_from(["word", "a", "longer"]), min_size=1, max_size=2000).map(" ".join))
 @settings(max_examples=30, deadline=None)
 def test_words_stay_whole_and_samples_are_of_similar_length(text):
-    found = quantization._samples([text])
+    found = quantization.samples([text])
     assert " ".join(found).split() == text.split()
     assert all(len(sample) > LONGEST - 10 for sample in found[:-1])
 
 
 def test_of_many_samples_those_are_taken_that_lie_evenly():
-    found = quantization._samples([f"{number:04}" for number in range(1000)])
+    found = quantization.samples([f"{number:04}" for number in range(1000)])
     assert len(found) == MOST
     steps = {int(after) - int(before) for before, after in pairwise(found)}
     assert found[0] == "0000"
     assert steps == {7, 8}
-    assert len(quantization._samples(["one"] * MOST)) == MOST
+    assert len(quantization.samples(["one"] * MOST)) == MOST
 
 
 def test_the_built_in_text_has_several_kinds():

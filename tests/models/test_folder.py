@@ -8,18 +8,10 @@ from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models.folder import choose, context_length, inspect_folder
 from tests.fake_models import write_model
 
-SMALL = [
-    "README.md",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-]
+SMALL = ["config.json", "generation_config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 OTHERS = [
     ".gitattributes",
-    "NOTES.md",
+    "README.md",
     "64.tflite",
     "coreml/model.mlpackage",
     "flax_model.msgpack",

@@ -35,7 +35,6 @@ _TOKENIZER = (
     "vocab.*",
     "merges.txt",
     "*.model",
-    "*.spm",
     "*.tiktoken",
     "tekken.json",
 )
