@@ -32,6 +32,7 @@ def run(
     quality: bool = True,
     text: str | Path | None = None,
     reference: str | None = None,
+    tasks: str | Path | None = None,
     loading: LoadOptions | None = None,
     reporter: Reporter | None = None,
     tune: bool = False,
@@ -56,6 +57,7 @@ def run(
         quality: Whether each is compared with its source.
         text: A file of the text to measure quality on. Default: hfpipe's own.
         reference: The source of OpenVINO folders, where it is not among the models.
+        tasks: A file of tasks, of which the right answers are counted; "builtin" is hfpipe's own.
         loading: Options of all engines.
         reporter: Is told of progress.
         tune: Measure first which settings each OpenVINO model runs fastest with on this machine, and keep them.
@@ -63,7 +65,7 @@ def run(
         after_round: Is called with the unfinished report before the first round and after each.
 
     Returns:
-        The report: each configuration with its raw samples, its quality, or the error that it failed with.
+        The report: each configuration with its raw samples, its quality, its tasks, or the error that it failed with.
 
     Raises:
         HFPipeError: Nothing can be measured; UsageError where an option cannot be honoured.
@@ -78,7 +80,8 @@ def run(
     from hfpipe.bench.quality import measure_quality, references
     from hfpipe.bench.report import Report, host
     from hfpipe.bench.rounds import Rounds, tune_each
-    from hfpipe.bench.spec import Spec, Workload, read_prompts, read_text
+    from hfpipe.bench.spec import Spec, Workload, read_prompts, read_tasks, read_text
+    from hfpipe.bench.tasks import measure_tasks
     from hfpipe.endpoint import find
     from hfpipe.errors import UsageError
 
@@ -97,8 +100,9 @@ def run(
         quality=quality,
         texts=None if text is None else read_text(Path(text)),
         reference=reference,
+        tasks=() if tasks is None else read_tasks(Path(tasks)),
     )
-    asked = asdict(spec)
+    asked = {**asdict(spec), "tasks": tasks and {"file": str(tasks), "items": len(spec.tasks)}}
     arguments = json.loads(json.dumps({**asked.pop("workload"), **asked}))
     if spec.loading.endpoint:
         # Without what may be secret in it.
@@ -114,5 +118,7 @@ def run(
         Rounds(spec, reporter, lambda: after_round(report), verbose).measure(given)
         if quality:
             measure_quality(given, score, reporter, report.warnings.append, texts=spec.texts, verbose=verbose)
+        if spec.tasks:
+            measure_tasks(given, spec.tasks, reporter, report.warnings.append, verbose=verbose)
     report.interrupted = False
     return report

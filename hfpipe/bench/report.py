@@ -19,6 +19,7 @@ from hfpipe.bench.spec import Workload
 from hfpipe.errors import UsageError
 from hfpipe.export.report import versions
 from hfpipe.quality.compare import Change
+from hfpipe.quality.tasks import TaskScore
 from hfpipe.store import replace_file, unwritable
 
 # Up to this two perplexities are of one source model: engines round differently.
@@ -85,6 +86,7 @@ class Configuration:
     size_mb: float | None = None
     samples: list[Sample] = field(default_factory=list)
     quality: Quality | None = None
+    tasks: TaskScore | None = None
     error: str | None = None
 
     def values(self, metric: str) -> dict[int, float]:

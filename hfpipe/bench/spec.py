@@ -15,6 +15,7 @@ from hfpipe.batch.records import Record
 from hfpipe.errors import UnsupportedOption, UsageError, nearest
 from hfpipe.export import WEIGHT_FORMATS
 from hfpipe.models import is_hub_id
+from hfpipe.quality.tasks import BUILTIN, OWN, Item, parse
 from hfpipe.types import LoadOptions
 
 _BACKENDS = ("torch", "openvino")
@@ -101,7 +102,8 @@ class Spec:
     Empty `backends` are torch and OpenVINO where they fit; empty `weight_formats` the model's own precision, int8 and
     int4. `loading` is for all, and each engine takes the options that it knows. `prompts` are the user's own, None for
     random ones. `reference` is the transformers model that OpenVINO folders are compared with, where hfpipe.json names
-    none of `models`; `texts` by kind are those to measure quality on, None for the held-out ones.
+    none of `models`; `texts` by kind are those to measure quality on, None for the held-out ones. `tasks` are to be
+    answered, too.
     Raises UsageError for what cannot be chosen, and UnsupportedOption for an option that no engine can honour.
     """
 
@@ -115,6 +117,7 @@ class Spec:
     quality: bool = True
     texts: Mapping[str, str] | None = None
     reference: str | None = None
+    tasks: Sequence[Item] = ()
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -132,6 +135,12 @@ class Spec:
             raise UsageError(f"{names} cannot honour weight_formats (--weight-format); only openvino can.")
         if self.workload.depths and "endpoint" in self.engines:
             raise UnsupportedOption("endpoint cannot honour depths (--depth).", hint="Only its server counts tokens.")
+        unable = [name for name in self.engines if name not in _BACKENDS]
+        if unable and any(item.choices for item in self.tasks):
+            raise UnsupportedOption(
+                f"{unable[0]} cannot honour multiple choice in tasks (--tasks): it gives no log-probabilities.",
+                hint="Use a file of tasks without choices.",
+            )
         honoured = frozenset().union(*(backends.honoured(name) for name in self.engines))
         # What is measured is the same task on all of them.
         others = {name: getattr(LoadOptions(), name) for name in honoured - {"task"}}
@@ -161,6 +170,14 @@ def read_prompts(path: Path) -> list[Record]:
     if not records:
         raise UsageError(f"{path} has no prompts.")
     return records
+
+
+def read_tasks(path: Path) -> tuple[Item, ...]:
+    """The items of a file of tasks, hfpipe's own for BUILTIN where no file has that name. Raises UsageError for an
+    invalid line and an empty file."""
+    own = str(path) == BUILTIN and not path.exists()
+    with open_input(OWN if own else path) as stream:
+        return parse(((line.number, line.content) for line in Lines(stream, str(path))), str(path))
 
 
 def read_text(path: Path) -> dict[str, str]:

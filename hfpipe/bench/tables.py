@@ -20,6 +20,7 @@ from hfpipe.bench.report import Configuration, Quality, Report, several_sources
 from hfpipe.bench.spec import Metric
 from hfpipe.quality.compare import change_text
 
+_TASKS = ("right", "items", "low", "high", "against", "difference", "difference_low", "difference_high")
 _ABOUT = ("name", "model", "backend", "weight_format", "device", "dtype", "size_mb")
 _TIMED = "What is timed, from token ids to token ids, after a warm-up of the same shape:"
 # The share of a terminal's width that names may have, and at least so many columns.
@@ -59,6 +60,7 @@ def tables(report: Report) -> list[Table]:
         "size MB": [number(row.size_mb) if row.size_mb else "" for row in rows],
         **_medians(rows, speeds),
         "loss": [change_text(row.quality.perplexity_change) if row.quality else "" for row in rows],
+        "tasks": [f"{row.tasks.right / row.tasks.items:.0%}" if row.tasks else "" for row in rows],
     }
     # Prefill, decode and the largest batch.
     judged = {*work.speeds[:2], work.speeds[-1]}
@@ -75,7 +77,22 @@ def tables(report: Report) -> list[Table]:
         *_filled(Table(f"Against {names[0]}", names, verdicts, words=True)),
         *_filled(Table("Latency and memory", names, latency)),
         *_filled(Table("Quality", names, quality, [f"loss: how far the perplexity is above that of {whose}."])),
+        *_filled(_tasks(rows)),
     ]
+
+
+def _tasks(rows: Sequence[Configuration]) -> Table:
+    """How many items are right, with the interval of the share, and against another configuration; by kind."""
+    scores = [row.tasks for row in rows]
+    kinds = list(dict.fromkeys(kind for one in scores if one for kind in one.kinds))
+    columns = {
+        "right": [f"{one.right} of {one.items} ({one.low:.0%} to {one.high:.0%})" if one else "" for one in scores],
+        "difference": [one.versus if one else "" for one in scores],
+        **{kind: [f"{one.kinds[kind][0]} of {one.kinds[kind][1]}" if one else "" for one in scores] for kind in kinds},
+    }
+    against = list(dict.fromkeys(one.against for one in scores if one and one.against))
+    notes = [f"difference: from {' and '.join(against)}, on the same items; with intervals of 95%."] if against else []
+    return Table("Tasks", [row.name for row in rows], columns, notes)
 
 
 def _medians(rows: Sequence[Configuration], metrics: Sequence[Metric]) -> dict[str, list[str]]:
@@ -235,7 +252,8 @@ def as_csv(report: Report) -> str:
     """One line for each configuration. The header depends on what was to be measured, not on what was.
 
     Each metric has its median, the lowest and the highest sample, and the ratio to the first configuration
-    with its interval, above 1 where it is better; then the fields of a report's quality, and the error.
+    with its interval, above 1 where it is better; then the fields of a report's quality, those of its tasks that are no
+    tables, and the error.
     """
     metrics, qualities = report.workload.metrics, [field.name for field in fields(Quality)]
     suffixes = {"": "median", "_low": "low", "_high": "high"}
@@ -243,7 +261,7 @@ def as_csv(report: Report) -> str:
     heads = [f"{metric.name}{suffix}" for metric in metrics for suffix in (*suffixes, *ratios)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_ABOUT, *heads, *qualities, "error"])
+    writer.writerow([*_ABOUT, *heads, *qualities, *(f"tasks_{name}" for name in _TASKS), "error"])
     for row in report.configurations:
         cells = [getattr(row, name) for name in _ABOUT]
         for metric in metrics:
@@ -252,5 +270,6 @@ def as_csv(report: Report) -> str:
             cells += [getattr(found, name, None) for name in suffixes.values()]
             cells += [getattr(verdict, name, None) for name in ratios.values()]
         cells += [getattr(row.quality, name, None) for name in qualities]
+        cells += [getattr(row.tasks, name, None) for name in _TASKS]
         writer.writerow([f"{one:.6g}" if isinstance(one, float) else one for one in [*cells, row.error]])
     return text.getvalue()

@@ -58,6 +58,7 @@ _TUNE = "Measure first which settings OpenVINO is fastest with on this machine, 
 _COMPARE = "Compare each with its source: perplexity, next tokens, answers."
 _TEXT = "The text to measure quality on. Default: hfpipe's own."
 _REFERENCE = "The source of an OpenVINO folder, where it is not among the MODELs."
+_TASKS = "Count how many items of a file of tasks each gets right; builtin is hfpipe's own file."
 _LOSS = "The most perplexity that the advice may cost."
 _OUTPUT = "Write the report to FILE: .json (all samples, the host and the versions; after each round), .md or .csv."
 _PLOT = "Draw speed against quality, and times of tokens: .png, .svg or .html."
@@ -82,6 +83,7 @@ def bench(
     quality: Annotated[bool, _quality("--quality/--no-quality", _COMPARE, envvar="HFPIPE_QUALITY")] = True,
     text: Annotated[Path | None, _quality("--text FILE", _TEXT)] = None,
     reference: Annotated[str | None, _quality("--reference MODEL", _REFERENCE)] = None,
+    tasks: Annotated[Path | None, _quality("--tasks FILE", _TASKS)] = None,
     max_loss: Annotated[Any, _quality("--max-loss SHARE", _LOSS, parser=o.share)] = "2%",
     json: o.JsonOpt = False,
     markdown: Annotated[bool, _output("--markdown", "Print tables in Markdown.")] = False,
@@ -126,6 +128,7 @@ def bench(
                     quality=quality,
                     text=text,
                     reference=reference,
+                    tasks=tasks,
                     loading=loading,
                     reporter=terminal,
                     tune=tune,

@@ -67,7 +67,7 @@ def windows(tokenizer: Tokenizer, texts: Mapping[str, str], context_length: int 
     where there is nothing to score.
     """
     length = min(LENGTH, context_length or LENGTH)
-    prefix = _prefix(tokenizer)
+    prefix = start_tokens(tokenizer)
     first = 0 if prefix else 1
     room, context = length - len(prefix), max(min(CONTEXT, length // 4), first)
     found = []
@@ -86,7 +86,8 @@ def windows(tokenizer: Tokenizer, texts: Mapping[str, str], context_length: int 
     return found
 
 
-def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+def start_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What the tokenizer puts before a text, such as BOS."""
     bare, whole = tokenizer.encode("a", False), tokenizer.encode("a", True)
     starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
     return whole[: starts[0]] if starts else ()

@@ -42,14 +42,20 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> None:
         scored = _answers(model, source, tokenizer, arguments["texts"])
     else:
         scored = windows(tokenizer, arguments["texts"], source.context_length)
-    logits = _logits(model, source, scored, reporter)
-    write_reference(Path(arguments["folder"]), scored, logits, dtype=str(model.dtype).removeprefix("torch."))
+    found = _logits(model, source, scored, reporter)
+    write_reference(Path(arguments["folder"]), scored, found, dtype=str(model.dtype).removeprefix("torch."))
 
 
 def score(source: ModelSource, options: LoadOptions, reference: Reference, reporter: Reporter) -> Quality:
     """Compare a transformers model, loaded with these options, with the reference."""
-    model = load_model(source, options, reporter)
-    return compare(reference, _logits(model, source, reference.windows, reporter))
+    return compare(reference, logits(source, options, reference.windows, reporter))
+
+
+def logits(
+    source: ModelSource, options: LoadOptions, windows: Sequence[Window], reporter: Reporter
+) -> Iterator[NDArray[np.float32]]:
+    """For each window what `window_logits` gives, of a transformers model loaded with these options."""
+    yield from _logits(load_model(source, options, reporter), source, windows, reporter)
 
 
 def _logits(

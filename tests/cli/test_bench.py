@@ -198,6 +198,40 @@ def test_what_an_option_takes(parse, text, found):
         assert parse(text) == found
 
 
+def tasks_file(folder, *items):
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def test_tasks(plain_model, tmp_path):
+    """Without quality, too; the echo backend gets right what asks for the prompt."""
+    wrong = {"id": "wrong", "prompt": "hello", "answer": "goodbye", "kind": "greeting"}
+    path = tasks_file(tmp_path, {"prompt": "hello", "answers": ["Hello!"]}, wrong)
+    ended = bench(plain_model, plain_model, *SHORT, "--tasks", path, "-o", tmp_path / "r.json")
+    assert ended.code == 0, ended.err.decode()
+    out = ended.out.decode()
+    assert "1 of 2" in out
+    assert "50%" in out
+    assert "difference: from plain echo, on the same items" in unwrapped(ended.out)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["arguments"]["tasks"] == {"file": str(path), "items": 2}
+    first, other = (row["tasks"] for row in report["configurations"])
+    assert (first["correct"], first["given"]["1"]) == ({"1": True, "wrong": False}, "hello")
+    assert (other["against"], other["difference"]) == ("plain echo", 0)
+    assert (first["kinds"], first["against"]) == ({"exact match": [1, 1], "greeting": [0, 1]}, None)
+
+
+def test_tasks_that_are_wrong_are_said_before_anything_is_loaded(plain_model, tmp_path):
+    path = tasks_file(tmp_path, {"prompt": "a", "answer": "b"}, {"prompt": "a"})
+    ended = bench(tmp_path / "no model", "-b", "echo", "--tasks", path)
+    said = f"Line 2 of {path} is not a task: expected choices with an answer, or else answer or answers."
+    assert (ended.code, ended.error, ended.out) == (2, said, b"")
+    ended = bench(plain_model, "-b", "echo", "--tasks", "builtin", cwd=tmp_path)
+    said = "echo cannot honour multiple choice in tasks (--tasks): it gives no log-probabilities."
+    assert (ended.code, ended.error, ended.out) == (2, said, b"")
+
+
 def test_a_wrong_value_of_the_environment_is_blamed_on_it(plain_model):
     ended = bench(plain_model, "-b", "echo", env={"HFPIPE_MAX_LOSS": "much"})
     assert ended.code == 2
