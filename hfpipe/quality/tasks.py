@@ -130,8 +130,8 @@ def choose(source: ModelSource, options: LoadOptions, items: Sequence[Item], rep
     """For each item with choices the place of the likeliest, of a model on torch or openvino with all else that
     `options` say: the highest log-probability of its tokens, divided by its bytes, without white space around it.
 
-    This is acc_norm of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness), which counts
-    characters. Raises ContextLengthError for what does not fit. Takes a great deal of this process's memory for good.
+    This is acc_bytes of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness); acc_norm there
+    counts characters. Raises ContextLengthError for what does not fit. Takes much of this process's memory for good.
     """
     tokenizer = load_tokenizer(source.folder, trust_remote_code=options.trust_remote_code)
     encoder = PromptEncoder(tokenizer, for_task(source, options))
