@@ -9,7 +9,8 @@ import psutil
 import pytest
 import typer
 
-from hfpipe.cli.bench import share, sizes
+from hfpipe.cli.bench import sizes
+from hfpipe.cli.options import share
 from tests.cli.shell import end_by, run_hfpipe, started, wait_for
 
 QUICK = ["-p", "16", "-g", "4", "--batch", "1,2", "-r", "2"]
