@@ -1,4 +1,4 @@
-"""A Hub on this machine: as much of huggingface.co's HTTP as huggingface_hub needs to list and download models.
+"""A Hub on this machine: as much of huggingface.co's HTTP as huggingface_hub needs to list, download and upload models.
 
     with LoopbackHub({"gpt2": folder}) as hub:
         subprocess.run([...], env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(empty), "HF_HUB_OFFLINE": "0"})
@@ -9,6 +9,7 @@ huggingface_hub reads its variables when it is imported: `settings` reads them a
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import json
@@ -49,6 +50,8 @@ def settings(**environment: str) -> Iterator[None]:
 
 _API = re.compile(r"/api/models/(?P<id>.+?)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<id>.+?)/tree/(?P<revision>[^/]+)(?P<under>/.+)?")
+_UPLOAD = re.compile(r"/api/models/(?P<id>.+?)/(?P<step>preupload|commit)/main")
+_BATCH = re.compile(r"/(?P<id>.+?)\.git/info/lfs/objects/batch")
 _FILE = re.compile(r"/(?P<id>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -71,18 +74,24 @@ class LoopbackHub(Loopback):
     of more than 1,000 bytes takes one number off `cuts`: so many bytes are sent before the connection is closed.
     Without `ranges` the Range header counts for nothing. With `pause_s` a file waits so long after its first half.
     Weights are redirected to the server `store`, as the Hub does, where there is one.
+
+    What is uploaded comes into `uploads`, a folder for repositories that are created, by one commit; .bin files come by
+    Git LFS. `refuse` also maps the step of an upload ("create", "preupload", "batch", "put", "commit").
     """
 
-    repos: Mapping[str, Path]
+    repos: dict[str, Path]
     refuse: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     ranges: bool = True
     pause_s: float = 0.0
     store: str | None = None
+    uploads: Path | None = None
+    private: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.resume = threading.Event()
+        self.objects: dict[str, bytes] = {}
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -123,14 +132,97 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self._logged()
+        if path == "/api/validate-yaml":
+            return self._json({})
+        if path == "/api/repos/create":
+            return None if self._is_refused("create") else self._create(json.loads(body))
+        upload, batch = _UPLOAD.fullmatch(path), _BATCH.fullmatch(path)
+        step = upload["step"] if upload else "batch"
+        if self._is_refused(step):
+            return None
+        if batch:
+            return self._batch(json.loads(body))
+        if upload is None or upload["id"] not in self.owner.repos:
+            return self._refuse(404, "RepoNotFound")
+        lines = [json.loads(line) for line in body.splitlines()]
+        return self._preupload(lines[0]) if step == "preupload" else self._commit(upload["id"], lines)
+
+    def do_PUT(self) -> None:
+        oid = self._logged().rpartition("/")[2]
+        if self._is_refused("put"):
+            # As a connection is cut: the file is not read.
+            self.close_connection = True
+            return
+        self.owner.objects[oid] = self._sent()
+        self._send(200, b"", {})
+
+    def _sent(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        blocks = []
+        while size := int(self.rfile.readline(), 16):
+            blocks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(blocks)
+
+    def _is_refused(self, step: str) -> bool:
+        if step in self.owner.refuse:
+            self._refuse(*self.owner.refuse[step])
+        return step in self.owner.refuse
+
+    def _json(self, data: object) -> None:
+        self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+    def _create(self, asked: dict[str, str]) -> None:
+        repo = f"{asked['organization']}/{asked['name']}"
+        folder = self.owner.uploads / repo
+        folder.mkdir(parents=True)
+        self.owner.repos[repo] = folder
+        if asked.get("visibility") == "private":
+            self.owner.private.add(repo)
+        self._json({"url": f"{self.owner.url}/{repo}"})
+
+    def _preupload(self, asked: dict[str, list[dict[str, str]]]) -> None:
+        modes = {file["path"]: "lfs" if file["path"].endswith(".bin") else "regular" for file in asked["files"]}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self._json({"files": files})
+
+    def _batch(self, asked: dict[str, list[dict[str, str]]]) -> None:
+        objects = [dict(one) for one in asked["objects"]]
+        for one in objects:
+            if one["oid"] not in self.owner.objects:
+                one["actions"] = {"upload": {"href": f"{self.owner.url}/objects/{one['oid']}"}}
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, repo: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        for line in lines[1:]:
+            file, value = self.owner.repos[repo] / line["value"]["path"], line["value"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if line["key"] == "deletedFile":
+                file.unlink()
+            else:
+                content = self.owner.objects[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
+                file.write_bytes(content)
+        commit = self.owner.commit(repo)
+        url = f"{self.owner.url}/{repo}/commit/{commit}"
+        self._json({"commitUrl": url, "commitOid": commit, "pullRequestUrl": None})
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def _answer(self) -> None:
+    def _logged(self) -> str:
         path = unquote(self.path.partition("?")[0])
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         agent = self.headers.get("User-Agent", "")
         self.owner.requests.append(Request(self.command, path, self.headers.get("Range"), token, agent))
+        return path
+
+    def _answer(self) -> None:
+        path = self._logged()
         tree = _TREE.fullmatch(path)
         match = tree or _API.fullmatch(path) or _FILE.fullmatch(path)
         if not match or match["id"] not in {*self.owner.repos, *self.owner.refuse}:
@@ -149,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repo: str) -> None:
         siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in self.owner.files(repo)]
         info = {"id": repo, "modelId": repo, "sha": self.owner.commit(repo), "siblings": siblings}
+        info |= {"private": repo in self.owner.private}
         info |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": ["transformers"]}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 

@@ -23,6 +23,7 @@ from hfpipe.store import size_text
 
 if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
+    from hfpipe.models.upload import Target
 
 
 _quantization, _export = partial(o.option, panel="Quantization"), partial(o.option, panel="Export")
@@ -36,6 +37,7 @@ _SIZE = "The most that the folder may take, as in 95MB: as few layers as that ne
 _SCALES = "Scales that fit the activations (4 bits); the default where there is text to calibrate on."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
 _NO_VERIFY = "Do not run the export or compare it with its source."
+_PUSH = "Upload the finished export to the Hub; the repository is created private if it does not exist."
 _FORCE = "Replace an export that hfpipe made, and try what will probably fail."
 
 # Of a curve of sizes and losses, what a line shows.
@@ -87,6 +89,7 @@ def export(
     plot: Annotated[Path | None, _export("--plot FILE", "Draw the sizes and losses of a budget: .png or .svg.")] = None,
     dry_run: Annotated[bool, _export("--dry-run", "Print the plan and export nothing.")] = False,
     force: Annotated[bool, _export("--force", _FORCE)] = False,
+    push: Annotated[str | None, _export("--push ORG/NAME", _PUSH)] = None,
     json: o.JsonOpt = False,
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
@@ -100,33 +103,42 @@ def export(
         raise UsageError("--plot needs --max-loss or --max-size.")
     silence(verbose=verbose)
     import hfpipe
-    from hfpipe.export import exporter, planned
+    from hfpipe.export import checked, exporter, planned
 
     how: Any = {"verify": not no_verify, "force": force}
     rows: Mapping[str, Any]
     with Terminal(quiet=quiet, verbose=verbose, plain=True) as terminal:
         how["reporter"] = terminal
         if dry_run:
+            target = checked(push) if push is not None else None
             plan = planned(model, output, revision=revision, **how, **given)
             terminal.stage("Asking the exporter")
             exporter.check(plan, **how)
             terminal.stage(None)
             rows = plan_as_data(plan) if json else plan_as_text(plan)
+            if target:
+                rows = {**rows, "push": target.as_dict() if json else _target_text(target)}
         else:
             with unwinding():
-                done = hfpipe.export(model, output, revision=revision, verbose=verbose, **how, **given)
+                done = hfpipe.export(model, output, revision=revision, push=push, verbose=verbose, **how, **given)
             for warning in done.warnings:
                 terminal.note(f"Warning: {warning}")
             if plot:
                 from hfpipe.bench.plot import plot_budget
 
                 plot_budget(done.data["source"]["model"], done.data["budget"], plot)
-            rows = {"folder": str(done.folder), "made": done.made, **done.data} if json else result(done)
+            pushed = {"pushed": done.pushed} if done.pushed else {}
+            rows = {"folder": str(done.folder), "made": done.made, **done.data, **pushed} if json else result(done)
     with Answer() as answer:
         if json:
             answer.write_json(rows)
         else:
             answer.write(columns(rows) + "\n")
+
+
+def _target_text(target: Target) -> str:
+    new, others = "which will be created, private", "which is " + ("private" if target.is_private else "public")
+    return f"to {target.url}, {others if target.exists else new}"
 
 
 def plan_as_data(plan: Plan) -> dict[str, Any]:
@@ -210,6 +222,9 @@ def result(done: Report) -> dict[str, str]:
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
     made = "copied from the cache; when it was made: " if "copied" in report else ""
     rows["time"] = f"{made}{times}; {size_text(report['peak_memory'])} of memory for the export"
+    if pushed := done.pushed:
+        private = f"; private, {pushed['url']}/settings makes it public" if pushed["private"] else ""
+        rows["pushed"] = f"{pushed['url']}, commit {pushed['commit']}{private}"
     language = " --target-lang LANG" if report.get("needs_target_lang") else ""
     return rows | {"run it": f'hfpipe run {shlex.quote(folder)}{language} "..."'}
 

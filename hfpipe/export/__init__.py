@@ -1,23 +1,25 @@
 """Exports for OpenVINO that are planned, atomic and verified: `hfpipe.export(model, output)`.
 
-plan.py decides what will be done, exporter.py does it, verify.py measures it in a child, report.py is hfpipe.json.
+plan.py decides what will be done, exporter.py does it, verify.py measures it in a child, report.py is hfpipe.json, card.py the model
+card.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from typing_extensions import Unpack
 
-from hfpipe.errors import UsageError
+from hfpipe.errors import HFPipeError, UsageError
 from hfpipe.types import ModelSource, Reporter, Silent
 
 if TYPE_CHECKING:
     from hfpipe.export.plan import Plan
+    from hfpipe.models.upload import Target
 
 IN_4_BITS = ("int4", "nf4", "cb4", "mxfp4")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", *IN_4_BITS)
@@ -128,11 +130,13 @@ class ExportOptions:
 @dataclass(frozen=True, slots=True)
 class Report:
     """A finished export in `folder`. `data` is its hfpipe.json; `made` is False where it existed already. One that was
-    copied from the cache is made, and `data` says when it was copied."""
+    copied from the cache is made, and `data` says when it was copied. `pushed` has the `repo`, `url` and `commit` on
+    the Hub, and whether it is `private`; None where nothing was to be pushed."""
 
     folder: Path
     data: Mapping[str, Any]
     made: bool = True
+    pushed: Mapping[str, Any] | None = None
 
     @property
     def verified(self) -> bool:
@@ -150,6 +154,7 @@ def run(
     revision: str | None = None,
     verify: bool = True,
     force: bool = False,
+    push: str | None = None,
     verbose: bool = False,
     reporter: Reporter | None = None,
     **options: Unpack[Options],
@@ -162,6 +167,8 @@ def run(
         revision: A branch, tag or commit of a Hub id.
         verify: Whether to run the export and compare it with its source.
         force: Whether to replace an export that hfpipe made, and to try what will probably fail.
+        push: The repository ORG/NAME on the Hub that the finished export is uploaded to; created private if it does not
+            exist.
         verbose: Whether the reporter gets each line that the libraries write.
         reporter: Gets notes, stages and progress; nobody by default.
         **options: The fields of `ExportOptions`, such as `weight_format="int8"`.
@@ -172,7 +179,8 @@ def run(
     Raises:
         UsageError: The options contradict each other, or `output` holds something that hfpipe did not make.
         ModelError: The model is missing, damaged, or cannot be exported.
-        HFPipeError: The export failed, or does not work. Nothing is left of it.
+        HFPipeError: The export failed, or does not work. Nothing is left of it. Or the upload failed: the export stays,
+            and the same call again only uploads it.
 
     Example:
         >>> import hfpipe
@@ -182,8 +190,33 @@ def run(
     """
     from hfpipe.export.exporter import export
 
+    target = checked(push) if push is not None else None
     plan = planned(model, output, revision=revision, verify=verify, force=force, reporter=reporter, **options)
-    return export(plan, verify=verify, force=force, verbose=verbose, reporter=reporter)
+    report = export(plan, verify=verify, force=force, verbose=verbose, reporter=reporter)
+    return replace(report, pushed=_push(report, target, reporter or Silent())) if target else report
+
+
+def checked(repo: str) -> Target:
+    """The repository ORG/NAME, if an export can be pushed there. Raises HFPipeError, as `upload.check`."""
+    from hfpipe.models import upload
+
+    return upload.check(repo)
+
+
+def _push(report: Report, target: Target, reporter: Reporter) -> Mapping[str, Any]:
+    from hfpipe.export.report import published
+    from hfpipe.models import upload
+
+    reporter.stage(f"Uploading to {target.repo}")
+    try:
+        files = published(report.data, report.folder, target.repo)
+        return upload.push(target, files, f"Export with hfpipe ({report.data['weight_format']})", reporter)
+    except HFPipeError as error:
+        again = "The export is finished: the same command, without --force, only uploads it."
+        error.hint = f"{error.hint} {again}" if error.hint else again
+        raise
+    finally:
+        reporter.stage(None)
 
 
 def planned(

@@ -53,7 +53,7 @@ def export(
             report = _copy(cached, plan, work.folder, reporter)
         else:
             report = _made(plan, work.folder, verify, None, verbose, reporter)
-        reports.write(report, work.folder)
+        report = reports.write(report, work.folder, plan.output.name)
         reporter.stage(None)
         # Something else may have come there in the meantime.
         work.finish(lambda: reports.check_replaceable(plan.output))
@@ -74,7 +74,7 @@ def export_to_cache(
         reporter.note(f"Warning: {warning}")
 
     def make(folder: Path) -> None:
-        reports.write(_made(plan, folder, verify, reference, False, reporter), folder)
+        reports.write(_made(plan, folder, verify, reference, False, reporter), folder, plan.output.name)
         reporter.stage(None)
 
     model, form = source.reference, plan.weight_format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -12,8 +13,9 @@ from typing import Any
 from hfpipe import store
 from hfpipe.backends.openvino.optimum_cli import EXPORTERS
 from hfpipe.errors import UsageError
+from hfpipe.export.card import card, carried, source_name, without_paths
 from hfpipe.export.plan import Plan
-from hfpipe.models.folder import REPORT
+from hfpipe.models.folder import CARD, REPORT
 from hfpipe.quality.compare import change_text
 from hfpipe.types import ModelSource
 
@@ -33,8 +35,8 @@ _BETTER = {
 
 
 def described_source(source: ModelSource) -> dict[str, Any]:
-    """What the user calls it."""
-    return {"model": source.reference, "revision": source.revision}
+    """What the user calls it, and what its card says of its license."""
+    return {"model": source.reference, "revision": source.revision, **carried(source)}
 
 
 def versions() -> dict[str, str]:
@@ -83,8 +85,43 @@ def warnings(measured: Mapping[str, Any], plan: Plan) -> Iterator[str]:
         yield f"OpenVINO's own tokenizer {said}: hfpipe uses the model's, other programs may give wrong answers."
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write(report: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Write the report and the model card of the export that will be called `name`. Gives the report as written."""
+    (folder / CARD).write_text(card(report, name), encoding="utf-8", newline="\n")
+    written = {**report, "files": dict(sorted({**report["files"], CARD: store.digest(folder / CARD)}.items()))}
+    (folder / REPORT).write_text(_as_text(written), encoding="utf-8")
+    return written
+
+
+def _as_text(report: Mapping[str, Any]) -> str:
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+
+
+def published(report: Mapping[str, Any], folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """The files of the export in `folder` for the repository `repo`, without what others have put there.
+
+    The card, unless someone has edited it, names the repository, and hfpipe.json no path of this machine.
+    """
+    files: dict[str, Path | bytes] = {name: folder / name for name in report["files"] if not (folder / name).is_dir()}
+    said = {**_without_paths(report), "answer": report.get("answer")}
+    said["source"] = {**report["source"], "model": source_name(report["source"])}
+    if not _is_edited(report, folder):
+        files[CARD] = text = card(report, repo, published=True).encode()
+        said["files"] = {**report["files"], CARD: hashlib.sha256(text).hexdigest()}
+    return {**files, REPORT: _as_text({key: value for key, value in said.items() if value is not None}).encode()}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, Mapping):
+        return {key: _without_paths(one) for key, one in value.items()}
+    return [_without_paths(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _is_edited(report: Mapping[str, Any], folder: Path) -> bool:
+    """Whether someone has written another model card."""
+    return (folder / CARD).exists() and store.digest(folder / CARD) != report["files"].get(CARD)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -120,6 +157,11 @@ def check_replaceable(output: Path) -> None:
     if made is None:
         raise UsageError(
             f"{output} is not an export that hfpipe made, and stays as it is.", hint="Choose another output folder."
+        )
+    if _is_edited(made, output):
+        raise UsageError(
+            f"{output} has a {CARD} that someone has edited, and stays as it is.",
+            hint=f"Move {CARD} away, or choose another output folder.",
         )
     if others := [name for name in _names(output) if name not in made["files"]]:
         raise UsageError(

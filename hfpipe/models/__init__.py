@@ -42,7 +42,7 @@ def resolve(
     reporter = reporter or Silent()
     path = Path(os.path.expanduser(reference)).absolute()
     hides = None
-    if _has_form_of_hub_id(reference) and os.path.isdir(path):
+    if has_form_of_hub_id(reference) and os.path.isdir(path):
         hides = f"The local folder ./{reference} hides the Hub model {reference}. Rename it, or work elsewhere."
     if revision is not None and not is_hub_id(reference):
         raise UsageError(f"{reference} has no revisions: --revision goes with a Hub id.", hint=hides)
@@ -68,10 +68,10 @@ def resolve(
 
 def is_hub_id(reference: str) -> bool:
     """Whether the Hub is to be asked: the form of an id, and nothing else that it could mean."""
-    return _has_form_of_hub_id(reference) and reference not in BUILT_IN and not os.path.exists(reference)
+    return has_form_of_hub_id(reference) and reference not in BUILT_IN and not os.path.exists(reference)
 
 
-def _has_form_of_hub_id(reference: str) -> bool:
+def has_form_of_hub_id(reference: str) -> bool:
     """NAME or ORG/NAME, as the Hub allows them; a name that ends in .gguf means a file."""
     if not _HUB_ID.fullmatch(reference) or reference.lower().endswith((".gguf", ".git")):
         return False
@@ -92,7 +92,7 @@ def _not_a_model(reference: str) -> ModelNotFound:
     if not reference.strip():
         return ModelNotFound("The name of the model is empty.", hint=_FORMS)
     name, _, revision = reference.partition("@")
-    if revision and _has_form_of_hub_id(name):
+    if revision and has_form_of_hub_id(name):
         return ModelNotFound(f"{reference} is not a model's name.", hint=f"Write {name}, and --revision {revision}")
     if reference.startswith(("./", "../", "/", "~")) or reference.lower().endswith(".gguf"):
         return ModelNotFound(f"There is no folder or file {reference}.", hint=nearest(reference, known_names()))

@@ -17,6 +17,8 @@ from hfpipe.types import ModelSource
 OPENVINO = "openvino_model.xml"
 # What `hfpipe export` writes beside a model.
 REPORT = "hfpipe.json"
+# It has the license of a model.
+CARD = "README.md"
 
 _OPENVINO_ENCODER, _OPENVINO_DECODER = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 _SAFETENSORS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
@@ -41,7 +43,7 @@ def choose(names: Collection[str], model: str, *, allow_pickle: bool) -> list[st
     there are no weights.
     """
     root = {name for name in names if "/" not in name}
-    small = {name for name in root if name.endswith(_SMALL) and not name.endswith(_INDEX)}
+    small = {name for name in root if name.endswith(_SMALL) and not name.endswith(_INDEX)} | (root & {CARD})
     return sorted({*_weights(root, model, allow_pickle), *small})
 
 

@@ -12,11 +12,12 @@ import json
 import os
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,9 +31,9 @@ from hfpipe.models.folder import choose, inspect_cached, inspect_folder
 from hfpipe.store import lock, require_space, writing
 from hfpipe.types import HubAccess, ModelSource, Reporter
 
-_TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0
 _RETRIES, _PAUSE_S = 3, 1.0
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
+LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 _GIVEN = "token in model_kwargs"
 _CERTIFICATES, _PROXIES = ("SSL_CERT_FILE", "SSL_CERT_DIR"), ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -99,26 +100,40 @@ def resolve(
         except (httpx.HTTPError, OSError) as error:
             if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
                 raise
-            _forget(error)
+            forget(error)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             hint = "Run it again to go on where it stopped."
             raise DownloadError(f"The download of {reference} was cut off: {reason}", hint=hint) from error
     return inspect_cached(folder, reference, folder.name, allow_pickle, remove=folder.parents[1])
 
 
-def _info(repo: _Repository) -> hf.ModelInfo:
-    given = repo.access.token
-    if constants.HF_HUB_OFFLINE or repo.access.local_files_only:
-        raise errors.OfflineModeIsEnabled()
+def checked_token(given: str | Literal[False] | None = None) -> str:
+    """The token that is sent, empty where there is none. Raises DownloadError for one that no header can hold."""
     token = (hf.get_token() if given is None else given) or ""
     if not (token.isascii() and token.isprintable()):
         where = "HF_TOKEN" if os.environ.get("HF_TOKEN") else constants.HF_TOKEN_PATH
         message = f"The {_GIVEN if given else f'token in {where}'} has characters that no token has."
-        raise DownloadError(message, hint=f"Correct it, or leave it out. {_LOGIN}" if given else _LOGIN)
-    try:
+        raise DownloadError(message, hint=f"Correct it, or leave it out. {LOGIN}" if given else LOGIN)
+    return token
+
+
+def _info(repo: _Repository) -> hf.ModelInfo:
+    given = repo.access.token
+    if constants.HF_HUB_OFFLINE or repo.access.local_files_only:
+        raise errors.OfflineModeIsEnabled()
+    checked_token(given)
+    with settings_explained():
         return hf.HfApi(token=given).model_info(
-            repo.reference, revision=repo.revision, files_metadata=True, timeout=_TIMEOUT_S
+            repo.reference, revision=repo.revision, files_metadata=True, timeout=TIMEOUT_S
         )
+
+
+@contextmanager
+def settings_explained() -> Iterator[None]:
+    """What is raised while the Hub is asked for something as a DownloadError, where it is the settings of this machine,
+    or an answer of someone else. An httpx.HTTPError stays as it is."""
+    try:
+        yield
     except httpx.HTTPError:
         raise
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -246,7 +261,7 @@ def _from_cache(repo: _Repository, allow_pickle: bool, reporter: Reporter, error
     return source
 
 
-def _forget(error: BaseException | None) -> None:
+def forget(error: BaseException | None) -> None:
     """Clear the variables of the frames that raised `error`: headers are among them, and some tools show them all."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -255,14 +270,14 @@ def _forget(error: BaseException | None) -> None:
 
 def _translated(repo: _Repository, error: Exception) -> HFPipeError:
     """huggingface_hub's words as one line and the next step."""
-    _forget(error)
+    forget(error)
     reference, revision, access = repo.reference, repo.revision, repo.access
     page, known = f"{constants.ENDPOINT}/{reference}", nearest(reference, known_names(repo.cache))
     cache = f"the cache {access.cache_dir}" if access.cache_dir else "the cache"
     if isinstance(error, HFPipeError):
         return error
     if isinstance(error, errors.GatedRepoError):
-        hint = f"Accept them at {page}. {_LOGIN}"
+        hint = f"Accept them at {page}. {LOGIN}"
         return AccessDenied(f"{reference} is gated: its authors ask you to accept their terms.", hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(f"{reference} has no revision {revision!r}.", hint=f"See {page}/branches")
@@ -272,7 +287,7 @@ def _translated(repo: _Repository, error: Exception) -> HFPipeError:
             return ModelNotFound(f"The Hub has no model {reference}.", hint=known or "Check the name.")
         if status in {401, 403}:
             # The Hub says 401 for what does not exist too, so as not to give private names away.
-            hint = f"Check the name and the {_GIVEN}." if access.token else f"Check the name and HF_TOKEN. {_LOGIN}"
+            hint = f"Check the name and the {_GIVEN}." if access.token else f"Check the name and HF_TOKEN. {LOGIN}"
             message = f"The Hub does not let you read {reference} (status {status}): it is private, or does not exist."
             return AccessDenied(message, hint=known or hint)
         return DownloadError(f"The Hub failed with status {status} for {reference}.", hint="Try again later.")

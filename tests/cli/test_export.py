@@ -167,6 +167,65 @@ def test_from_the_hub_in_place_of_another(tiny_gpt2, tmp_path):
     assert "quality" not in report
 
 
+# To the Hub
+
+TOKEN = "hf_" + "s3cret" * 5
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """For uploads; `env` has what a command needs to find it."""
+    with LoopbackHub({}, uploads=tmp_path / "uploads") as hub:
+        hub.env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+        hub.env |= {"HF_HUB_DISABLE_XET": "1", "HFPIPE_DEBUG": "1"}
+        yield hub
+
+
+def test_an_export_that_exists_is_pushed_and_then_runs_from_there(int4, hub, tmp_path):
+    args = ("export", int4.model, int4.output, "--weight-format", "int4", "--push", "org/new")
+    ended = run_hfpipe(*args, env=hub.env)
+    url, commit = f"{hub.url}/org/new", hub.commit("org/new")
+    assert ended.code == 0, ended
+    assert f"{url}, commit {commit}; private, {url}/settings makes it public" in ended.out.decode()
+    again = run_hfpipe(*args, "--json", env=hub.env)
+    assert json.loads(again.out)["pushed"] == {"repo": "org/new", "url": url, "commit": commit, "private": True}
+    assert TOKEN not in str((ended, again, read(int4.output)))
+    ended = run_hfpipe("run", "org/new", "What is EEG?", "-n", "8", "--temp", "0", env=hub.env, cwd=tmp_path)
+    here = run_hfpipe("run", int4.output, "What is EEG?", "-n", "8", "--temp", "0")
+    assert (ended.code, ended.out) == (0, here.out)
+
+
+def test_a_plan_says_where_it_would_be_pushed_and_pushes_nothing(tiny_llama, hub, tmp_path):
+    args = ("export", tiny_llama, tmp_path / "out", "--dry-run", "--push", "org/new")
+    rows = run_hfpipe(*args, env=hub.env).out.decode()
+    assert f"to {hub.url}/org/new, which will be created, private\n" in rows
+    planned = json.loads(run_hfpipe(*args, "--json", env=hub.env).out)
+    assert planned["push"] == {"repo": "org/new", "url": f"{hub.url}/org/new", "exists": False, "private": True}
+    assert hub.paths("POST") == []
+
+
+def test_a_push_that_fails_shows_no_token_and_leaves_the_export(int4, hub):
+    """Even where tracebacks are asked for, and the server repeats what it was sent."""
+    hub.refuse = {"commit": (403, f"No: Bearer {TOKEN}")}
+    args = (int4.model, int4.output, "--weight-format", "int4", "--push", "org/new")
+    ended = failure(1, *args, env=hub.env)
+    assert b"Traceback" in ended.err
+    assert b"The token may not write to org/new (status 403)." in ended.err
+    assert TOKEN.encode() not in ended.err
+    ended = failure(1, *args, "--verbose", env={**hub.env, "HFPIPE_DEBUG": None, "HF_DEBUG": "1"})
+    assert TOKEN.encode() not in ended.err
+    assert read(int4.output) == int4.report
+
+
+def test_a_push_needs_a_token_and_a_name(tiny_llama, hub, tmp_path):
+    settings = {**hub.env, "HFPIPE_DEBUG": None}
+    args = (tiny_llama, tmp_path / "out", "--push")
+    ended = failure(1, *args, "org/new", env={**settings, "HF_TOKEN": None})
+    assert ended.error == "org/new cannot be pushed without a token of the Hub."
+    assert failure(2, *args, "new", env=settings).error == "--push takes ORG/NAME, not 'new'."
+    assert hub.requests == []
+
+
 # A plan
 
 

@@ -77,7 +77,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-WRITTEN = ["hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
+WRITTEN = ["README.md", "hfpipe.json", "openvino_model.bin", "openvino_model.xml"]
 
 
 def test_what_is_done(model, children):
@@ -282,7 +282,9 @@ def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
         "Copying an equal export from the cache, where bench has made it. Force (--force) makes it anew."
     ]
     source = {**kept.data["source"], "model": "org/model", "revision": "abc"}
-    assert done.data == {**kept.data, "source": source, "copied": done.data["copied"]}
+    files = {**kept.data["files"], "README.md": store.digest(done.folder / "README.md")}
+    assert done.data == {**kept.data, "source": source, "files": files, "copied": done.data["copied"]}
+    assert "base_model: org/model\n" in (done.folder / "README.md").read_text(), "its card is not that of the other"
     assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert not exporter.export(planned(model)).made
     assert names(model.parent) == ["model", "out"]

@@ -59,7 +59,7 @@ def test_what_an_export_was_made_of_is_written_and_read(model, export):
     assert made["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
     assert made["size"] == 11
     made = {**made, "answer": {"prompt": "a", "text": "é\x1b\n🙂"}}
-    reports.write(made, export)
+    made = reports.write(made, export, "out")
     assert reports.read(export) == made
     assert "é" in (export / "hfpipe.json").read_text(encoding="utf-8")
 

@@ -8,10 +8,18 @@ from hfpipe.errors import ModelError, ModelNotFound, UnsupportedModel
 from hfpipe.models.folder import choose, context_length, inspect_folder
 from tests.fake_models import write_model
 
-SMALL = ["config.json", "generation_config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+SMALL = [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+]
 OTHERS = [
     ".gitattributes",
-    "README.md",
+    "NOTES.md",
     "64.tflite",
     "coreml/model.mlpackage",
     "flax_model.msgpack",

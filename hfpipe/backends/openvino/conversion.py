@@ -35,6 +35,7 @@ _TOKENIZER = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    "*.spm",
     "*.tiktoken",
     "tekken.json",
 )
