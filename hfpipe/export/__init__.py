@@ -1,7 +1,7 @@
 """Exports for OpenVINO that are planned, atomic and verified: `hfpipe.export(model, output)`.
 
-plan.py decides what will be done, exporter.py does it, verify.py measures it in a child, report.py is hfpipe.json, card.py the model
-card.
+plan.py decides what will be done, exporter.py does it, verify.py measures it in a child, report.py is hfpipe.json, and
+card.py the model card.
 """
 
 from __future__ import annotations
