@@ -76,7 +76,7 @@ class LoopbackHub(Loopback):
     Weights are redirected to the server `store`, as the Hub does, where there is one.
 
     What is uploaded comes into `uploads`, a folder for repositories that are created, by one commit; .bin files come by
-    Git LFS. `refuse` also maps the step of an upload ("create", "preupload", "batch", "put", "commit").
+    Git LFS. `refuse` also maps the step of an upload ("whoami", "create", "preupload", "batch", "put", "commit").
     """
 
     repos: dict[str, Path]
@@ -223,6 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self._logged()
+        if path == "/api/whoami-v2":
+            return None if self._is_refused("whoami") else self._json({"name": "me", "type": "user"})
         tree = _TREE.fullmatch(path)
         match = tree or _API.fullmatch(path) or _FILE.fullmatch(path)
         if not match or match["id"] not in {*self.owner.repos, *self.owner.refuse}:

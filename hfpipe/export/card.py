@@ -106,7 +106,7 @@ def card(report: Mapping[str, Any], name: str, *, published: bool = False) -> st
         f"# {title}\n\n{_summary(report)}\n",
         f"## How to run it\n\n{_commands(report, name, published)}",
         "## What was measured\n\n" + "\n".join(_measured(report)) + "\n",
-        "## How it was made\n\n" + _table(("", ""), _making(report)),
+        "## How it was made\n\n" + _table(("", ""), _making(report)) + "\n",
     ]
     return f"---\n{front}---\n\n" + "\n".join(sections)
 
@@ -140,11 +140,10 @@ def _summary(report: Mapping[str, Any]) -> str:
     name = _text(source_name(source))
     if source.get("revision") is not None:
         name = f"[{name}](https://huggingface.co/{source['model']})"
-    verified = "loaded afresh and compared with its source" if "quality" in report else "not compared with its source"
-    version = _text(report["versions"].get("hfpipe", ""))
-    text = f"{name} for OpenVINO, with weights in {_text(report['weight_format'])}, exported by hfpipe {version} and "
+    version = _text(report["versions"]["hfpipe"])
+    text = f"{name} for OpenVINO, with weights in {_text(report['weight_format'])}, exported by hfpipe {version}."
     license = f"The license is the source's: {_words(source['license'])}." if "license" in source else _NO_LICENSE
-    return f"{text}{verified}. {license}"
+    return f"{text} {license}"
 
 
 _NO_LICENSE = "The license is the source's, whose files do not name it."
@@ -155,7 +154,8 @@ def _commands(report: Mapping[str, Any], name: str, published: bool) -> str:
     fetch = "\nfrom huggingface_hub import snapshot_download" if published else ""
     folder = f"snapshot_download({name!r})" if published else repr(name)
     template = _RUN_SEQ2SEQ if _is_seq2seq(report) else _RUN
-    return template.format(typed=shlex.quote(name), name=repr(name), folder=folder, fetch=fetch)
+    typed = shlex.quote(name) + (" --target-lang LANG" if report.get("needs_target_lang") else "")
+    return template.format(typed=typed, name=repr(name), folder=folder, fetch=fetch)
 
 
 def _measured(report: Mapping[str, Any]) -> Iterator[str]:
@@ -164,10 +164,10 @@ def _measured(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"Weights: {', '.join(f'{share:.1%} {_text(name)}' for name, share in shares.items())}."
     yield ""
     if quality := report.get("quality"):
-        yield "On texts that it was not calibrated on, beside its source:"
+        yield "Loaded afresh and compared with its source, on texts that it was not calibrated on:"
         yield ""
         rows = [(_text(kind), *_change(change)) for kind, change in [("all", quality), *quality["kinds"].items()]]
-        yield _table(("text", "perplexity", "KL divergence", "equal next token"), rows)
+        yield _table(("text", "change of perplexity", "KL divergence", "equal next token"), rows)
     else:
         yield "It was not compared with its source."
     for warning in report.get("warnings", ()):
@@ -197,7 +197,7 @@ def _making(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _table(head: tuple[str, ...], rows: Any) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _text(value: Any) -> str:

@@ -105,7 +105,9 @@ def published(report: Mapping[str, Any], folder: Path, repo: str) -> dict[str, P
     files: dict[str, Path | bytes] = {name: folder / name for name in report["files"] if not (folder / name).is_dir()}
     said = {**_without_paths(report), "answer": report.get("answer")}
     said["source"] = {**report["source"], "model": source_name(report["source"])}
-    if not _is_edited(report, folder):
+    if _is_edited(report, folder):
+        files[CARD] = folder / CARD
+    else:
         files[CARD] = text = card(report, repo, published=True).encode()
         said["files"] = {**report["files"], CARD: hashlib.sha256(text).hexdigest()}
     return {**files, REPORT: _as_text({key: value for key, value in said.items() if value is not None}).encode()}

@@ -59,13 +59,16 @@ def check(repo: str) -> Target:
         raise DownloadError(f"{repo} cannot be pushed: HF_HUB_OFFLINE forbids it.", hint="Unset HF_HUB_OFFLINE.")
     if not checked_token():
         raise AccessDenied(f"{repo} cannot be pushed without a token of the Hub.", hint=LOGIN)
+    api = hf.HfApi()
     with _explained(repo, "Asking for"), settings_explained():
         try:
-            info = hf.HfApi().model_info(repo, timeout=TIMEOUT_S)
+            info = api.model_info(repo, timeout=TIMEOUT_S)
+        except errors.GatedRepoError:
+            raise
         except errors.RepositoryNotFoundError as error:
-            # With a token that holds, the Hub says 404 of what is not there.
             if error.response.status_code != httpx.codes.NOT_FOUND:
-                raise
+                # A token that does not hold, or a way to say that there is none.
+                api.whoami()
             return Target(repo, exists=False)
     files = frozenset(file.rfilename for file in info.siblings or ())
     if REPORT not in files and (others := sorted(files - _OF_ANY)):

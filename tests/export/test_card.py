@@ -98,6 +98,10 @@ def test_what_was_not_measured_is_said():
     assert "base_model_relation" not in parsed(text)[0]
 
 
+def test_the_command_names_the_language_that_a_model_needs():
+    assert "hfpipe run x --target-lang LANG " in card({**REPORT, "needs_target_lang": True}, "x")
+
+
 def test_an_encoder_decoder_model_is_run_by_what_runs_it():
     text = card({**REPORT, "optimum_cli": ["--task", "text2text-generation-with-past"]}, "x")
     assert "OVModelForSeq2SeqLM" in text

@@ -133,6 +133,21 @@ def test_other_files_in_the_folder_are_not_sent_and_an_edited_card_is(model, con
     assert (hub.repos["org/new"] / "README.md").read_text().endswith("Mine\n")
 
 
+def test_an_export_from_before_the_card_gets_one(model, converted, hub):
+    """As it is pushed: the export on disk is left as it is."""
+    folder = push(model).folder
+    report = reports.read(folder)
+    del report["files"]["README.md"]
+    (folder / "README.md").unlink()
+    (folder / "hfpipe.json").write_text(json.dumps(report))
+    push(model)
+    assert "hfpipe run org/new" in (hub.repos["org/new"] / "README.md").read_text()
+    assert not (folder / "README.md").exists()
+    (folder / "README.md").write_text("Mine")
+    push(model)
+    assert (hub.repos["org/new"] / "README.md").read_text() == "Mine"
+
+
 def test_a_repository_with_something_else_stays_as_it_is(model, converted, hub):
     """Before any work: it may be the very model that is exported."""
     other = write_model(model.parent / "other")
@@ -167,11 +182,21 @@ def test_what_is_known_before_the_work(model, converted, hub, environment, kind,
     assert converted == []
 
 
-def test_a_token_that_does_not_hold(model, converted, hub):
-    hub.refuse = {"org/new": (401, "RepoNotFound")}
+@pytest.mark.parametrize("refuse", [{"org/new": (401, "RepoNotFound")}, {"org/new": (401, "")}])
+def test_a_token_that_does_not_hold(model, converted, hub, refuse):
+    hub.refuse = {**refuse, "whoami": (401, "Invalid")}
     error = refusal(model, AccessDenied)
     assert error.message == "The Hub does not accept the token (status 401)."
     assert converted == []
+
+
+def test_a_repository_that_the_hub_does_not_admit_to_lack(hub):
+    """It says 401 of what is not there, too."""
+    hub.refuse = {"org/new": (401, "RepoNotFound")}
+    assert upload.check("org/new").exists is False
+    hub.refuse = {"org/new": (403, "GatedRepo")}
+    with pytest.raises(AccessDenied, match="may not write to org/new"):
+        upload.check("org/new")
 
 
 REFUSED = [
