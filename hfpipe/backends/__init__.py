@@ -128,9 +128,8 @@ def _imported(name: str, target: str) -> type[Backend]:
     try:
         backend: type[Backend] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise BackendError(
-            f"The {name} backend needs the package {error.name}.", hint=f"pip install {error.name}"
-        ) from error
+        package = str(error.name).partition(".")[0]
+        raise BackendError(f"The {name} backend needs the package {package}.", hint=f"pip install {package}") from error
     return backend
 
 

@@ -32,7 +32,7 @@ _GROUP = (
     "Weights that share a scale (4 bits); auto: the largest of 128, 64, 32 that divides every layer; -1: a channel."
 )
 _RATIO = "The share of the layers' weights in 4 bits; the rest is in 8."
-_LOSS = "The most quality that may be lost, as in 2%: layers are in 4 bits as far as that allows."
+_LOSS = "The most that may be lost, exp(KL divergence) - 1, as in 2%: layers are in 4 bits as far as that allows."
 _SIZE = "The most that the folder may take, as in 95MB: as few layers as that needs are in 4 bits."
 _SCALES = "Scales that fit the activations (4 bits); the default where there is text to calibrate on."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
@@ -99,8 +99,13 @@ def export(
     What follows -- goes to optimum-cli as it is.
     """
     given = cast(Options, asdict(replace(options, extra=tuple(context.obj or ()))))
-    if plot and not options.has_budget:
-        raise UsageError("--plot needs --max-loss or --max-size.")
+    if plot:
+        from hfpipe.bench.plot import SUFFIXES
+        from hfpipe.bench.report import check_output
+
+        if not options.has_budget:
+            raise UsageError("--plot needs --max-loss or --max-size.")
+        check_output("--plot", plot, SUFFIXES[:2])
     silence(verbose=verbose)
     import hfpipe
     from hfpipe.export import checked, exporter, planned
@@ -165,14 +170,15 @@ def plan_as_text(plan: Plan) -> dict[str, str]:
     from hfpipe.export.budget import ATTEMPTS
 
     data, texts = plan_as_data(plan), plan.calibration
+    in_8_bits = [f"{name} in 8 bits" for name in plan.in_8_bits]
     rows = {
         "model": data["model"],
         "output": f"{plan.output}, which exists" if data["exists"] else data["output"],
-        "weights": ", ".join([plan.weight_format, *(f"{name} in 8 bits" for name in plan.in_8_bits)]),
+        "weights": ", ".join([plan.weight_format, *in_8_bits]),
     }
     if plan.weight_format in IN_4_BITS:
         rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
-    if plan.budget:
+    if plan.options.has_budget:
         rows["budget"] = (
             f"{_budget_text(asdict(plan.options))}: the layers are measured, and 1 to {ATTEMPTS} exports tried"
         )
@@ -211,7 +217,7 @@ def result(done: Report) -> dict[str, str]:
     if budget := report.get("budget"):
         rows["budget"] = _budget_text(budget)
         rows["tried"] = "; ".join(_point(one) for one in budget["tried"])
-        rows["expected"] = ", ".join(_point(one) for one in _few(budget["curve"]))
+        rows["curve"] = ", ".join(_point(one) for one in _few(budget["curve"]))
     if answer := report.get("answer"):
         rows["answer"] = shown(f"{answer['prompt']}{answer['text']}".replace("\n", " "))
     if tokenizer := report.get("tokenizer"):
@@ -232,7 +238,7 @@ def result(done: Report) -> dict[str, str]:
 def _budget_text(budget: Mapping[str, Any]) -> str:
     size, loss = budget["max_size"], budget["max_loss"]
     limits = [f"at most {size_text(size)}"] if size else []
-    return " and ".join([*limits, *([f"a loss of at most {loss:.1%}"] if loss else [])])
+    return " and ".join([*limits, *([f"a loss (exp(KL) - 1) of at most {loss:.1%}"] if loss else [])])
 
 
 def _point(one: Mapping[str, Any]) -> str:

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hfpipe.backends import BACKENDS
 from hfpipe.process import quiet_environment
+from hfpipe.types import CHOSEN
 
 if TYPE_CHECKING:
     from hfpipe.cli.terminal import Terminal
@@ -65,7 +67,8 @@ def silence(*, verbose: bool) -> None:
 def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, terminal: Terminal) -> HFPipe:
     """Find the model, import the engine, and have a thread read the weights; meanwhile LangChain is imported, which
     takes as long. All at once would be slower: Python imports in one thread at a time."""
-    if not loading.trust_remote_code:
+    # Code of others may use what hfpipe does not.
+    if not loading.trust_remote_code and loading.backend in (*BACKENDS, *CHOSEN):
         leave_out_unused()
     # Imports make many objects and no garbage: looking for it takes a fifth of their time (0.6 s of torch's 3.6).
     gc.disable()

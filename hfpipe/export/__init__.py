@@ -92,6 +92,10 @@ class ExportOptions:
             raise UsageError(f"--group-size must be positive, or -1 for whole channels, not {self.group_size}.")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UsageError(f"--ratio must be above 0 and at most 1 (all in 4 bits), not {self.ratio}.")
+        for name, kinds, what in (("max_loss", (int, float), "a share such as 0.02"), ("max_size", (int,), "bytes")):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise UsageError(f"--{name.replace('_', '-')} must be a number, {what}, not {value!r}.")
         if self.max_loss is not None and not 0 < self.max_loss <= 1:
             raise UsageError(f"--max-loss must be above 0 and at most 1 (100%), not {self.max_loss}.")
         if self.max_size is not None and self.max_size < 1:

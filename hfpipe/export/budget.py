@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from hfpipe import quality, store
 from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
@@ -22,21 +25,19 @@ from hfpipe.export.quantization import GROUP_SIZES, Calibration, Layer, Shapes, 
 from hfpipe.process import run_child
 from hfpipe.types import ModelSource, Reporter
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 # Exports that are made to find one, at most and usually.
 ATTEMPTS, USUAL_ATTEMPTS = 4, 2
 # An export that uses so much of what is allowed is not improved on.
 _CLOSE = 0.95
-# Groups of layers that are measured, at most.
+# Groups of layers that are measured, at most, and samples that they are measured on: some 500 tokens.
 _GROUPS = 60
-# One sample in so many is measured on, and not calibrated on.
-_HELD_OUT = 4
+_SAMPLES = 5
 # What calibration leaves of the divergence of rounding: 0.5 on SmolLM2.
 _CALIBRATED = 0.5
-# Measured on two cores: of a group, and of the texts for all weights.
-_S_PER_WEIGHT = 2e-8
+# Measured on two cores, for a group of whatever size.
+_S_PER_WEIGHT = 1e-8
+# The card and hfpipe.json, which are written last.
+REPORT_BYTES = 25_000
 # Of what stands beside the weights: OpenVINO's tokenizer, by the files of the model's own, and a layer in the xml.
 _TOKENIZER, _LAYER_BYTES = 1.75, 11_000
 # Raised where something else is measured.
@@ -84,20 +85,26 @@ def planned(
 
     Raises UsageError or UnsupportedModel where nothing can keep to it.
     """
-    if source.is_encoder_decoder or not shapes or not shapes.layers:
+    refused = f"--max-loss and --max-size do not work on {source.reference}"
+    if source.is_encoder_decoder:
+        raise UnsupportedModel(f"{refused}: it is an encoder-decoder model.", hint="Choose a --weight-format.")
+    if shapes is None:
         raise UnsupportedModel(
-            f"--max-loss and --max-size do not work on {source.reference}: "
-            f"{'it is an encoder-decoder model' if source.is_encoder_decoder else 'its layers are not known'}.",
-            hint="Choose a --weight-format.",
+            f"{refused}: its weights are pickles, whose shapes cannot be read first.", hint="Save it as safetensors."
+        )
+    if len(shapes.undivided(options.group_size or -1)) == len(shapes.layers):
+        why = "it has no layers that 4 bits take" if not shapes.layers else "no usual group size divides its layers"
+        raise UnsupportedModel(
+            f"{refused}: {why}.", hint="Choose a --group-size (-1 is a whole channel), or --weight-format int8."
         )
     if not verify:
         raise UsageError("--max-loss and --max-size are kept by measuring, which --no-verify leaves out.")
-    held = (texts.samples if texts else samples(quality.calibration().values()))[::_HELD_OUT]
-    if texts:
-        rest = tuple(text for number, text in enumerate(texts.samples) if number % _HELD_OUT)
-        texts = replace(texts, samples=rest or texts.samples)
+    held, rest = _split(texts or Calibration("built-in", samples(quality.calibration().values())))
+    texts = texts and rest
     tokenizer = sum(file.stat().st_size for file in source.folder.glob("tokenizer*"))
-    budget = Budget(shapes, held, round(_TOKENIZER * tokenizer) + _LAYER_BYTES * len(shapes.layers))
+    budget = Budget(
+        shapes, held, beside=REPORT_BYTES + round(_TOKENIZER * tokenizer) + _LAYER_BYTES * len(shapes.layers)
+    )
     allowed = options.max_size
     if allowed is None or (smallest := budget.size("int4", options)) <= allowed:
         return budget, texts, options
@@ -112,6 +119,16 @@ def planned(
         f"and --max-size allows {store.size_text(allowed)}.",
         hint="Allow more, or choose a smaller model.",
     )
+
+
+def _split(texts: Calibration) -> tuple[tuple[str, ...], Calibration]:
+    """The samples to measure on, evenly spread, and the rest; all for both where there are hardly more."""
+    step = len(texts.samples) // _SAMPLES
+    if step < 2:
+        return texts.samples, texts
+    measured = range(0, step * _SAMPLES, step)
+    rest = tuple(text for number, text in enumerate(texts.samples) if number not in measured)
+    return tuple(texts.samples[number] for number in measured), replace(texts, samples=rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +153,20 @@ class Mix:
 @dataclass(slots=True)
 class Curve:
     """The mixes from all in 8 bits, which have this `size` and `kl`, to all in 4. `gain` is what calibration leaves of
-    the divergence of rounding."""
+    the divergence of rounding; some layers are `always_in_8_bits`."""
 
     groups: tuple[Group, ...]
     size: int
     kl: float
     gain: float
+    always_in_8_bits: tuple[str, ...] = ()
 
     def mixes(self) -> list[Mix]:
         return [self.mix(count) for count in range(len(self.groups) + 1)]
 
     def mix(self, count: int) -> Mix:
         first, rest = self.groups[:count], self.groups[count:]
-        in_8_bits = tuple(name for group in rest for name in group.names)
+        in_8_bits = (*(name for group in rest for name in group.names), *self.always_in_8_bits)
         size = round(self.size - sum(group.saved for group in first))
         return Mix(count, in_8_bits, size, self.kl + self.gain * sum(group.kl for group in first))
 
@@ -175,25 +193,31 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An export, measured: bytes, nats a token; whether it keeps to the budget, and uses nearly all of it."""
+    """An export, measured: bytes, nats a token; whether that is too much, and uses nearly all that is allowed."""
 
     size: int
     kl: float
-    fits: bool
+    is_too_large: bool
+    loses_too_much: bool
     is_close: bool
 
     @property
+    def fits(self) -> bool:
+        return not (self.is_too_large or self.loses_too_much)
+
+    @property
     def text(self) -> str:
-        kept = "" if self.fits else ", which is too much"
-        return f"{store.size_text(self.size)} that lose {loss_of(self.kl):.1%}{kept}"
+        wrong = [", too large"] * self.is_too_large + [", which is too much"] * self.loses_too_much
+        return f"{store.size_text(self.size)} that lose {loss_of(self.kl):.1%}{''.join(wrong)}"
 
 
 def attempt(options: ExportOptions, size: int, kl: float) -> Attempt:
     """An export of this size and divergence, judged."""
-    shares = [size / options.max_size] if options.max_size is not None else []
-    shares += [loss_of(kl) / options.max_loss] if options.max_loss is not None else []
-    # A size is chosen for; the loss follows from it.
-    return Attempt(size, kl, max(shares) <= 1, shares[0] >= _CLOSE)
+    of_size = size / options.max_size if options.max_size is not None else None
+    of_loss = loss_of(kl) / options.max_loss if options.max_loss is not None else 0.0
+    # Where there is a size, it is chosen for, and the loss follows from it.
+    used = of_loss if of_size is None else of_size
+    return Attempt(size, kl, (of_size or 0) > 1, of_loss > 1, used >= _CLOSE)
 
 
 def is_better(options: ExportOptions, one: Attempt, other: Attempt) -> bool:
@@ -203,9 +227,10 @@ def is_better(options: ExportOptions, one: Attempt, other: Attempt) -> bool:
 
 def none_fits(tried: Sequence[Attempt]) -> HFPipeError:
     """The error where no export keeps to the budget."""
+    larger = all(one.loses_too_much and not one.is_too_large for one in tried)
     return HFPipeError(
         f"No export keeps to the budget. Tried: {'; '.join(one.text for one in tried)}.",
-        hint="Allow more, or take --weight-format fp16, which loses nothing.",
+        hint="Allow more, or take --weight-format fp16, which loses nothing." if larger else "Allow more.",
     )
 
 
@@ -259,11 +284,22 @@ def measure(
         )
         (folder / "kl.json").write_text(json.dumps(found), encoding="utf-8")
 
-    folder = store.build_once(_KIND, key, make, model=source.reference, form="damage", reporter=reporter)
-    in_8_bits, *found = json.loads((folder / "kl.json").read_text(encoding="utf-8"))
+    with TemporaryDirectory() as temporary:
+        try:
+            folder = store.build_once(_KIND, key, make, model=source.reference, form="damage", reporter=reporter)
+        except (HFPipeError, OSError):
+            if os.access(store.cache_root(), os.W_OK):
+                raise
+            # Without a cache it is measured each time.
+            make(folder := Path(temporary))
+        in_8_bits, *found = json.loads((folder / "kl.json").read_text(encoding="utf-8"))
     costs = []
     for group, kl in zip(groups, found, strict=True):
-        saved = saved_bytes(sum(layer.parameters for layer in group), budget.shapes, "int4", options)
+        saved = saved_bytes(
+            sum(layer.parameters for layer in group), budget.shapes, options.weight_format or "int4", options
+        )
         costs.append(Group(tuple(layer.name.removesuffix(".weight") for layer in group), saved, kl))
     costs.sort(key=lambda group: group.kl / group.saved)
-    return Curve(tuple(costs), budget.size("int8", options), in_8_bits, 1.0 if options.data_free else _CALIBRATED)
+    gain = 1.0 if options.data_free else _CALIBRATED
+    always = tuple(layer.name.removesuffix(".weight") for layer in undivided)
+    return Curve(tuple(costs), budget.size("int8", options), in_8_bits, gain, always)

@@ -181,7 +181,7 @@ def _change(change: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _making(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    source, request = report["source"], report["request"]
+    source, request = report["source"], report.get("made_with", report["request"])
     yield "source", _code(source_name(source))
     if source.get("revision") is not None:
         yield "its revision", _code(source["revision"])

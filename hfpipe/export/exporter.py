@@ -151,7 +151,7 @@ def _make_within(
                 raise HFPipeError(
                     report["warnings"][0], hint="A budget is kept by comparing: choose a --weight-format."
                 )
-            attempt = budgets.attempt(options, report["size"], report["quality"]["mean_kl"])
+            attempt = budgets.attempt(options, report["size"] + budgets.REPORT_BYTES, report["quality"]["mean_kl"])
             tried[mix.count] = attempt
             reporter.note(f"Tried: {attempt.text}.")
             curve.correct(mix, attempt.size, attempt.kl)
@@ -164,7 +164,8 @@ def _make_within(
             raise budgets.none_fits(list(tried.values()))
         for path in best[1].iterdir():
             shutil.move(path, folder)
-    return best[2] | {"request": plan.request(), "budget": budgets.described(options, curve, list(tried.values()))}
+    asked = {"request": plan.request(), "made_with": best[2]["request"]}
+    return best[2] | asked | {"budget": budgets.described(options, curve, list(tried.values()))}
 
 
 def _of(mix: budgets.Mix, plan: Plan) -> Plan:
@@ -172,7 +173,13 @@ def _of(mix: budgets.Mix, plan: Plan) -> Plan:
     if mix.count:
         return replace(plan, in_8_bits=mix.in_8_bits, budget=None)
     given = plan.options
-    options = ExportOptions("int8", trust_remote_code=given.trust_remote_code, allow_pickle=given.allow_pickle)
+    options = ExportOptions(
+        "int8",
+        sym=given.sym,
+        trust_remote_code=given.trust_remote_code,
+        allow_pickle=given.allow_pickle,
+        extra=given.extra,
+    )
     return replace(plan, options=options, calibration=None, adjust=False, budget=None)
 
 

@@ -89,6 +89,12 @@ def write(report: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """Write the report and the model card of the export that will be called `name`. Gives the report as written."""
     (folder / CARD).write_text(card(report, name), encoding="utf-8", newline="\n")
     written = {**report, "files": dict(sorted({**report["files"], CARD: store.digest(folder / CARD)}.items()))}
+    # With the two files themselves.
+    (folder / REPORT).unlink(missing_ok=True)
+    others = store.size_of(folder)
+    # Twice: the number is in the text.
+    for _ in range(2):
+        written["size"] = others + len(_as_text(written).encode())
     (folder / REPORT).write_text(_as_text(written), encoding="utf-8")
     return written
 

@@ -283,7 +283,8 @@ def test_an_equal_one_in_the_cache_is_copied(model, children, kept):
     ]
     source = {**kept.data["source"], "model": "org/model", "revision": "abc"}
     files = {**kept.data["files"], "README.md": store.digest(done.folder / "README.md")}
-    assert done.data == {**kept.data, "source": source, "files": files, "copied": done.data["copied"]}
+    said = {"source": source, "files": files, "copied": done.data["copied"], "size": store.size_of(done.folder)}
+    assert done.data == {**kept.data, **said}
     assert "base_model: org/model\n" in (done.folder / "README.md").read_text(), "its card is not that of the other"
     assert json.loads((done.folder / "hfpipe.json").read_text()) == done.data
     assert not exporter.export(planned(model)).made
