@@ -98,7 +98,7 @@ def planned(
             f"{refused}: {why}.", hint="Choose a --group-size (-1 is a whole channel), or --weight-format int8."
         )
     if not verify:
-        raise UsageError("--max-loss and --max-size are kept by measuring, which --no-verify leaves out.")
+        raise UsageError("--max-loss and --max-size are kept by measuring: they need the verification.")
     held, rest = _split(texts or Calibration("built-in", samples(quality.calibration().values())))
     texts = texts and rest
     tokenizer = sum(file.stat().st_size for file in source.folder.glob("tokenizer*"))
