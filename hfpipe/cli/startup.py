@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfpipe.backends import BACKENDS
+from hfpipe import backends
 from hfpipe.process import quiet_environment
 from hfpipe.types import CHOSEN
 
@@ -68,7 +68,7 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
     """Find the model, import the engine, and have a thread read the weights; meanwhile LangChain is imported, which
     takes as long. All at once would be slower: Python imports in one thread at a time."""
     # Code of others may use what hfpipe does not.
-    if not loading.trust_remote_code and loading.backend in (*BACKENDS, *CHOSEN):
+    if not loading.trust_remote_code and loading.backend in (*backends.BACKENDS, *CHOSEN):
         leave_out_unused()
     # Imports make many objects and no garbage: looking for it takes a fifth of their time (0.6 s of torch's 3.6).
     gc.disable()
@@ -78,8 +78,6 @@ def load_pipe(model: str, loading: LoadOptions, generation: GenerationOptions, t
 
             found = find_model(model, loading, terminal)
         with terminal.waiting(f"Starting {found.choice.name}"):
-            from hfpipe import backends
-
             backends.engine(found.choice.name)
         with terminal.waiting(f"Loading {found.source.reference}"):
             loaded = load_in_thread(found, terminal)

@@ -184,7 +184,7 @@ class Curve:
         self.size += size - mix.size
         rounded = sum(group.kl for group in self.groups[: mix.count])
         if rounded:
-            # The share of 8 bits in it is as uncertain as the rest where it is all there is.
+            # No mix loses less than all in 8 bits.
             self.kl = min(self.kl, kl)
             self.gain = (kl - self.kl) / rounded
         else:
@@ -295,9 +295,7 @@ def measure(
         in_8_bits, *found = json.loads((folder / "kl.json").read_text(encoding="utf-8"))
     costs = []
     for group, kl in zip(groups, found, strict=True):
-        saved = saved_bytes(
-            sum(layer.parameters for layer in group), budget.shapes, options.weight_format or "int4", options
-        )
+        saved = saved_bytes(sum(layer.parameters for layer in group), budget.shapes, "int4", options)
         costs.append(Group(tuple(layer.name.removesuffix(".weight") for layer in group), saved, kl))
     costs.sort(key=lambda group: group.kl / group.saved)
     gain = 1.0 if options.data_free else _CALIBRATED
