@@ -34,7 +34,8 @@ _GROUP = (
 _RATIO = "The share of the layers' weights in 4 bits; the rest is in 8."
 _LOSS = "The most that may be lost, exp(KL divergence) - 1, as in 2%: layers are in 4 bits as far as that allows."
 _SIZE = "The most that the folder may take, as in 95MB: as few layers as that needs are in 4 bits."
-_SCALES = "Scales that fit the activations (4 bits); the default where there is text to calibrate on."
+_SCALES = "Scales that fit the activations (4 bits); the default where GPTQ would take long."
+_GPTQ = "GPTQ (4 bits), of int4 hfpipe's own; the slowest, and the default where it takes minutes."
 _TEXT = "Text that is like the model's work, or JSONL with text or prompt. Default: hfpipe's own text."
 _NO_VERIFY = "Do not run the export or compare it with its source."
 _PUSH = "Upload the finished export to the Hub; the repository is created private if it does not exist."
@@ -71,7 +72,7 @@ o.OPTIONS[ExportOptions] = {
     "max_size": _quantization("--max-size SIZE", _SIZE, parser=_size),
     "awq": _quantization("--awq", "Activation-aware scaling (4 bits)."),
     "scale_estimation": _quantization("--scale-estimation", _SCALES),
-    "gptq": _quantization("--gptq", "GPTQ (4 bits); the slowest."),
+    "gptq": _quantization("--gptq", _GPTQ),
     "calibration": _quantization("--calibration FILE", _TEXT),
     "data_free": _quantization("--data-free", "No calibration: quick, but loses more quality."),
     **{name: o.OF_LOADING[name] for name in ("trust_remote_code", "allow_pickle")},

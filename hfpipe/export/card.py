@@ -189,6 +189,8 @@ def _making(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "options", _code(shlex.join(map(without_paths, request["options"])))
     if request.get("in_8_bits"):
         yield "in 8 bits", ", ".join(map(_code, request["in_8_bits"]))
+    if request.get("rounded_by"):
+        yield "rounded", "by GPTQ of hfpipe"
     if report.get("calibration"):
         yield "calibration", _text(without_paths(os.path.basename(report["calibration"])))
     yield "made", _text(report["created"])

@@ -16,13 +16,13 @@ from typing import Any
 from hfpipe import store
 from hfpipe.backends import UNTUNED
 from hfpipe.backends.openvino.optimum_cli import run_export
-from hfpipe.errors import HFPipeError, UsageError
+from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export import ExportOptions, Report
 from hfpipe.export import budget as budgets
 from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, default_output, make_plan
 from hfpipe.process import run_child
-from hfpipe.quality import make_reference
+from hfpipe.quality import make_reference, reference_dtype
 from hfpipe.quality.compare import Reference
 from hfpipe.types import ModelSource, Reporter, Silent
 
@@ -164,7 +164,7 @@ def _make_within(
             raise budgets.none_fits(list(tried.values()))
         for path in best[1].iterdir():
             shutil.move(path, folder)
-    asked = {"request": plan.request(), "made_with": best[2]["request"]}
+    asked = {"request": plan.request(), "made_with": best[2].get("made_with", best[2]["request"])}
     return best[2] | asked | {"budget": budgets.described(options, curve, list(tried.values()))}
 
 
@@ -180,7 +180,7 @@ def _of(mix: budgets.Mix, plan: Plan) -> Plan:
         allow_pickle=given.allow_pickle,
         extra=given.extra,
     )
-    return replace(plan, options=options, calibration=None, adjust=False, budget=None)
+    return replace(plan, options=options, calibration=None, adjust=False, budget=None, rounded=())
 
 
 def _make(
@@ -188,29 +188,67 @@ def _make(
 ) -> dict[str, Any]:
     """Fill `folder`, and give its report."""
     begun = time.perf_counter()
-    reporter.stage("Starting optimum-cli")
     # The system's place for temporary files may be too small for a model.
     with TemporaryDirectory(dir=folder.parent) as scratch:
         environment = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
         # Everything is local, except a dataset or code that the user names.
         if not (plan.options.trust_remote_code or plan.options.passes_on("--dataset")):
             environment["HF_HUB_OFFLINE"] = "1"
-        peak_memory = run_export(
-            plan.source,
-            plan.command(folder),
-            calibration=plan.calibration.samples if plan.calibration else (),
-            in_8_bits=[f".*{re.escape(name)}/.*" for name in plan.in_8_bits],
+        made, numbers, peaks = plan, None, list[int]()
+        if plan.rounded:
+            numbers = Path(scratch, "numbers.npz")
+            try:
+                peaks.append(_round(plan, numbers, verbose, reporter))
+            except UnsupportedModel as error:
+                reporter.note(f"Warning: {error.message} nncf quantizes it, which loses more.")
+                made, numbers = replace(plan, rounded=()), None
+        reporter.stage("Starting optimum-cli")
+        exported = run_export(
+            made.source,
+            made.command(folder),
+            calibration=made.calibration.samples if made.calibration and not numbers else (),
+            in_8_bits=[f".*{re.escape(name)}/.*" for name in made.in_8_bits],
+            numbers=numbers,
             reporter=reporter,
             verbose=verbose,
             environment=environment,
         )
         seconds = {"export": round(time.perf_counter() - begun, 1)}
-        report = reports.describe(plan, folder) | {"seconds": seconds, "peak_memory": peak_memory}
+        report = reports.describe(made, folder) | {
+            "seconds": seconds,
+            "peak_memory": max([exported, *peaks]),
+        }
+        if made is not plan:
+            report |= {"request": plan.request(), "made_with": made.request()}
         if verify:
             begun = time.perf_counter()
             report |= _verify(plan, folder, Path(scratch), reference, verbose, reporter)
             seconds["verification"] = round(time.perf_counter() - begun, 1)
     return report
+
+
+def _round(plan: Plan, output: Path, verbose: bool, reporter: Reporter) -> int:
+    """Write what the layers are to be into a file. Gives the peak memory of that, in bytes. Raises UnsupportedModel for
+    a model that hfpipe does not round."""
+    assert plan.calibration
+    reporter.stage("Calibrating")
+    names = {bits: {layer.name: layer.is_transposed for layer in layers} for bits, layers in plan.by_bits().items()}
+    arguments = {
+        "source": str(plan.source.folder.absolute()),
+        "reference": plan.source.reference,
+        "dtype": reference_dtype(plan.source),
+        "in_4_bits": names[4],
+        "in_8_bits": names[8],
+        "group_size": plan.options.group_size,
+        "sym": plan.options.sym,
+        "texts": list(plan.calibration.samples),
+        "output": str(output),
+        "trust_remote_code": plan.options.trust_remote_code,
+        "allow_pickle": plan.options.allow_pickle,
+    }
+    what = f"Rounding the weights of {plan.source.reference}"
+    peak: int = run_child("hfpipe.export.rounding", arguments, what=what, reporter=reporter, verbose=verbose)
+    return peak
 
 
 def _verify(

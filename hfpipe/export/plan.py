@@ -22,12 +22,14 @@ from hfpipe.export import IN_4_BITS, ExportOptions
 from hfpipe.export import budget as budgets
 from hfpipe.export.quantization import (
     Calibration,
+    Layer,
     Shapes,
     calibration,
     calibration_seconds,
     classify,
     decide,
     export_bytes,
+    rounded,
 )
 from hfpipe.machine import available_memory, free_disk
 from hfpipe.models.folder import tensor_shapes
@@ -66,7 +68,8 @@ class Plan:
     """An export, decided: `options` has None no more where it concerns the weight format.
 
     Layers named by `in_8_bits` stay there, beside what `ratio` leaves there; with a `budget` it is measured which do.
-    With `adjust`, those that the group size does not divide take a smaller one. Weights in pickles have no estimate.
+    With `adjust`, those that the group size does not divide take a smaller one. `rounded` are those that hfpipe rounds
+    itself; where there are none, nncf does. Weights in pickles have no estimate.
     """
 
     source: ModelSource
@@ -78,6 +81,7 @@ class Plan:
     estimate: Estimate | None = None
     warnings: tuple[str, ...] = ()
     budget: budgets.Budget | None = None
+    rounded: tuple[Layer, ...] = ()
 
     @property
     def weight_format(self) -> str:
@@ -95,9 +99,15 @@ class Plan:
             # As in the other formats: else what is not in 4 bits would be in mxfp8.
             ours += ["--backup-precision", "int8_asym"]
         ours += ["--group-size-fallback", "adjust"] if self.adjust else []
-        ours += ["--" + name.replace("_", "-") for name in _FLAGS if getattr(self.options, name)]
+        flags = [name for name in _FLAGS if getattr(self.options, name) and not (name == "gptq" and self.rounded)]
+        ours += ["--" + name.replace("_", "-") for name in flags]
         more, trust = [*ours, *self.options.extra], self.options.trust_remote_code
         return export_command(self.source, folder, self.weight_format, trust_remote_code=trust, more=more)
+
+    def by_bits(self) -> dict[int, list[Layer]]:
+        """The rounded layers, by how many bits they get."""
+        in_8_bits = [layer for layer in self.rounded if layer.module.endswith(self.in_8_bits)]
+        return {4: [layer for layer in self.rounded if layer not in in_8_bits], 8: in_8_bits}
 
     def request(self) -> dict[str, Any]:
         """What distinguishes one export of a model from another."""
@@ -106,6 +116,7 @@ class Plan:
             "options": command[command.index("--weight-format") : -1],
             "in_8_bits": list(self.in_8_bits),
             "calibration": self.calibration.digest if self.calibration else None,
+            **({"rounded_by": "hfpipe"} if self.rounded else {}),
             **({"max_loss": self.options.max_loss, "max_size": self.options.max_size} if self.budget else {}),
         }
 
@@ -163,7 +174,8 @@ def make_plan(
         adjust = is_auto and not is_fixed and (shapes is None or bool(undivided))
         if is_fixed:
             in_8_bits = tuple(dict.fromkeys((*in_8_bits, *(layer.short_name for layer in undivided))))
-    plan = Plan(source, output, options, texts, in_8_bits, adjust, budget=budget)
+    by_us = rounded(options, shapes, texts) if not source.is_encoder_decoder else ()
+    plan = Plan(source, output, options, texts, in_8_bits, adjust, budget=budget, rounded=by_us)
     estimate = _estimate(plan, shapes, verify) if shapes else None
     if estimate and not force:
         require_space(output.parent, round(_CERTAIN * estimate.size), "The export", variable=variable)

@@ -26,7 +26,7 @@ _SMALL = 1_000_000_000
 _DEFAULT_UP_TO_S = 600
 # Measured on two cores.
 _SCALE_ESTIMATION_S_PER_WEIGHT = 3e-7
-_GPTQ_S_PER_WEIGHT = 8e-7
+_GPTQ_S_PER_WEIGHT = 16e-7
 
 # nncf leaves the first and the last layer in 8 bits.
 _TABLES = re.compile(r"embed|wte\b|wpe\b|lm_head|shared\.weight|^output\.weight|relative_attention_bias|conv")
@@ -54,9 +54,14 @@ class Layer:
     is_transposed: bool = False
 
     @property
+    def module(self) -> str:
+        """Whose weight it is."""
+        return self.name.removesuffix(".weight")
+
+    @property
     def short_name(self) -> str:
         """What the same layer of every block is called, such as down_proj."""
-        return self.name.removesuffix(".weight").rpartition(".")[2]
+        return self.module.rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def export_bytes(
         return shapes.parameters * (4 if weight_format == "fp32" else 2)
     size: float = shapes.quantized + shapes.tables + 2 * shapes.rest
     if options and weight_format in IN_4_BITS:
-        coarse = {layer for layer in shapes.layers if layer.name.removesuffix(".weight").endswith(in_8_bits)}
+        coarse = {layer for layer in shapes.layers if layer.module.endswith(in_8_bits)}
         coarse.update(shapes.undivided(options.group_size or -1))
         in_4_bits = shapes.quantized * (options.ratio or 1) - sum(layer.parameters for layer in coarse)
         size -= saved_bytes(max(0, in_4_bits), shapes, weight_format, options)
@@ -204,6 +209,17 @@ def samples(documents: Iterable[str]) -> tuple[str, ...]:
     if len(pieces) <= _MOST_SAMPLES:
         return tuple(pieces)
     return tuple(pieces[number * len(pieces) // _MOST_SAMPLES] for number in range(_MOST_SAMPLES))
+
+
+def rounded(options: ExportOptions, shapes: Shapes | None, texts: Calibration | None) -> tuple[Layer, ...]:
+    """The layers that hfpipe rounds itself (see rounding.py), with the decided options: none where nncf does, which is
+    to choose layers by `ratio`, or to do more than GPTQ, or finds experts, which not every token comes to."""
+    takes = options.weight_format == "int4" and options.gptq and options.ratio == 1.0
+    others = options.awq or options.scale_estimation or options.extra
+    if not (takes and texts and shapes) or others or any(_EXPERTS.search(layer.name) for layer in shapes.layers):
+        return ()
+    undivided = shapes.undivided(options.group_size or -1)
+    return tuple(layer for layer in shapes.layers if layer not in undivided)
 
 
 def decide(

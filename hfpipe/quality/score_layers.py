@@ -38,7 +38,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> list[float]:
     options = LoadOptions(device="cpu", dtype=arguments["dtype"], trust_remote_code=trust, allow_pickle=pickles)
     model = load_model(source, options, reporter)
     layers, groups, sym = arguments["layers"], arguments["groups"], arguments["sym"]
-    weights = {name: _found(model, name, is_transposed) for name, is_transposed in layers.items()}
+    weights = {name: found_weight(model, name, is_transposed)[1] for name, is_transposed in layers.items()}
     texts = {str(number): text for number, text in enumerate(arguments["texts"])}
     scored = windows(load_tokenizer(source.folder, trust_remote_code=trust), texts, source.context_length)
     most = _KEPT // 4 // model.config.get_text_config().vocab_size
@@ -86,12 +86,12 @@ def round_to(weight: torch.Tensor, bits: int, group_size: int, *, sym: bool) -> 
     return rounded.view_as(weight)
 
 
-def _found(model: Any, name: str, is_transposed: bool) -> torch.Tensor:
-    """The weight of this name in the files, [..., out, in]: a view."""
+def found_weight(model: Any, name: str, is_transposed: bool) -> tuple[str, torch.Tensor]:
+    """The weight of this name in the files: its name in the model, and a view of it, [..., out, in]."""
     for own, weight in model.named_parameters():
         if own == name or own.endswith(f".{name}"):
             data: torch.Tensor = weight.data
-            return data.transpose(-1, -2) if is_transposed else data
+            return own, data.transpose(-1, -2) if is_transposed else data
     raise UnsupportedModel(
         f"transformers has no weight {name} in this model, so that what 4 bits do to it cannot be measured.",
         hint="Leave --max-loss and --max-size out, and choose a --ratio.",

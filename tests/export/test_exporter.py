@@ -7,11 +7,13 @@ import os
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import hfpipe
 from hfpipe import models, store
-from hfpipe.errors import ConversionError, HFPipeError, UsageError
+from hfpipe.errors import ConversionError, HFPipeError, UnsupportedModel, UsageError
 from hfpipe.export import ExportOptions, Options, exporter
 from hfpipe.export import report as reports
 from hfpipe.export.plan import Plan, make_plan
@@ -28,11 +30,13 @@ class Children:
     def __init__(self):
         self.asked, self.failing = [], set()
 
-    def convert(self, source, command, *, environment=None, check_only=False, **_):
+    def convert(self, source, command, *, environment=None, check_only=False, **given):
         self._ask("check" if check_only else "convert", environment)
+        self.given = {"command": command, **given}
         if not check_only:
             (Path(command[-1]) / "openvino_model.xml").write_text("new")
             (Path(command[-1]) / "openvino_model.bin").write_bytes(b"weights")
+        return 3_000_000
 
     def score(self, source, folder, **_):
         (folder / "rows").write_text("half of it")
@@ -40,6 +44,11 @@ class Children:
         return Reference(folder, (), 1, "float32")
 
     def verify(self, module, arguments, **_):
+        if module == "hfpipe.export.rounding":
+            self._ask("round", arguments)
+            if "no chain" in self.failing:
+                raise UnsupportedModel("The blocks of this model are no chain.")
+            return 4_000_000
         self._ask("verify", arguments)
         return MEASURED
 
@@ -97,6 +106,49 @@ def test_what_is_done(model, children):
     assert all(Path(place).is_relative_to(model.parent) for place in places)
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert (stages.seen[0], stages.seen[-1]) == ("Starting optimum-cli", None)
+
+
+@pytest.fixture
+def with_layers(model):
+    """The same model with layers that int4 takes."""
+    shapes = {f"model.layers.0.self_attn.{name}.weight": (64, 64) for name in ("q_proj", "v_proj")}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, model / "model.safetensors")
+    return model
+
+
+def test_calibrated_int4_is_rounded_first(with_layers, children):
+    """nncf is given the numbers, and neither text nor a method. The memory is that of the child that took most."""
+    plan = planned(with_layers, weight_format="int4")
+    done = exporter.export(plan, verify=False)
+    assert children.names == ["round", "convert"]
+    (_, asked), _ = children.asked
+    assert (asked["in_4_bits"], asked["in_8_bits"]) == tuple(
+        {f"model.layers.0.self_attn.{name}_proj.weight": False} for name in "qv"
+    )
+    assert asked["group_size"] == 32
+    assert asked["texts"] == list(plan.calibration.samples)
+    assert str(children.given["numbers"]) == asked["output"]
+    assert Path(asked["output"]).is_relative_to(with_layers.parent)
+    assert (children.given["calibration"], children.given["in_8_bits"]) == ((), [".*v_proj/.*"])
+    assert "--gptq" not in children.given["command"]
+    assert (done.data["peak_memory"], done.data["request"]["rounded_by"]) == (4_000_000, "hfpipe")
+    assert "made_with" not in done.data
+
+
+def test_what_hfpipe_does_not_round_nncf_does_and_that_is_said(with_layers, children):
+    """On the screen and in the report; the same request does nothing again."""
+    children.failing.add("no chain")
+    stages = Stages(with_layers.parent / "out")
+    plan = planned(with_layers, weight_format="int4")
+    done = exporter.export(plan, verify=False, reporter=stages)
+    assert children.names == ["round", "convert"]
+    assert stages.notes == ["Warning: The blocks of this model are no chain. nncf quantizes it, which loses more."]
+    assert (children.given["numbers"], children.given["calibration"]) == (None, plan.calibration.samples)
+    assert "--gptq" in children.given["command"]
+    assert "--gptq" in done.data["optimum_cli"]
+    assert "rounded_by" not in done.data["made_with"]
+    assert "by GPTQ of hfpipe" not in (done.folder / "README.md").read_text()
+    assert not exporter.export(plan, verify=False).made
 
 
 class Stages(Silent):

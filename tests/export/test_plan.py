@@ -71,14 +71,15 @@ def test_the_algorithm_goes_by_the_time_that_it_takes(model, tmp_path, monkeypat
     """A model that takes hours is calibrated where that is asked for."""
 
     def algorithms(**options):
-        return {"--gptq", "--scale-estimation", "--awq"} & set(words(plan(model, **options)))
+        made = plan(model, **options)
+        return {"--gptq", "--scale-estimation", "--awq"} & set(words(made)) | ({"ours"} if made.rounded else set())
 
-    assert algorithms() == {"--gptq"}
+    assert algorithms() == algorithms(gptq=True) == {"ours"}
     assert algorithms(awq=True, scale_estimation=True) == {"--awq", "--scale-estimation"}
     assert algorithms(data_free=True) == set()
     monkeypatch.setattr(quantization, "_GPTQ_S_PER_WEIGHT", 1.0)
     assert algorithms() == {"--scale-estimation"}
-    assert algorithms(gptq=True) == {"--gptq"}
+    assert algorithms(gptq=True) == {"ours"}
     monkeypatch.setattr(quantization, "_SCALE_ESTIMATION_S_PER_WEIGHT", 0.3)
     monkeypatch.setattr(quantization, "_GPTQ_S_PER_WEIGHT", 0.3)
     made = plan(model)
@@ -87,6 +88,37 @@ def test_the_algorithm_goes_by_the_time_that_it_takes(model, tmp_path, monkeypat
     (tmp_path / "text").write_text("one two")
     for options in ({"scale_estimation": True}, {"gptq": True}, {"calibration": tmp_path / "text"}):
         assert plan(model, **options).calibration
+
+
+def test_hfpipe_rounds_int4_itself_unless_nncf_is_to_do_what_it_does_not(model, tmp_path):
+    """All layers, those in 8 bits too; where nncf chooses layers or methods, or has options of its own, it does it all.
+    The request and the command tell."""
+    made = plan(model)
+    names = {bits: [layer.short_name for layer in layers] for bits, layers in made.by_bits().items()}
+    assert names == {4: ["q_proj"] * 2, 8: ["down_proj"] * 2}
+    assert made.request()["rounded_by"] == "hfpipe"
+    assert plan(model, sym=True, group_size=64, calibration=_text(tmp_path)).rounded
+    others = [{"ratio": 0.7, "gptq": True}, {"awq": True, "gptq": True}, {"scale_estimation": True, "gptq": True}]
+    for options in ({"data_free": True}, {"extra": ("--lora-correction",)}, *others):
+        by_nncf = plan(model, **options)
+        assert by_nncf.rounded == ()
+        assert "rounded_by" not in by_nncf.request()
+        assert ("--gptq" in words(by_nncf)) == bool(options.get("gptq") or "extra" in options)
+
+
+def test_layers_that_the_group_size_does_not_divide_and_experts_are_left_to_nncf(tmp_path):
+    odd = plan(write_llama(tmp_path / "odd", 48, 64))
+    assert {layer.width for layer in odd.rounded} == {64}
+    shapes = {"model.layers.0.mlp.experts.up_proj": (4, 64, 64), "model.layers.0.self_attn.q_proj.weight": (64, 64)}
+    options, texts = ExportOptions("int4", 32, ratio=1.0, gptq=True), quantization.Calibration("it", ("one two",))
+    assert quantization.rounded(options, quantization.classify(shapes, "x"), texts) == ()
+    del shapes["model.layers.0.mlp.experts.up_proj"]
+    assert quantization.rounded(options, quantization.classify(shapes, "x"), texts)
+
+
+def _text(tmp_path):
+    (tmp_path / "text").write_text("one two")
+    return tmp_path / "text"
 
 
 def test_the_layers_that_4_bits_damage_most_stay_in_8(model):
@@ -124,7 +156,10 @@ def test_a_group_size_that_does_not_divide_is_refused(model):
 @pytest.mark.parametrize("weight_format", ["nf4", "cb4"])
 def test_other_formats_of_4_bits_are_quantized_as_int4(model, weight_format):
     made, as_int4 = plan(model, weight_format), plan(model)
-    assert words(made) == [weight_format if word == "int4" else word for word in words(as_int4)]
+    assert [word for word in words(made) if word != "--gptq"] == [
+        weight_format if word == "int4" else word for word in words(as_int4)
+    ]
+    assert (made.rounded, option(made, "--weight-format")) == ((), weight_format)
     assert (made.calibration, made.in_8_bits, made.warnings) == (as_int4.calibration, as_int4.in_8_bits, ())
     assert made.estimate.size < as_int4.estimate.size
     assert plan(model, weight_format, data_free=True).calibration is None

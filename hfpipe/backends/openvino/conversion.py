@@ -25,6 +25,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.versions import require_version_core
 
 from hfpipe.backends.openvino.fusion import fuse_projections
+from hfpipe.backends.openvino.numbers import replace_numbers
 from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.machine import peak_memory
 from hfpipe.types import Reporter
@@ -49,8 +50,8 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
 
     `arguments["reference"]` is what the user calls the model; `arguments["calibration"]` are texts, in place of the
     dataset that optimum-cli would download; what 4-bit quantization is to leave in 8 bits is a list of patterns of
-    names in `arguments["in_8_bits"]`. Gives this process's peak memory in bytes. Raises UnsupportedModel before a
-    weight is read.
+    names in `arguments["in_8_bits"]`; `arguments["numbers"]` is a file of numbers that replace nncf's, or null. Gives
+    this process's peak memory in bytes. Raises UnsupportedModel before a weight is read.
     """
     # The folder first: at the end it would be the value of an option that has none.
     *words, folder = arguments["command"]
@@ -63,7 +64,7 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
             if arguments["calibration"] and options.dataset is None:
                 options.dataset, options.num_samples = arguments["calibration"], len(arguments["calibration"])
             _show_bars(reporter)
-            _export(options, arguments["in_8_bits"], reporter)
+            _export(options, arguments["in_8_bits"], arguments["numbers"], reporter)
     except nncf.InvalidGroupSizeError as error:
         hint = "Use --group-size auto, which fits each layer."
         if options.weight_format == "mxfp4":
@@ -108,8 +109,8 @@ def _check_exportable(options: argparse.Namespace) -> None:
                 raise ValueError(f"for {kind} it needs {wanted}.") from error
 
 
-def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Reporter) -> None:
-    """What optimum-cli's command does, and one thing more that it has no option for: `in_8_bits`."""
+def _export(options: argparse.Namespace, in_8_bits: Sequence[str], numbers: str | None, reporter: Reporter) -> None:
+    """What optimum-cli's command does, and two things more that it has no options for: `in_8_bits` and `numbers`."""
     output, is_quantized = Path(options.output), options.weight_format not in ("fp32", "fp16")
     config = OVConfig(dtype=options.weight_format)
     if is_quantized:
@@ -139,6 +140,8 @@ def _export(options: argparse.Namespace, in_8_bits: Sequence[str], reporter: Rep
             if in_8_bits:
                 reporter.stage("Quantizing the rest to 8 bits")
                 model.model = nncf.compress_weights(model.model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            if numbers:
+                replace_numbers(model.model, Path(numbers))
             model.save_pretrained(output)
             for path in floats.iterdir():
                 if not (output / path.name).exists():

@@ -46,7 +46,7 @@ def _alike(model: Any) -> list[list[Any]]:
     found: dict[tuple[object, ...], list[Any]] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"]:
-            weights = list(_weights(node))
+            weights = list(weight_nodes(node))
             if _is_plain(weights):
                 source = node.input_value(0)
                 place = (source.get_node().get_name(), source.get_index(), node.get_attributes()["transpose_a"])
@@ -55,7 +55,7 @@ def _alike(model: Any) -> list[list[Any]]:
     return [layers for layers in found.values() if len(layers) > 1]
 
 
-def _weights(node: Any) -> Iterator[Any]:
+def weight_nodes(node: Any) -> Iterator[Any]:
     """The nodes that the weights of a product are made of, with scales, zero points and all, each before its inputs."""
     waiting = [node.input_value(1).get_node()]
     while waiting:
@@ -83,7 +83,7 @@ def _width(node: Any) -> tuple[int, ...]:
 
 def _fuse(layers: list[Any]) -> int:
     """Make one product of several, and give the number of those that it replaces."""
-    parts = [list(_weights(layer)) for layer in layers]
+    parts = [list(weight_nodes(layer)) for layer in layers]
     rows = [part[0].get_output_shape(0)[0] for part in parts]
     results = [layer.output(0).get_target_inputs() for layer in layers]
     for same in zip(*parts, strict=True):

@@ -77,6 +77,7 @@ def run_export(
     reporter: Reporter,
     calibration: Sequence[str] = (),
     in_8_bits: Sequence[str] = (),
+    numbers: Path | None = None,
     check_only: bool = False,
     verbose: bool = False,
     environment: Mapping[str, str] | None = None,
@@ -88,6 +89,7 @@ def run_export(
         "command": list(command),
         "calibration": list(calibration),
         "in_8_bits": list(in_8_bits),
+        "numbers": str(numbers) if numbers else None,
         "check_only": check_only,
     }
     peak_memory: int = run_child(

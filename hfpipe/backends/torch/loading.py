@@ -199,6 +199,12 @@ def _try_attention(model: Any, name: Any) -> None:
         ) from error
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, which is then the faster way."""
+    # A private part of torch; tried with 2.13.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device | None) -> str:
     """The checkpoint's own dtype, but on a CPU without native arithmetic for it float32."""
     if options.exact or options.dtype is not None:
@@ -206,7 +212,7 @@ def _dtype(config: Mapping[str, Any], options: LoadOptions, device: torch.device
     text = config.get("text_config") or {}
     own = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "auto")
     on_cpu = device is not None and device.type == "cpu"
-    native = own == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = own == "bfloat16" and has_bfloat16()
     return "float32" if on_cpu and not native else own
 
 
