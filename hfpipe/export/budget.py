@@ -39,7 +39,7 @@ _S_PER_WEIGHT = 1e-8
 # The card and hfpipe.json, which are written last.
 REPORT_BYTES = 25_000
 # Of what stands beside the weights: OpenVINO's tokenizer, by the files of the model's own, and a layer in the xml.
-_TOKENIZER, _LAYER_BYTES = 1.75, 11_000
+_TOKENIZER, _LAYER_BYTES = 1.75, 12_000
 # Raised where something else is measured.
 _FORMAT = 1
 _KIND = "damage"

@@ -28,6 +28,9 @@ _DEFAULT_UP_TO_S = 600
 _SCALE_ESTIMATION_S_PER_WEIGHT = 3e-7
 _GPTQ_S_PER_WEIGHT = 16e-7
 
+# Of a row in 8 bits: a scale and a zero point.
+_ROW_BYTES = 3
+
 # nncf leaves the first and the last layer in 8 bits.
 _TABLES = re.compile(r"embed|wte\b|wpe\b|lm_head|shared\.weight|^output\.weight|relative_attention_bias|conv")
 # Where 4 bits cost most for what they save: on SmolLM2 these, a quarter of the weights, hold two thirds of the damage.
@@ -77,6 +80,10 @@ class Shapes:
         return sum(layer.parameters for layer in self.layers)
 
     @property
+    def rows(self) -> float:
+        return sum(layer.parameters / layer.width for layer in self.layers)
+
+    @property
     def parameters(self) -> int:
         return self.quantized + self.tables + self.rest
 
@@ -115,15 +122,17 @@ def export_bytes(
     shapes: Shapes, weight_format: str, options: ExportOptions | None = None, in_8_bits: tuple[str, ...] = ()
 ) -> int:
     """The size of the exported weights: in 4 bits with a scale of 16 bits (mxfp4: 8) for each group, and for int4 a
-    zero point unless `sym`."""
+    zero point unless `sym`; in 8 bits with both for each row."""
     if weight_format in ("fp32", "fp16"):
         return shapes.parameters * (4 if weight_format == "fp32" else 2)
-    size: float = shapes.quantized + shapes.tables + 2 * shapes.rest
+    # A row of a table is taken for as wide as the narrowest layer.
+    of_tables = shapes.tables / min((layer.width for layer in shapes.layers), default=shapes.tables or 1)
+    size = shapes.quantized + shapes.tables + 2 * shapes.rest + _ROW_BYTES * (shapes.rows + of_tables)
     if options and weight_format in IN_4_BITS:
         coarse = {layer for layer in shapes.layers if layer.module.endswith(in_8_bits)}
         coarse.update(shapes.undivided(options.group_size or -1))
-        in_4_bits = shapes.quantized * (options.ratio or 1) - sum(layer.parameters for layer in coarse)
-        size -= saved_bytes(max(0, in_4_bits), shapes, weight_format, options)
+        in_4_bits = max(0, shapes.quantized * (options.ratio or 1) - sum(layer.parameters for layer in coarse))
+        size -= saved_bytes(in_4_bits, shapes, weight_format, options)
     return round(size)
 
 
@@ -131,7 +140,8 @@ def saved_bytes(parameters: float, shapes: Shapes, weight_format: str, options: 
     """How many bytes fewer so many weights take in this format of 4 bits than in 8."""
     group = options.group_size or -1
     group = group if group > 0 else max((layer.width for layer in shapes.layers), default=1)
-    return parameters * (0.5 - _group_bytes(weight_format, options) / group)
+    rows = shapes.rows * parameters / shapes.quantized if parameters else 0
+    return parameters * (0.5 - _group_bytes(weight_format, options) / group) + _ROW_BYTES * rows
 
 
 def _group_bytes(weight_format: str, options: ExportOptions) -> float:

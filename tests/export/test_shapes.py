@@ -122,24 +122,26 @@ def in_int4(shapes, group_size, ratio=1.0, *, sym=False, in_8_bits=()):
 
 
 def test_sizes_by_hand():
-    shapes = Shapes((Layer("a", 64, 64 * 100),), tables=1000, rest=10)
-    assert export_bytes(shapes, "fp32") == 4 * 7410
-    assert export_bytes(shapes, "fp16") == 2 * 7410
-    assert export_bytes(shapes, "int8") == 7400 + 20
+    shapes = Shapes((Layer("a", 64, 64 * 100),), tables=64 * 20, rest=10)
+    assert export_bytes(shapes, "fp32") == 4 * 7690
+    assert export_bytes(shapes, "fp16") == 2 * 7690
+    # A row of 8 bits has a scale of 16 bits and a zero point; a table is as wide as the layers.
+    tables = 20 * 67 + 20
+    assert export_bytes(shapes, "int8") == 100 * 67 + tables
     # 100 groups of 64: for each 32 bytes of weights, 2 of a scale, half of a zero point.
-    assert in_int4(shapes, 64) == 100 * 34.5 + 1000 + 20
-    assert in_int4(shapes, 64, sym=True) == 100 * 34 + 1000 + 20
-    assert in_int4(shapes, 64, 0.5) == (100 * 34.5 + 6400) / 2 + 1000 + 20
+    assert in_int4(shapes, 64) == 100 * 34.5 + tables
+    assert in_int4(shapes, 64, sym=True) == 100 * 34 + tables
+    assert in_int4(shapes, 64, 0.5) == (100 * 34.5 + 100 * 67) / 2 + tables
     # Floats have no zero points; a scale of mxfp4, whose groups are of 32, has 8 bits.
     for weight_format in ("nf4", "cb4"):
-        assert export_bytes(shapes, weight_format, ExportOptions(weight_format, 64)) == 100 * 34 + 1000 + 20
+        assert export_bytes(shapes, weight_format, ExportOptions(weight_format, 64)) == 100 * 34 + tables
     mxfp4 = decide(ExportOptions("mxfp4"), shapes, None, (), force=False)
-    assert export_bytes(shapes, "mxfp4", mxfp4) == 200 * 17 + 1000 + 20
+    assert export_bytes(shapes, "mxfp4", mxfp4) == 200 * 17 + tables
 
 
 def test_layers_that_stay_in_8_bits_are_counted_so():
     """Those that are named, and those that the group size does not divide; each once."""
     shapes = of_widths(48, 64, 96, 192)
-    assert in_int4(shapes, -1, in_8_bits=("layer0", "layer1", "layer2", "layer3")) == 400
-    assert in_int4(shapes, 64, in_8_bits=("layer0", "layer1")) == round(400 - 192 * (0.5 - 2.5 / 64))
-    assert in_int4(shapes, 32) == round(400 - (400 - 48) * (0.5 - 2.5 / 32))
+    assert in_int4(shapes, -1, in_8_bits=("layer0", "layer1", "layer2", "layer3")) == 400 + 4 * 3
+    assert in_int4(shapes, 64, in_8_bits=("layer0", "layer1")) == round((1 - 192 / 400) * 412 + 192 * (0.5 + 2.5 / 64))
+    assert in_int4(shapes, 32) == round((1 - 352 / 400) * 412 + 352 * (0.5 + 2.5 / 32))
