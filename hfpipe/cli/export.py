@@ -179,6 +179,7 @@ def plan_as_text(plan: Plan) -> dict[str, str]:
     }
     if plan.weight_format in IN_4_BITS:
         rows["calibration"] = f"{texts.name}, {len(texts.samples)} samples" if texts else "none"
+        rows["calibration"] += ", and what the model writes" if plan.rounded else ""
     if plan.options.has_budget:
         rows["budget"] = (
             f"{_budget_text(asdict(plan.options))}: the layers are measured, and 1 to {ATTEMPTS} exports tried"

@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from hfpipe.cli.export import plan_as_text, result
 from hfpipe.export import ExportOptions, Report
 from hfpipe.export import report as reports
 from hfpipe.export.plan import make_plan
+from hfpipe.export.quantization import Layer
 from hfpipe.store import identity
 from tests.fake_models import write_model
 
@@ -196,7 +198,9 @@ def test_a_plan_in_words(model):
     assert rows["model"] == str(model)
     assert rows["output"] == str(model.parent / "out")
     assert rows["weights"] == "int4"
-    assert rows["calibration"].startswith("built-in, ")
+    assert rows["calibration"].endswith(" samples")
+    rounded = replace(plan(model, "int4"), rounded=(Layer("a", 64, 64),))
+    assert plan_as_text(rounded)["calibration"] == rows["calibration"] + ", and what the model writes"
     assert rows["command"].startswith("optimum-cli export openvino --model ")
     assert shlex.split(rows["command"])[4] == str(model)
     assert rows["command"].endswith(f" {model.parent / 'out'}")
