@@ -208,10 +208,10 @@ def _size(source: ModelSource) -> int:
 
 
 def _known_options(loading: LoadOptions, backend: str) -> LoadOptions:
-    """The options, less those that only other engines know."""
+    """The options, less those that only other engines know, and the revision: what is measured is a folder."""
     default = LoadOptions()
     of_others = frozenset().union(*map(backends.honoured, backends.BACKENDS)) - backends.honoured(backend)
-    return replace(loading, backend=backend, **{name: getattr(default, name) for name in of_others})
+    return replace(loading, backend=backend, **{name: getattr(default, name) for name in {*of_others, "revision"}})
 
 
 # Names, and commands for a person

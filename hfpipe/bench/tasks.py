@@ -37,7 +37,7 @@ def measure_tasks(
         arguments = {
             "reference": row.name,
             "folder": str(source.folder.absolute()) if isinstance(source, ModelSource) else source.reference,
-            "loading": asdict(replace(one.loading, batch_size=1, revision=None)),
+            "loading": asdict(replace(one.loading, batch_size=1)),
             "items": [asdict(item) for item in items],
         }
         what = f"Answering the tasks with {row.name}"

@@ -176,6 +176,20 @@ def test_the_source_of_an_openvino_folder(tiny_llama, tiny_llama_ov, exports, mo
     assert named.origin.folder == tiny_llama
 
 
+def test_a_revision_is_found_once_and_then_a_folder_is_measured(tiny_llama, monkeypatch):
+    """Loading a folder of a revision would be an error. The commands for a person have it."""
+    asked, resolve = [], models.resolve
+
+    def of_the_hub(model, *, revision=None, **options):
+        asked.append(revision)
+        return replace(resolve(str(tiny_llama), **options), reference=model)
+
+    monkeypatch.setattr(models, "resolve", of_the_hub)
+    (one,) = found("org/a", backends=["torch"], loading=LoadOptions(revision="v1"))
+    assert (asked, one.loading.revision) == (["v1"], None)
+    assert one.row.command[:5] == ["hfpipe", "run", "org/a", "--revision", "v1"]
+
+
 def test_each_engine_gets_the_options_that_it_knows(tiny_llama, exports):
     loading = LoadOptions(device="-1", dtype="float32", ov_config={"NUM_STREAMS": "1"}, exact=True)
     torch, openvino, *_ = found(tiny_llama, loading=loading)
