@@ -38,7 +38,9 @@ from hfpipe.text.tokenizer import require_tokenizer
 from hfpipe.types import ModelSource
 
 # Measured on two cores, with models of 0.1 and 1 billion parameters.
-_READ_TIMES = 1.2
+# The weights in their own precision, how often they are held at once; nncf compresses to 8 bits beside them.
+_HELD = {"int8": 2.2, **dict.fromkeys(IN_4_BITS, 1.6)}
+_READ = 1.2
 _CALIBRATION_BYTES_PER_WEIGHT = 8
 _START_S = 12.0
 # Of converting; quantizing takes as long again.
@@ -197,10 +199,11 @@ def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
     # optimum-cli writes a model in its own precision before it quantizes.
     own = export_bytes(shapes, own_format(plan.source))
     size = disk = export_bytes(shapes, plan.weight_format, plan.options, plan.in_8_bits)
-    seconds, held = _START_S + shapes.parameters * _S_PER_WEIGHT, max(own, size)
-    if plan.weight_format not in ("fp32", "fp16"):
-        seconds, held, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own, own + size
-    memory = quality.START_BYTES + round(_READ_TIMES * held)
+    seconds, held = _START_S + shapes.parameters * _S_PER_WEIGHT, _READ * max(own, size)
+    if plan.weight_format in _HELD:
+        held = _HELD[plan.weight_format] * own
+        seconds, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own + size
+    memory = quality.START_BYTES + round(held)
     if plan.calibration:
         memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
         seconds += calibration_seconds(shapes, gptq=plan.options.gptq)
