@@ -16,7 +16,7 @@ from typing import Any
 from hfpipe import store
 from hfpipe.backends import UNTUNED
 from hfpipe.backends.openvino.optimum_cli import run_export
-from hfpipe.errors import HFPipeError, UnsupportedModel, UsageError
+from hfpipe.errors import BackendError, HFPipeError, ModelError, UsageError
 from hfpipe.export import ExportOptions, Report
 from hfpipe.export import budget as budgets
 from hfpipe.export import report as reports
@@ -199,7 +199,7 @@ def _make(
             numbers = Path(scratch, "numbers.npz")
             try:
                 peaks.append(_round(plan, numbers, verbose, reporter))
-            except UnsupportedModel as error:
+            except (ModelError, BackendError) as error:
                 reporter.note(f"Warning: {error.message} nncf quantizes it, which loses more.")
                 made, numbers = replace(plan, rounded=()), None
         reporter.stage("Starting optimum-cli")

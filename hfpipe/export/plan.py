@@ -202,7 +202,9 @@ def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
     seconds, held = _START_S + shapes.parameters * _S_PER_WEIGHT, _READ * max(own, size)
     if plan.weight_format in _HELD:
         held = _HELD[plan.weight_format] * own
-        seconds, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own + size
+        # What is rounded is a file of a byte a weight.
+        rounded = sum(layer.parameters for layer in plan.rounded)
+        seconds, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own + size + rounded
     memory = quality.START_BYTES + round(held)
     if plan.calibration:
         memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from hfpipe.backends.torch.decoding import TorchBackend
 from hfpipe.backends.torch.loading import forward_parameters, has_bfloat16, load_model
-from hfpipe.errors import TemplateError, UnsupportedModel
+from hfpipe.errors import TemplateError, UnsupportedModel, UsageError
 from hfpipe.machine import peak_memory
 from hfpipe.models.folder import inspect_folder
 from hfpipe.quality.compare import start_tokens
@@ -58,8 +59,13 @@ def main(arguments: dict[str, Any], reporter: Reporter) -> int:
     layers += [_layer(model, name, 8, turned) for name, turned in arguments["in_8_bits"].items()]
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust)
     batches = _batches(model, tokenizer, source, arguments["texts"], reporter)
-    rounded = _rounded(model, layers, batches, arguments["group_size"], arguments["sym"], reporter)
-    arrays = {f"{name}:{part}": one for name, parts in rounded for part, one in parts.items()}
+    try:
+        rounded = _rounded(model, layers, batches, arguments["group_size"], arguments["sym"], reporter)
+        arrays = {f"{name}:{part}": one for name, parts in rounded for part, one in parts.items()}
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        # The code of a model that nobody has tried, or numbers that are none.
+        reason = str(error).strip().partition("\n")[0]
+        raise UnsupportedModel(f"hfpipe cannot round this model ({type(error).__name__}: {reason}).") from error
     output = Path(arguments["output"])
     with writing(output.parent), output.open("wb") as file:
         np.savez(file, **arrays)
@@ -78,8 +84,11 @@ class _Layer:
 
 def _layer(model: Any, name: str, bits: int, is_transposed: bool) -> _Layer:
     own, weight = found_weight(model, name, is_transposed)
-    module = own.rpartition(".")[0]
-    return _Layer(module, model.get_submodule(module), weight, bits)
+    path = own.rpartition(".")[0]
+    module = model.get_submodule(path)
+    if not isinstance(module, Conv1D if is_transposed else torch.nn.Linear):
+        raise UnsupportedModel(f"{path} is no layer that hfpipe knows ({type(module).__name__}).")
+    return _Layer(path, module, weight, bits)
 
 
 def _batches(
@@ -88,10 +97,14 @@ def _batches(
     """The texts one after another, and what the model writes, in batches of ids of one shape [rows, tokens]."""
     prefix = start_tokens(tokenizer)
     ids = [number for text in texts for number in tokenizer.encode(text, False)]
+    if not ids:
+        raise UsageError("The text to calibrate on holds no token of this model.", hint="Give other text.")
     length = min(_LENGTH, source.context_length or _LENGTH)
-    room = length - len(prefix)
+    room, most = length - len(prefix), _TOKENS // length
     rows = [(*prefix, *ids[start : start + room]) for start in range(0, len(ids) - room + 1, room)]
-    rows += _written(model, tokenizer, source, ids, length, _TOKENS // length - len(rows), reporter)
+    if len(rows) > most:
+        rows = [rows[number * len(rows) // most] for number in range(most)]
+    rows += _written(model, tokenizer, source, ids, length, most - len(rows), reporter)
     return [torch.tensor(rows[start : start + _ROWS]) for start in range(0, len(rows) - _ROWS + 1, _ROWS)]
 
 
@@ -111,7 +124,8 @@ def _written(
     except TemplateError:
         # One that takes no message alone, or is not the only one.
         chat = ""
-    begun = tokenizer.encode(chat.partition(_MESSAGE)[0], True)
+    # The template holds what begins a text.
+    begun = tokenizer.encode(chat.partition(_MESSAGE)[0], False)
     backend = TorchBackend(model, batch_size=_WRITTEN_ROWS)
     backend.begin_as(source)
     requests = []
@@ -150,12 +164,14 @@ def _rounded(
         for row, one in enumerate(plain):
             plain[row], given = blocks.run(number, one, inside)
             wanted.append(given)
-        if set(inside) != set(wanted[0]):
+        if any(set(inside) != set(given) for given in wanted):
             raise UnsupportedModel("Not all layers of this model are asked about each token.")
         for together in _by_input(wanted[0]):
             squares = errors = torch.zeros(())
             for one, given in zip(changed, wanted, strict=True):
                 now, before = _rows(blocks.input_of(number, one, together[0])), _rows(given[together[0]])
+                if now.shape != before.shape:
+                    raise UnsupportedModel("Which layers of this model are asked depends on what others give.")
                 squares, errors = squares + now.T @ now, errors + (before - now).T @ now
             for layer in together:
                 size = group_size if layer.bits == 4 else -1

@@ -93,7 +93,7 @@ def found_weight(model: Any, name: str, is_transposed: bool) -> tuple[str, torch
             data: torch.Tensor = weight.data
             return own, data.transpose(-1, -2) if is_transposed else data
     raise UnsupportedModel(
-        f"transformers has no weight {name} in this model, so that what 4 bits do to it cannot be measured.",
+        f"transformers has no weight {name} in this model.",
         hint="Leave --max-loss and --max-size out, and choose a --ratio.",
     )
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from hfpipe import quality
-from hfpipe.errors import UnsupportedModel
+from hfpipe.errors import UnsupportedModel, UsageError
 from hfpipe.export import rounding
 from hfpipe.export.rounding import fit
 from hfpipe.quality.score_layers import round_to
@@ -148,8 +149,35 @@ def test_text_that_is_missing_is_written_by_the_model(models, tmp_path, monkeypa
     assert (chat[:, 0] == tiny.IM_START).all()
     assert not (text[:, 0] == tiny.IM_START).any()
     assert len({tuple(row.tolist()) for row in few}) == 16
-    assert many.shape[0] > 16
+    assert many.shape == (16, 256)
     assert len({tuple(row.tolist()) for row in many}) < 16
+
+
+def test_what_begins_a_text_is_not_put_before_a_template_that_has_it(tmp_path, monkeypatch):
+    """Nor what ends one; without a template all rows go on from a text."""
+    folder = tiny.llama(tmp_path / "model", spread=0.1)
+    made = tiny.tokenizer()
+    ends = [(tiny.SPECIAL_TOKENS[number], number) for number in (tiny.END_OF_TEXT, tiny.IM_END)]
+    made.post_processor = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
+    made.save(str(folder / "tokenizer.json"))
+    seen, batches = [], rounding._batches
+    monkeypatch.setattr(rounding, "_batches", lambda *given: seen.append(batches(*given)) or seen[-1])
+    monkeypatch.setattr(rounding, "_TOKENS", 1024)
+    texts = ["The quick brown fox jumps over the lazy dog"]
+    rounding.main(asked(folder, tmp_path / "out.npz", LAYERS["llama"][0], texts=texts), Silent())
+    rows = torch.cat(seen[0])
+    assert (rows[1::2, 0] == tiny.IM_START).all()
+    assert (rows[::2, 0] == tiny.END_OF_TEXT).all()
+    (folder / "chat_template.jinja").unlink()
+    rounding.main(asked(folder, tmp_path / "out.npz", LAYERS["llama"][0], texts=texts), Silent())
+    rows = torch.cat(seen[1])
+    assert (rows[:, 0] == tiny.END_OF_TEXT).all()
+    assert (rows[:, 1] != tiny.IM_END).all()
+
+
+def test_text_without_a_token_is_an_error(models, tmp_path):
+    with pytest.raises(UsageError, match="holds no token"):
+        rounding.main(asked(models["llama"], tmp_path / "out.npz", LAYERS["llama"][0], texts=[""]), Silent())
 
 
 @pytest.mark.parametrize(
@@ -159,6 +187,9 @@ def test_text_that_is_missing_is_written_by_the_model(models, tmp_path, monkeypa
         ("skipped", "no chain"),
         ("outside", "not all in one list of blocks"),
         ("unused", "Not all layers"),
+        ("infinite", "cannot round this model"),
+        ("its own", "is no layer that hfpipe knows"),
+        ("strange", "cannot round this model"),
     ],
 )
 def test_a_model_that_is_no_chain_of_blocks_is_refused(models, tmp_path, monkeypatch, broken, message):
@@ -172,6 +203,12 @@ def test_a_model_that_is_no_chain_of_blocks_is_refused(models, tmp_path, monkeyp
         if broken == "skipped":
             double = lambda _, args, named: ((2 * args[0], *args[1:]), named)  # noqa: E731
             blocks[1].register_forward_pre_hook(double, with_kwargs=True)
+        if broken == "infinite":
+            blocks[1].mlp.register_forward_pre_hook(lambda _, args: (args[0] * torch.inf,))
+        if broken == "strange":
+            blocks[1].forward = lambda *_, **named: named["no such argument"]
+        if broken == "its own":
+            blocks[0].mlp.up_proj = torch.nn.Embedding(96, 64)
         if broken == "unused":
             attention = blocks[0].self_attn
             attention.forward = lambda hidden_states, **_: (hidden_states, None)

@@ -15,6 +15,7 @@ from hfpipe.errors import ConversionError
 
 # Of two numbers in a byte the first is the lower half.
 _IN_4_BITS = (ov.Type.u4, ov.Type.i4)
+_HINT = "With --scale-estimation nncf quantizes all of it."
 
 
 def replace_numbers(model: Any, file: Path) -> None:
@@ -31,14 +32,17 @@ def replace_numbers(model: Any, file: Path) -> None:
             if node.get_type_name() == "MatMul" and layer in missing:
                 missing.remove(layer)
                 is_transposed = not node.get_attributes()["transpose_b"]
-                for part, constant in _parts(node):
-                    values = found[f"{layer}:{part}"]
-                    try:
+                parts = dict(_parts(node))
+                try:
+                    if not {"numbers", "scales"} <= set(parts):
+                        raise ValueError("It is not quantized.")
+                    for part, constant in parts.items():
+                        values = found[f"{layer}:{part}"]
                         _replace(constant, values.transpose(1, 2, 0) if is_transposed else values)
-                    except ValueError as error:
-                        raise ConversionError(f"nncf has quantized {layer} in another form.") from error
+                except ValueError as error:
+                    raise ConversionError(f"nncf has quantized {layer} in another form.", hint=_HINT) from error
     if missing:
-        raise ConversionError(f"The exported model has no layer {min(missing)}, which was rounded for it.")
+        raise ConversionError(f"The exported model has no layer {min(missing)}, which was rounded for it.", hint=_HINT)
 
 
 def _parts(product: Any) -> Iterator[tuple[str, Any]]:
@@ -63,6 +67,8 @@ def _replace(constant: Any, values: NDArray[Any]) -> None:
         # From 0 to 15, with 8 for 0.
         flat = flat ^ 8
     if kind in _IN_4_BITS:
+        if flat.max(initial=0) > 15:
+            raise ValueError("Numbers of 8 bits.")
         flat = np.append(flat, np.zeros(len(flat) % 2, flat.dtype))
         flat = flat[::2] | flat[1::2] << 4
     tensor = ov.Tensor(kind, ov.Shape(shape))
