@@ -176,7 +176,7 @@ def make_plan(
         adjust = is_auto and not is_fixed and (shapes is None or bool(undivided))
         if is_fixed:
             in_8_bits = tuple(dict.fromkeys((*in_8_bits, *(layer.short_name for layer in undivided))))
-    by_us = rounded(options, shapes, texts) if not source.is_encoder_decoder else ()
+    by_us = rounded(options, shapes, texts)
     plan = Plan(source, output, options, texts, in_8_bits, adjust, budget=budget, rounded=by_us)
     estimate = _estimate(plan, shapes, verify) if shapes else None
     if estimate and not force:
@@ -203,12 +203,12 @@ def _estimate(plan: Plan, shapes: Shapes, verify: bool) -> Estimate:
     if plan.weight_format in _HELD:
         held = _HELD[plan.weight_format] * own
         # What is rounded is a file of a byte a weight.
-        rounded = sum(layer.parameters for layer in plan.rounded)
-        seconds, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own + size + rounded
+        numbers = sum(layer.parameters for layer in plan.rounded)
+        seconds, disk = seconds + shapes.parameters * _S_PER_WEIGHT, own + size + numbers
     memory = quality.START_BYTES + round(held)
     if plan.calibration:
         memory += _CALIBRATION_BYTES_PER_WEIGHT * shapes.parameters
-        seconds += calibration_seconds(shapes, gptq=plan.options.gptq)
+        seconds += calibration_seconds(shapes, gptq=plan.options.gptq, ours=bool(plan.rounded))
     if plan.budget:
         seconds = plan.budget.seconds + budgets.USUAL_ATTEMPTS * seconds
         # The best so far, and the next.
